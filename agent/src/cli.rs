@@ -1,0 +1,209 @@
+//! The command line of the agent.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use fleetwright_deploy::ids::ServerName;
+use rustix::fs::{FlockOperation, flock};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::engine::Engine;
+use crate::enroll::{Enrolment, enroll};
+use crate::identity::AgentIdentity;
+use crate::layout::Layout;
+use crate::runtime;
+use crate::session::Session;
+use crate::{bridge, supervise};
+
+/// Fleetwright's agent: stages, switches, checks and restores the servers of this host.
+#[derive(Parser)]
+#[command(name = "fleetwright-agent", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Gets this host a certificate from the coordinator; the key is made here and stays here.
+    Enroll(EnrollArguments),
+    /// Works for the coordinator until it is stopped. Servers go on without it.
+    Run {
+        /// The agent's state folder.
+        #[arg(long, env = "FLEETWRIGHT_AGENT_STATE_DIR", default_value = "/var/lib/fleetwright-agent")]
+        state_dir: PathBuf,
+        /// The coordinator, if it is no longer where it was when this host enrolled.
+        #[arg(long, value_name = "HOST:PORT")]
+        coordinator: Option<String>,
+    },
+    /// Stops servers of this host, in the order given, until the agent starts the next time.
+    Stop {
+        /// The agent's state folder.
+        #[arg(long, env = "FLEETWRIGHT_AGENT_STATE_DIR", default_value = "/var/lib/fleetwright-agent")]
+        state_dir: PathBuf,
+        /// The servers; all of them when none is named.
+        servers: Vec<ServerName>,
+    },
+    /// Supervises one server. The agent starts this; a person has no need to.
+    #[command(hide = true)]
+    Supervise {
+        /// The server's folder.
+        #[arg(long)]
+        server_dir: PathBuf,
+    },
+    /// Bridges one stdio MCP server to streamable HTTP, until it ends.
+    Bridge {
+        /// Where to listen.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: String,
+        /// The path of the endpoint.
+        #[arg(long, default_value = "/mcp")]
+        path: String,
+        /// The server and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+#[derive(clap::Args)]
+struct EnrollArguments {
+    /// The coordinator.
+    #[arg(long, value_name = "HOST:PORT")]
+    coordinator: String,
+    /// The token that `fleetwright hosts token` printed.
+    #[arg(long, env = "FLEETWRIGHT_TOKEN", hide_env_values = true)]
+    token: String,
+    /// The fingerprint of the fleet's authority that `fleetwright hosts token` printed.
+    #[arg(long, value_name = "sha256:HEX")]
+    ca_fingerprint: String,
+    /// The address that this host's servers listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    address: String,
+    /// A label that placement may ask for.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// The agent's state folder.
+    #[arg(long, env = "FLEETWRIGHT_AGENT_STATE_DIR", default_value = "/var/lib/fleetwright-agent")]
+    state_dir: PathBuf,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Runs the command line and gives the exit code.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,rmcp=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // Fails only when a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match perform(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(command: Command) -> Result<ExitCode> {
+    let small = matches!(command, Command::Supervise { .. } | Command::Bridge { .. });
+    let runtime = if small {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?
+    } else {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?
+    };
+    runtime.block_on(async {
+        match command {
+            Command::Enroll(arguments) => enroll_host(arguments).await,
+            Command::Run { state_dir, coordinator } => run(&absolute(&state_dir)?, coordinator).await,
+            Command::Stop { state_dir, servers } => stop(&absolute(&state_dir)?, servers).await,
+            Command::Supervise { server_dir } => supervise::supervise(&server_dir).await.map(|()| ExitCode::SUCCESS),
+            Command::Bridge { listen, path, command } => bridge::bridge(&listen, &path, &command).await,
+        }
+    })
+}
+
+async fn enroll_host(arguments: EnrollArguments) -> Result<ExitCode> {
+    let state_dir = absolute(&arguments.state_dir)?;
+    let labels: BTreeMap<String, String> = arguments.labels.into_iter().collect();
+    let enrolment = Enrolment {
+        coordinator: arguments.coordinator,
+        token: arguments.token,
+        authority_fingerprint: arguments.ca_fingerprint,
+        address: arguments.address,
+        labels,
+    };
+    let identity = enroll(&state_dir, enrolment).await?;
+    tracing::info!("enrolled as host {} of fleet {}", identity.host, identity.fleet);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run(state_dir: &Path, coordinator: Option<String>) -> Result<ExitCode> {
+    let layout = Layout::new(state_dir);
+    let Some(mut identity) = AgentIdentity::load(&layout.identity())? else {
+        bail!(
+            "this host is not enrolled: {} is empty\n  hint: `fleetwright hosts token HOST`, on the coordinator, prints the command that enrols it",
+            layout.identity().display()
+        );
+    };
+    if let Some(coordinator) = coordinator {
+        identity.coordinator = coordinator;
+    }
+    let _lock = lock(&layout)?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (engine, handle) = Engine::open(layout.clone(), identity.verifier()?)?;
+    let session = Session::new(identity, layout, handle)?;
+    tokio::select! {
+        ended = engine.run() => ended.map(|()| ExitCode::FAILURE),
+        () = session.run() => Ok(ExitCode::FAILURE),
+        _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Two agents on one state folder would fight over its servers. The lock holds the number of this process, for
+/// whoever wants to end it.
+fn lock(layout: &Layout) -> Result<std::fs::File> {
+    let path = layout.lock();
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!(
+            "another agent works on {}\n  hint: stop it first, or give this one another --state-dir",
+            layout.state_dir().display()
+        );
+    }
+    file.set_len(0)?;
+    write!(file, "{}", std::process::id())?;
+    Ok(file)
+}
+
+async fn stop(state_dir: &Path, mut servers: Vec<ServerName>) -> Result<ExitCode> {
+    let layout = Layout::new(state_dir);
+    if servers.is_empty() {
+        let entries = std::fs::read_dir(layout.servers()).into_iter().flatten().flatten();
+        servers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    }
+    for name in servers {
+        let server = layout.server(&name);
+        if !server.folder().exists() {
+            bail!("this host has no server {name}");
+        }
+        std::fs::write(server.stopped(), b"")?;
+        runtime::stop(&server).await?;
+        tracing::info!("stopped {name}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("`{}` is no path", path.display()))
+}

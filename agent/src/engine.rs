@@ -1,0 +1,442 @@
+//! The agent's engine: one task that owns the instances and the journal.
+//!
+//! Commands, outcomes of work, observations and timers come in over one bounded channel. An event is made
+//! durable, together with the reports it leads to, before anything is done about it.
+
+mod gate;
+mod work;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::health::HealthReport;
+use fleetwright_deploy::ids::{ReleaseId, ServerName};
+use fleetwright_deploy::instance::{
+    Instance, InstanceAction, InstanceEvent, InstanceState, StepKey, StepReport, SwitchSpec,
+};
+use fleetwright_deploy::release::Release;
+use fleetwright_protocol::command::{CommandBody, CommandReply, LOG_LINES_MAX, StepOrder, VerifiedCommand};
+use fleetwright_protocol::report::AgentMessageV1;
+use fleetwright_protocol::{Envelope, Verifier};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch as value};
+use tokio::task::JoinHandle;
+
+use self::gate::Gate;
+use crate::clock;
+use crate::journal::{Commit, ConnectionSerial, Journal, JournalError, ObeyedCommand, Outgoing};
+use crate::layout::Layout;
+use crate::output;
+use crate::stage;
+use crate::supervise::read_status;
+use crate::watch::{Observation, watch};
+
+/// How many inputs may wait; whoever has more waits too.
+const INPUTS_MAX: usize = 256;
+/// How many releases are installed at once: package clients are hungry.
+const INSTALLS_MAX: usize = 2;
+/// Lines of a server's output that travel with a failure or a change of health.
+const OUTPUT_LINES: usize = 20;
+
+/// What comes in.
+pub(crate) enum Input {
+    /// A command, and the connection it came over.
+    Command { envelope: Box<Envelope>, over: ConnectionSerial, reply: oneshot::Sender<CommandReply> },
+    /// Work on an instance ended.
+    Performed { server: ServerName, event: InstanceEvent },
+    /// Work that is no part of the instance's state ended.
+    Report { server: ServerName, key: StepKey, report: StepReport },
+    /// A report was acknowledged.
+    Told(i64),
+    /// A new connection is up: everything worth knowing must be told again.
+    Connected(ConnectionSerial),
+}
+
+/// What the session needs from the engine.
+pub(crate) struct Handle {
+    pub(crate) inputs: mpsc::Sender<Input>,
+    /// Reports that wait for an acknowledgement, the oldest first.
+    pub(crate) outbox: value::Receiver<Arc<Vec<Outgoing>>>,
+    /// The health of every server, to be told when it changes.
+    pub(crate) health: value::Receiver<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
+    /// The processes that lead the servers' process groups.
+    pub(crate) processes: value::Receiver<Arc<BTreeMap<ServerName, i32>>>,
+}
+
+pub(crate) struct Engine {
+    layout: Layout,
+    verifier: Verifier,
+    journal: Journal,
+    instances: BTreeMap<ServerName, Instance>,
+    /// The one piece of work under way on each instance.
+    work: BTreeMap<ServerName, JoinHandle<()>>,
+    watchers: BTreeMap<ServerName, JoinHandle<()>>,
+    gates: BTreeMap<ServerName, Gate>,
+    /// The connection that was newest when an instance was switched: confirmation must come over a newer one.
+    switched_over: BTreeMap<ServerName, ConnectionSerial>,
+    newest_connection: Option<ConnectionSerial>,
+    told: BTreeMap<ServerName, HealthReport>,
+    installs: Arc<Semaphore>,
+    inputs: mpsc::Sender<Input>,
+    input: mpsc::Receiver<Input>,
+    observations: mpsc::Sender<Observation>,
+    observation: mpsc::Receiver<Observation>,
+    outbox: value::Sender<Arc<Vec<Outgoing>>>,
+    health: value::Sender<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
+    processes: value::Sender<Arc<BTreeMap<ServerName, i32>>>,
+}
+
+impl Engine {
+    /// The engine over what the journal holds.
+    pub(crate) fn open(layout: Layout, verifier: Verifier) -> Result<(Self, Handle), JournalError> {
+        let journal = Journal::open(&layout.journal())?;
+        let instances = journal.instances()?;
+        let (inputs, input) = mpsc::channel(INPUTS_MAX);
+        let (observations, observation) = mpsc::channel(INPUTS_MAX);
+        let (outbox, outbox_out) = value::channel(Arc::new(journal.outbox()?));
+        let (health, health_out) = value::channel(Arc::default());
+        let (processes, processes_out) = value::channel(Arc::default());
+        let handle =
+            Handle { inputs: inputs.clone(), outbox: outbox_out, health: health_out, processes: processes_out };
+        let engine = Self {
+            layout,
+            verifier,
+            journal,
+            instances,
+            work: BTreeMap::new(),
+            watchers: BTreeMap::new(),
+            gates: BTreeMap::new(),
+            switched_over: BTreeMap::new(),
+            newest_connection: None,
+            told: BTreeMap::new(),
+            installs: Arc::new(Semaphore::new(INSTALLS_MAX)),
+            inputs,
+            input,
+            observations,
+            observation,
+            outbox,
+            health,
+            processes,
+        };
+        Ok((engine, handle))
+    }
+
+    /// Goes on where the last run of the agent ended, and then works until the journal fails.
+    pub(crate) async fn run(mut self) -> Result<()> {
+        self.resume().await;
+        loop {
+            let deadline = self.next_deadline();
+            tokio::select! {
+                Some(input) = self.input.recv() => self.take(input).await?,
+                Some(seen) = self.observation.recv() => self.observe(seen).await?,
+                () = tokio::time::sleep(deadline.unwrap_or(Duration::from_secs(3600))) => self.deadlines_passed().await?,
+            }
+        }
+    }
+
+    /// What should run is started, unless a step is about to decide that; steps under way go on.
+    async fn resume(&mut self) {
+        let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
+        for server in servers {
+            let instance = &self.instances[&server];
+            let actions: Vec<InstanceAction> = instance.resume();
+            let redo = actions
+                .iter()
+                .any(|action| !matches!(action, InstanceAction::Report { .. } | InstanceAction::Verify(_)));
+            if instance.current().is_some() && !redo_touches_process(&actions) {
+                self.start_current(&server).await;
+            }
+            tracing::info!(%server, redo, "resumed");
+            let actions = actions.into_iter().filter(|action| !matches!(action, InstanceAction::Report { .. }));
+            self.perform(&server, actions.collect()).await;
+        }
+    }
+
+    async fn take(&mut self, input: Input) -> Result<()> {
+        match input {
+            Input::Command { envelope, over, reply } => {
+                let answer = self.command(&envelope, over).await?;
+                if let CommandReply::Refused(failure) = &answer {
+                    tracing::warn!(%failure, "command refused");
+                }
+                // A coordinator that went away asks again.
+                let _ = reply.send(answer);
+            }
+            Input::Performed { server, event } => self.apply(&server, event, None).await?,
+            Input::Report { server, key, report } => {
+                let commit = Commit { reports: vec![self.outgoing(&server, &key, report)], ..Commit::default() };
+                self.commit(&commit)?;
+            }
+            Input::Told(number) => {
+                self.journal.told(number)?;
+                self.publish_outbox()?;
+            }
+            Input::Connected(serial) => {
+                self.newest_connection = Some(serial);
+                self.told.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Verifies a command, checks what needs memory, and obeys it at most once.
+    async fn command(&mut self, envelope: &Envelope, over: ConnectionSerial) -> Result<CommandReply> {
+        let now = clock::now();
+        let refuse = |message: String| {
+            let failure = Failure::new(FailureKind::PermissionError, "command", message);
+            Ok(CommandReply::Refused(
+                failure.hint("if nobody is attacking, compare the clocks and the keys of host and coordinator"),
+            ))
+        };
+        let VerifiedCommand { command, intent } = match self.verifier.open(envelope, now) {
+            Ok(verified) => verified,
+            Err(rejection) => return refuse(rejection.to_string()),
+        };
+        if command.generation < self.journal.generation()? {
+            let highest = self.journal.generation()?;
+            return refuse(format!("it is of generation {}; this host has seen {highest}", command.generation));
+        }
+        let (server, key, order) = match command.body {
+            CommandBody::Logs { server, lines } => {
+                let log = self.layout.server(&server).log();
+                return Ok(CommandReply::Logs(output::tail(&log, lines.min(LOG_LINES_MAX) as usize)));
+            }
+            CommandBody::Step { deployment, server, attempt, order, .. } => {
+                (server, StepKey { deployment, attempt }, order)
+            }
+        };
+        let Some(intent) = intent else { return refuse("it comes without the operator's intent".to_owned()) };
+        let followed = self.journal.intent_generation(&server)?;
+        if intent.generation < followed {
+            return refuse(format!(
+                "its intent is of generation {}; for {server} this host has followed {followed}",
+                intent.generation
+            ));
+        }
+        if self.journal.was_obeyed(command.id)? {
+            return Ok(CommandReply::Duplicate);
+        }
+        let obeyed = ObeyedCommand {
+            id: command.id,
+            generation: command.generation,
+            intent: (server.clone(), intent.generation),
+        };
+        let event = match self.event_of(&server, key.clone(), order, over, now) {
+            Ok(Some(event)) => event,
+            // Testing and cleaning are not remembered: after a crash they must be asked for again, and doing
+            // them twice does no harm.
+            Ok(None) => return Ok(CommandReply::Accepted),
+            Err(failure) => return Ok(CommandReply::Refused(failure)),
+        };
+        let instance = self.instances.entry(server.clone()).or_insert_with(|| Instance::new(server.clone()));
+        if let Err(illegal) = instance.clone().apply(event.clone(), now) {
+            return Ok(CommandReply::Refused(Failure::from(illegal).at(&self.verifier.host, &server)));
+        }
+        self.apply(&server, event, Some(obeyed)).await?;
+        Ok(CommandReply::Accepted)
+    }
+
+    /// The event that an order is for its instance; nothing for orders that are no part of its state.
+    fn event_of(
+        &mut self,
+        server: &ServerName,
+        key: StepKey,
+        order: StepOrder,
+        over: ConnectionSerial,
+        now: fleetwright_deploy::time::Timestamp,
+    ) -> Result<Option<InstanceEvent>, Failure> {
+        let event = match order {
+            StepOrder::Stage { release, secrets } => {
+                let id = ReleaseId::of(&release);
+                stage::receive(&self.layout.server(server), &id, &release, &secrets)?;
+                InstanceEvent::StageRequested { key, release: id }
+            }
+            StepOrder::Switch { target, confirm_within, healthy_deadline, min_healthy_time } => {
+                let dead_man = confirm_within.map(|within| now.after(within));
+                InstanceEvent::SwitchRequested {
+                    key,
+                    spec: SwitchSpec { target, dead_man, healthy_deadline, min_healthy_time },
+                }
+            }
+            StepOrder::Confirm => {
+                if self.switched_over.get(server).is_some_and(|then| then.run == over.run && over.count <= then.count) {
+                    let message = "a confirmation counts only over a connection made after the switch";
+                    return Err(Failure::new(FailureKind::PermissionError, "command", message));
+                }
+                InstanceEvent::ConfirmRequested { key }
+            }
+            StepOrder::Restore => InstanceEvent::RestoreRequested { key },
+            StepOrder::Test => {
+                self.start_test(server, key);
+                return Ok(None);
+            }
+            StepOrder::Clean => {
+                self.start_cleaning(server, key);
+                return Ok(None);
+            }
+        };
+        Ok(Some(event))
+    }
+
+    /// Applies an event: state, journal, outbox, then actions. An event that no longer fits is dropped: it is
+    /// the outcome of work that something else has overtaken.
+    async fn apply(&mut self, server: &ServerName, event: InstanceEvent, command: Option<ObeyedCommand>) -> Result<()> {
+        let now = clock::now();
+        let Some(instance) = self.instances.get_mut(server) else { return Ok(()) };
+        let actions = match instance.apply(event.clone(), now) {
+            Ok(actions) => actions,
+            Err(illegal) => {
+                tracing::debug!(%server, %illegal, "dropped");
+                return Ok(());
+            }
+        };
+        tracing::info!(%server, event = event_name(&event), "applied");
+        let restored = matches!(event, InstanceEvent::RestoreSucceeded { .. });
+        let mut reports = Vec::new();
+        let mut rest = Vec::new();
+        for action in actions {
+            match action {
+                InstanceAction::Report { key, report } => reports.push(self.outgoing(server, &key, report)),
+                other => rest.push(other),
+            }
+        }
+        let commit = Commit { event: Some((server.clone(), event)), command, reports };
+        self.commit(&commit)?;
+        self.perform(server, rest).await;
+        if restored {
+            self.watch_current(server);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: &Commit) -> Result<()> {
+        self.journal.commit(commit, clock::now())?;
+        if !commit.reports.is_empty() {
+            self.publish_outbox()?;
+        }
+        Ok(())
+    }
+
+    fn publish_outbox(&mut self) -> Result<()> {
+        self.outbox.send_replace(Arc::new(self.journal.outbox()?));
+        Ok(())
+    }
+
+    /// A report for the coordinator. That a switch is verified is told over a connection made after it.
+    fn outgoing(&self, server: &ServerName, key: &StepKey, report: StepReport) -> Outgoing {
+        let place = |failure: Failure| failure.at(&self.verifier.host, server);
+        let not_over = matches!(report, StepReport::Verified).then_some(self.newest_connection).flatten();
+        let report = match report {
+            StepReport::Failed(failure) => StepReport::Failed(place(failure)),
+            StepReport::Stuck(failure) => StepReport::Stuck(place(failure)),
+            StepReport::TestFailed(failure) => StepReport::TestFailed(place(failure)),
+            other => other,
+        };
+        let (deployment, attempt) = (key.deployment.clone(), key.attempt);
+        let message = AgentMessageV1::Step { deployment, server: server.clone(), attempt, report };
+        Outgoing { number: 0, message, not_over }
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let now = clock::now();
+        let earliest = self.instances.values().filter_map(|instance| Some(instance.deadline()?.0)).min()?;
+        Some(earliest.since(now).into())
+    }
+
+    async fn deadlines_passed(&mut self) -> Result<()> {
+        let now = clock::now();
+        let due = |instance: &&Instance| instance.deadline().is_some_and(|(at, _)| at <= now);
+        let servers: Vec<ServerName> = self.instances.values().filter(due).map(|i| i.server().clone()).collect();
+        for server in servers {
+            tracing::warn!(%server, "not confirmed in time: the host puts itself back");
+            self.apply(&server, InstanceEvent::DeadlinePassed, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what a watcher saw: it may decide a step, start a supervisor again, or be worth telling.
+    async fn observe(&mut self, seen: Observation) -> Result<()> {
+        let server = seen.server.clone();
+        let Some(instance) = self.instances.get(&server).filter(|instance| instance.current() == Some(&seen.release))
+        else {
+            return Ok(());
+        };
+        let gate = self.gates.entry(server.clone()).or_default();
+        let log = self.layout.server(&server).log();
+        if let Some(event) = gate.decide(instance, &seen, clock::now(), || output::tail(&log, OUTPUT_LINES)) {
+            self.apply(&server, event, None).await?;
+        } else if seen.unsupervised && matches!(instance.state(), InstanceState::Idle) {
+            tracing::warn!(%server, "its supervisor is gone; starting it again");
+            self.start_current(&server).await;
+        }
+        self.publish_health(&seen);
+        Ok(())
+    }
+
+    /// Changes are told; that everything is as it was is not.
+    fn publish_health(&mut self, seen: &Observation) {
+        let status = read_status(&self.layout.server(&seen.server));
+        let process = status.and_then(|status| status.server).map(|process| process.pid);
+        if self.processes.borrow().get(&seen.server).copied() != process {
+            self.processes.send_modify(|processes| {
+                let processes = Arc::make_mut(processes);
+                match process {
+                    Some(pid) => processes.insert(seen.server.clone(), pid),
+                    None => processes.remove(&seen.server),
+                };
+            });
+        }
+        if self.told.get(&seen.server).is_some_and(|told| !gate::worth_telling(told, &seen.report)) {
+            return;
+        }
+        let output = if seen.report.status.is_available() {
+            Vec::new()
+        } else {
+            output::tail(&self.layout.server(&seen.server).log(), OUTPUT_LINES)
+        };
+        let message = AgentMessageV1::Health {
+            server: seen.server.clone(),
+            release: seen.release.clone(),
+            report: seen.report.clone(),
+            output,
+        };
+        self.told.insert(seen.server.clone(), seen.report.clone());
+        self.health.send_modify(|health| {
+            Arc::make_mut(health).insert(seen.server.clone(), message);
+        });
+    }
+
+    /// The release that an instance runs now.
+    fn running(&self, server: &ServerName) -> Option<Release> {
+        let current = self.instances.get(server)?.current()?;
+        stage::load(&self.layout.server(server).release(current))
+    }
+
+    /// Watches the current release of a server, and nothing else of it.
+    fn watch_current(&mut self, server: &ServerName) {
+        self.unwatch(server);
+        let Some(id) = self.instances.get(server).and_then(|instance| instance.current().cloned()) else { return };
+        let Some(release) = self.running(server) else { return };
+        let task = watch(self.layout.server(server), id, release, self.observations.clone());
+        self.watchers.insert(server.clone(), tokio::spawn(task));
+    }
+
+    fn unwatch(&mut self, server: &ServerName) {
+        if let Some(watcher) = self.watchers.remove(server) {
+            watcher.abort();
+        }
+        self.gates.remove(server);
+        self.told.remove(server);
+    }
+}
+
+/// Whether going on with these actions starts or stops the server anyway.
+fn redo_touches_process(actions: &[InstanceAction]) -> bool {
+    actions.iter().any(|action| matches!(action, InstanceAction::Switch(_) | InstanceAction::Restore { .. }))
+}
+
+fn event_name(event: &InstanceEvent) -> &'static str {
+    fleetwright_deploy::instance::InstanceEventDiscriminants::from(event).into()
+}

@@ -1,0 +1,100 @@
+//! What this host has: found by asking the programs themselves, since a name on the search path proves nothing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use fleetwright_deploy::host::{Facts, Version};
+use tokio::process::Command;
+
+/// How long one program may take to tell its version.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interpreters that are looked for on the search path.
+const PYTHONS: [&str; 8] =
+    ["python3", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10", "python3.9", "python"];
+
+/// A Python interpreter that answered and can make virtual environments.
+#[derive(Clone, Debug)]
+pub(crate) struct Python {
+    pub(crate) program: PathBuf,
+    pub(crate) version: Version,
+}
+
+/// Asks everything on this host.
+pub(crate) async fn gather() -> Facts {
+    let mut runtimes: BTreeMap<String, Vec<Version>> = BTreeMap::new();
+    let mut versions: Vec<Version> = pythons().await.into_iter().map(|python| python.version).collect();
+    versions.sort();
+    versions.dedup();
+    if !versions.is_empty() {
+        runtimes.insert("python".to_owned(), versions);
+    }
+    if let (Some(node), Some(_)) = (version_of("node", &["--version"]).await, version_of("npm", &["--version"]).await) {
+        runtimes.insert("node".to_owned(), vec![node]);
+    }
+    if let Some(docker) = docker_version().await {
+        runtimes.insert("docker".to_owned(), vec![docker]);
+    }
+    let memory_bytes = sysinfo::System::new().map_or(0, |mut system| {
+        system.refresh_memory();
+        system.total_memory()
+    });
+    Facts {
+        os: std::env::consts::OS.to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        memory_bytes,
+        runtimes,
+    }
+}
+
+/// Every usable Python interpreter, on the search path and among those that pyenv installed.
+pub(crate) async fn pythons() -> Vec<Python> {
+    let mut programs: Vec<PathBuf> = PYTHONS.iter().map(PathBuf::from).collect();
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".pyenv"));
+    if let Some(root) = std::env::var_os("PYENV_ROOT").map(PathBuf::from).or(home) {
+        let versions = std::fs::read_dir(root.join("versions")).into_iter().flatten().flatten();
+        programs.extend(versions.map(|version| version.path().join("bin/python3")));
+    }
+    let mut found: Vec<Python> = Vec::new();
+    for program in programs {
+        if let Some(python) = ask_python(&program).await
+            && !found.iter().any(|other| other.program == python.program)
+        {
+            found.push(python);
+        }
+    }
+    found
+}
+
+async fn ask_python(program: &Path) -> Option<Python> {
+    const QUESTION: &str =
+        "import sys, venv, ensurepip; print(sys.executable); print('.'.join(map(str, sys.version_info[:3])))";
+    let text = ask(program, &["-I", "-c", QUESTION]).await?;
+    let (executable, version) = text.trim().split_once('\n')?;
+    Some(Python { program: PathBuf::from(executable), version: Version::try_from(version.to_owned()).ok()? })
+}
+
+async fn version_of(program: &str, arguments: &[&str]) -> Option<Version> {
+    let text = ask(Path::new(program), arguments).await?;
+    numbers(text.trim().trim_start_matches('v'))
+}
+
+/// The version of a container engine that answers; a client without an engine does not count.
+async fn docker_version() -> Option<Version> {
+    let text = ask(Path::new("docker"), &["version", "--format", "{{.Server.Version}}"]).await?;
+    numbers(text.trim())
+}
+
+fn numbers(text: &str) -> Option<Version> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    Version::try_from(text[..end].trim_end_matches('.').to_owned()).ok()
+}
+
+async fn ask(program: &Path, arguments: &[&str]) -> Option<String> {
+    let child =
+        Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(PROBE_TIMEOUT, child).await.ok()?.ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}

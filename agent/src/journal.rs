@@ -1,0 +1,269 @@
+//! The agent's journal: what was decided, which commands were obeyed, and what has yet to be told. One SQLite
+//! file, one writer, every commit synchronised to disk.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use fleetwright_deploy::ids::{Generation, ServerName};
+use fleetwright_deploy::instance::{Instance, InstanceEvent};
+use fleetwright_deploy::time::Timestamp;
+use fleetwright_protocol::CommandId;
+use fleetwright_protocol::report::AgentMessageV1;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+/// The version of the tables below.
+const SCHEMA_VERSION: i64 = 1;
+/// How long the id of an obeyed command is kept: far longer than a command stays valid.
+const SEEN_KEPT_MS: i64 = 7 * 24 * 3_600 * 1_000;
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JournalError {
+    #[error("journal: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("journal: an entry cannot be read: {0}")]
+    Entry(#[from] serde_json::Error),
+    #[error("journal: {0}")]
+    Message(#[from] fleetwright_protocol::FrameError),
+    #[error("journal: it was written by a newer agent (version {0}); install that agent again")]
+    Newer(i64),
+    #[error("journal: entry {0} does not fit those before it: {1}")]
+    Inconsistent(i64, String),
+}
+
+/// What one commit makes durable, together or not at all.
+#[derive(Default)]
+pub(crate) struct Commit {
+    /// An event of an instance.
+    pub(crate) event: Option<(ServerName, InstanceEvent)>,
+    /// A command that is obeyed by it, and the generations it raises.
+    pub(crate) command: Option<ObeyedCommand>,
+    /// What the coordinator must be told.
+    pub(crate) reports: Vec<Outgoing>,
+}
+
+/// A command that is obeyed.
+pub(crate) struct ObeyedCommand {
+    pub(crate) id: CommandId,
+    pub(crate) generation: Generation,
+    pub(crate) intent: (ServerName, Generation),
+}
+
+/// A report that waits for its acknowledgement.
+#[derive(Clone, Debug)]
+pub(crate) struct Outgoing {
+    /// Its number; 0 until it is committed.
+    pub(crate) number: i64,
+    /// What to tell.
+    pub(crate) message: AgentMessageV1,
+    /// The connection it must not go over: it needs a newer one, as proof that the host can still make one.
+    /// Nothing when any connection will do.
+    pub(crate) not_over: Option<ConnectionSerial>,
+}
+
+/// Counts the connections of one run of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionSerial {
+    /// Distinguishes runs of the agent.
+    pub(crate) run: i64,
+    /// Counts within the run, from 1.
+    pub(crate) count: i64,
+}
+
+pub(crate) struct Journal {
+    connection: Connection,
+}
+
+impl Journal {
+    pub(crate) fn open(path: &Path) -> Result<Self, JournalError> {
+        let connection = Connection::open(path)?;
+        connection
+            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000;")?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if version > SCHEMA_VERSION {
+            return Err(JournalError::Newer(version));
+        }
+        connection.execute_batch(
+            "BEGIN;
+             CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, server TEXT NOT NULL, event TEXT NOT NULL) STRICT;
+             CREATE TABLE IF NOT EXISTS seen (command BLOB PRIMARY KEY, at INTEGER NOT NULL) STRICT;
+             CREATE TABLE IF NOT EXISTS generations (name TEXT PRIMARY KEY, generation INTEGER NOT NULL) STRICT;
+             CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY AUTOINCREMENT, message BLOB NOT NULL, run INTEGER, connection INTEGER) STRICT;
+             PRAGMA user_version = 1;
+             COMMIT;",
+        )?;
+        Ok(Self { connection })
+    }
+
+    /// Every instance, folded from its events.
+    pub(crate) fn instances(&self) -> Result<BTreeMap<ServerName, Instance>, JournalError> {
+        let mut instances: BTreeMap<ServerName, Instance> = BTreeMap::new();
+        let mut statement = self.connection.prepare("SELECT seq, at, server, event FROM events ORDER BY seq")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let seq: i64 = row.get(0)?;
+            let server: String = row.get(2)?;
+            let inconsistent = |why: String| JournalError::Inconsistent(seq, why);
+            let server = ServerName::try_from(server).map_err(|error| inconsistent(error.to_string()))?;
+            let event: InstanceEvent = serde_json::from_str(&row.get::<_, String>(3)?)?;
+            let instance = instances.entry(server.clone()).or_insert_with(|| Instance::new(server));
+            let at = Timestamp::from_unix_ms(row.get(1)?);
+            instance.apply(event, at).map_err(|error| inconsistent(error.to_string()))?;
+        }
+        Ok(instances)
+    }
+
+    /// Makes a commit durable.
+    pub(crate) fn commit(&mut self, commit: &Commit, now: Timestamp) -> Result<(), JournalError> {
+        let transaction = self.connection.transaction()?;
+        if let Some((server, event)) = &commit.event {
+            transaction.execute(
+                "INSERT INTO events (at, server, event) VALUES (?1, ?2, ?3)",
+                params![now.unix_ms(), server.as_str(), serde_json::to_string(event)?],
+            )?;
+        }
+        if let Some(command) = &commit.command {
+            obey(&transaction, command, now)?;
+        }
+        for report in &commit.reports {
+            let message = fleetwright_protocol::frame::encode(&report.message, usize::MAX)?;
+            transaction.execute(
+                "INSERT INTO outbox (message, run, connection) VALUES (?1, ?2, ?3)",
+                params![message, report.not_over.map(|serial| serial.run), report.not_over.map(|serial| serial.count)],
+            )?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Whether a command was obeyed before.
+    pub(crate) fn was_obeyed(&self, id: CommandId) -> Result<bool, JournalError> {
+        let found = self.connection.query_row("SELECT 1 FROM seen WHERE command = ?1", params![id.0], |_| Ok(()));
+        Ok(found.optional()?.is_some())
+    }
+
+    /// The highest generation seen in any command.
+    pub(crate) fn generation(&self) -> Result<Generation, JournalError> {
+        self.stored_generation(FLEET_GENERATION)
+    }
+
+    /// The highest generation of an intent that was followed for a server.
+    pub(crate) fn intent_generation(&self, server: &ServerName) -> Result<Generation, JournalError> {
+        self.stored_generation(&intent_key(server))
+    }
+
+    fn stored_generation(&self, name: &str) -> Result<Generation, JournalError> {
+        let query = "SELECT generation FROM generations WHERE name = ?1";
+        let stored: Option<i64> = self.connection.query_row(query, params![name], |row| row.get(0)).optional()?;
+        Ok(Generation(stored.and_then(|generation| u64::try_from(generation).ok()).unwrap_or(0)))
+    }
+
+    /// Everything that has yet to be told, the oldest first.
+    pub(crate) fn outbox(&self) -> Result<Vec<Outgoing>, JournalError> {
+        let mut statement =
+            self.connection.prepare("SELECT number, message, run, connection FROM outbox ORDER BY number")?;
+        let mut rows = statement.query([])?;
+        let mut reports = Vec::new();
+        while let Some(row) = rows.next()? {
+            let message: Vec<u8> = row.get(1)?;
+            let run: Option<i64> = row.get(2)?;
+            let count: Option<i64> = row.get(3)?;
+            reports.push(Outgoing {
+                number: row.get(0)?,
+                message: fleetwright_protocol::frame::decode(&message)?,
+                not_over: run.zip(count).map(|(run, count)| ConnectionSerial { run, count }),
+            });
+        }
+        Ok(reports)
+    }
+
+    /// Forgets a report that was acknowledged.
+    pub(crate) fn told(&mut self, number: i64) -> Result<(), JournalError> {
+        self.connection.execute("DELETE FROM outbox WHERE number = ?1", params![number])?;
+        Ok(())
+    }
+}
+
+const FLEET_GENERATION: &str = "fleet";
+
+fn intent_key(server: &ServerName) -> String {
+    format!("intent/{server}")
+}
+
+fn obey(transaction: &Transaction<'_>, command: &ObeyedCommand, now: Timestamp) -> Result<(), JournalError> {
+    transaction.execute("DELETE FROM seen WHERE at < ?1", params![now.unix_ms() - SEEN_KEPT_MS])?;
+    transaction.execute("INSERT INTO seen (command, at) VALUES (?1, ?2)", params![command.id.0, now.unix_ms()])?;
+    let (server, intent) = &command.intent;
+    for (name, generation) in [(FLEET_GENERATION.to_owned(), command.generation), (intent_key(server), *intent)] {
+        transaction.execute(
+            "INSERT INTO generations (name, generation) VALUES (?1, ?2)
+             ON CONFLICT (name) DO UPDATE SET generation = max(generation, excluded.generation)",
+            params![name, i64::try_from(generation.0).unwrap_or(i64::MAX)],
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use fleetwright_deploy::failure::{Failure, FailureKind};
+    use fleetwright_deploy::ids::ReleaseId;
+    use fleetwright_deploy::instance::StepKey;
+
+    use super::*;
+
+    fn server() -> ServerName {
+        "time".parse().expect("name")
+    }
+
+    fn key() -> StepKey {
+        StepKey { deployment: "d1-aa".parse().expect("id"), attempt: 1 }
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_opening_again_and_folds_to_the_same_state() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("journal.db");
+        let now = Timestamp::from_unix_ms(1_000);
+        let mut live = Instance::new(server());
+        let id = CommandId([7; 16]);
+        {
+            let mut journal = Journal::open(&path).expect("open");
+            let events = [
+                InstanceEvent::StageRequested { key: key(), release: ReleaseId::of(b"r") },
+                InstanceEvent::StageFailed {
+                    key: key(),
+                    failure: Failure::new(FailureKind::DependencyError, "install", "no"),
+                },
+            ];
+            for event in events {
+                live.apply(event.clone(), now).expect("legal");
+                let commit = Commit { event: Some((server(), event)), ..Commit::default() };
+                journal.commit(&commit, now).expect("commit");
+            }
+            let command = ObeyedCommand { id, generation: Generation(4), intent: (server(), Generation(3)) };
+            journal.commit(&Commit { command: Some(command), ..Commit::default() }, now).expect("commit");
+        }
+        let journal = Journal::open(&path).expect("open");
+        assert_eq!(journal.instances().expect("fold").get(&server()), Some(&live));
+        assert!(journal.was_obeyed(id).expect("seen"));
+        assert!(!journal.was_obeyed(CommandId([8; 16])).expect("seen"));
+        assert_eq!(journal.generation().expect("generation"), Generation(4));
+        assert_eq!(journal.intent_generation(&server()).expect("generation"), Generation(3));
+    }
+
+    #[test]
+    fn a_command_is_obeyed_once_or_the_whole_commit_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut journal = Journal::open(&folder.path().join("journal.db")).expect("open");
+        let command =
+            || ObeyedCommand { id: CommandId([7; 16]), generation: Generation(1), intent: (server(), Generation(1)) };
+        let event = InstanceEvent::StageRequested { key: key(), release: ReleaseId::of(b"r") };
+        let commit =
+            || Commit { event: Some((server(), event.clone())), command: Some(command()), reports: Vec::new() };
+        let now = Timestamp::from_unix_ms(1_000);
+        journal.commit(&commit(), now).expect("first");
+        assert!(journal.commit(&commit(), now).is_err());
+        assert_eq!(journal.instances().expect("fold").len(), 1);
+    }
+}

@@ -1,0 +1,163 @@
+//! Where things are in an agent's state folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
+
+/// The state folder of one agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    state_dir: PathBuf,
+    blobs_in_use: Arc<Mutex<()>>,
+}
+
+impl Layout {
+    pub(crate) fn new(state_dir: &Path) -> Self {
+        Self { state_dir: state_dir.to_owned(), blobs_in_use: Arc::default() }
+    }
+
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.state_dir.join("journal.db")
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.state_dir.join("agent.lock")
+    }
+
+    pub(crate) fn identity(&self) -> PathBuf {
+        self.state_dir.join("identity")
+    }
+
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.state_dir.join("blobs")
+    }
+
+    /// Keeps others from the blobs: what one snapshot has just stored, pruning another must not remove.
+    pub(crate) fn lock_blobs(&self) -> MutexGuard<'_, ()> {
+        self.blobs_in_use.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn servers(&self) -> PathBuf {
+        self.state_dir.join("servers")
+    }
+
+    pub(crate) fn server(&self, server: &ServerName) -> ServerLayout {
+        ServerLayout { folder: self.servers().join(server.as_str()) }
+    }
+}
+
+/// The folder of one server.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerLayout {
+    folder: PathBuf,
+}
+
+impl ServerLayout {
+    /// The layout of a server whose folder this is.
+    pub(crate) fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The release that runs, as a symbolic link.
+    pub(crate) fn current(&self) -> PathBuf {
+        self.folder.join("current")
+    }
+
+    pub(crate) fn releases(&self) -> PathBuf {
+        self.folder.join("releases")
+    }
+
+    pub(crate) fn release(&self, release: &ReleaseId) -> ReleaseLayout {
+        ReleaseLayout { folder: self.releases().join(release.as_str()) }
+    }
+
+    pub(crate) fn current_release(&self) -> ReleaseLayout {
+        ReleaseLayout { folder: self.current() }
+    }
+
+    /// What came with a stage order, until the release is staged.
+    pub(crate) fn incoming(&self, release: &ReleaseId) -> PathBuf {
+        self.folder.join("incoming").join(release.as_str())
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.folder.join("snapshots")
+    }
+
+    pub(crate) fn snapshot(&self, snapshot: &SnapshotId) -> PathBuf {
+        self.snapshots().join(snapshot.as_str())
+    }
+
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.folder.join("logs")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.logs().join("output.log")
+    }
+
+    /// What the supervisor says about itself and its server.
+    pub(crate) fn status(&self) -> PathBuf {
+        self.folder.join("supervisor.json")
+    }
+
+    /// Locked for as long as a supervisor lives.
+    pub(crate) fn supervisor_lock(&self) -> PathBuf {
+        self.folder.join("supervisor.lock")
+    }
+
+    /// There while an operator has stopped the server by hand.
+    pub(crate) fn stopped(&self) -> PathBuf {
+        self.folder.join("stopped")
+    }
+}
+
+/// The folder of one release.
+#[derive(Clone, Debug)]
+pub(crate) struct ReleaseLayout {
+    folder: PathBuf,
+}
+
+impl ReleaseLayout {
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The installed package.
+    pub(crate) fn app(&self) -> PathBuf {
+        self.folder.join("app")
+    }
+
+    /// The rendered files.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.folder.join("config")
+    }
+
+    /// The server's environment with its secrets, readable by the owner only.
+    pub(crate) fn environment(&self) -> PathBuf {
+        self.folder.join("environment.json")
+    }
+
+    /// Every package that was installed, with its version.
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.folder.join("installed.lock")
+    }
+
+    /// The release itself; written last, so a folder that has it is complete.
+    pub(crate) fn manifest(&self) -> PathBuf {
+        self.folder.join("release.json")
+    }
+}

@@ -1,0 +1,25 @@
+//! Fleetwright's agent: what runs on every host. It stages, snapshots, switches, checks, restores and reports.
+//!
+//! Decisions are [`fleetwright_deploy::instance`]'s; this crate performs them. Everything flows through one
+//! bounded channel into [`engine`], which makes an event durable before anything is done about it.
+
+pub mod bridge;
+mod check;
+pub mod cli;
+mod clock;
+mod engine;
+mod enroll;
+mod facts;
+mod identity;
+mod install;
+mod journal;
+mod layout;
+mod metrics;
+mod output;
+mod preflight;
+mod runtime;
+mod session;
+mod snapshot;
+mod stage;
+pub mod supervise;
+mod watch;

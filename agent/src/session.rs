@@ -1,0 +1,249 @@
+//! The session with the coordinator: the agent dials, says who its host is, obeys commands and tells.
+//!
+//! A connection that is lost is made again, after a pause that doubles and is drawn at random, so that a
+//! thousand agents do not come back in the same moment.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fleetwright_certs::{COORDINATOR_DNS_NAME, Role};
+use fleetwright_deploy::host::HostView;
+use fleetwright_deploy::ids::ServerName;
+use fleetwright_protocol::command::CommandReply;
+use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
+use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply};
+use fleetwright_protocol::{Envelope, close, endpoint, read_frame, write_frame};
+use quinn::{Connection, Endpoint};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::engine::{Handle, Input};
+use crate::enroll::resolve;
+use crate::facts;
+use crate::identity::AgentIdentity;
+use crate::journal::{ConnectionSerial, Outgoing};
+use crate::layout::Layout;
+use crate::metrics::Sampler;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How long one exchange may take.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long making a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection that a newer one replaces stays open for the answers that are on their way over it.
+const REPLACED_GRACE: Duration = Duration::from_secs(5);
+/// The pause between two samples of the metrics.
+const METRICS_INTERVAL: Duration = Duration::from_secs(10);
+
+pub(crate) struct Session {
+    identity: AgentIdentity,
+    layout: Layout,
+    endpoint: Endpoint,
+    inputs: mpsc::Sender<Input>,
+    outbox: watch::Receiver<Arc<Vec<Outgoing>>>,
+    health: watch::Receiver<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
+    processes: watch::Receiver<Arc<BTreeMap<ServerName, i32>>>,
+    serial: ConnectionSerial,
+}
+
+/// Why a connection is no longer used.
+enum Over {
+    /// It is gone.
+    Lost(anyhow::Error),
+    /// A report must go over a newer one.
+    NewerWanted,
+}
+
+impl Session {
+    pub(crate) fn new(identity: AgentIdentity, layout: Layout, handle: Handle) -> Result<Self> {
+        let mut endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0)))?;
+        endpoint.set_default_client_config(endpoint::agent(&identity.tls(&layout.identity())?)?);
+        let Handle { inputs, outbox, health, processes } = handle;
+        let mut run = [0; 8];
+        getrandom::fill(&mut run).context("random numbers")?;
+        let serial = ConnectionSerial { run: i64::from_le_bytes(run), count: 0 };
+        Ok(Self { identity, layout, endpoint, inputs, outbox, health, processes, serial })
+    }
+
+    /// Keeps a connection for as long as the agent lives.
+    pub(crate) async fn run(mut self) {
+        let mut pause = BACKOFF_MIN;
+        loop {
+            match self.connect().await {
+                Ok(connection) => {
+                    pause = BACKOFF_MIN;
+                    tracing::info!(coordinator = self.identity.coordinator, "connected");
+                    match self.serve(&connection).await {
+                        Over::NewerWanted => {
+                            tracing::info!("making a fresh connection");
+                            tokio::spawn(async move {
+                                sleep(REPLACED_GRACE).await;
+                                connection.close(close::GOODBYE.into(), b"replaced");
+                            });
+                            continue;
+                        }
+                        Over::Lost(error) => tracing::warn!(error = format!("{error:#}"), "connection lost"),
+                    }
+                }
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "no connection to the coordinator"),
+            }
+            sleep(jittered(pause)).await;
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Dials, checks that it is a coordinator of this fleet, and says who this host is.
+    async fn connect(&mut self) -> Result<Connection> {
+        let to = resolve(&self.identity.coordinator).await?;
+        let connecting = self.endpoint.connect(to, COORDINATOR_DNS_NAME)?;
+        let connection = timeout(CONNECT_TIMEOUT, connecting).await.context("no answer")??;
+        let peer = endpoint::peer(&connection).context("the coordinator presented no identity")?;
+        if peer.role != Role::Coordinator || peer.fleet != self.identity.fleet.as_str() {
+            connection.close(close::NOT_PERMITTED.into(), b"not a coordinator of this fleet");
+            bail!("{} is no coordinator of fleet {}", peer.uri(), self.identity.fleet);
+        }
+        let view = HostView {
+            address: self.identity.address.clone(),
+            state_dir: self.layout.state_dir().display().to_string(),
+            labels: self.identity.labels.clone(),
+            facts: Some(facts::gather().await),
+        };
+        let hello = AgentMessageV1::Hello { agent_version: env!("CARGO_PKG_VERSION").to_owned(), view };
+        match tell(&connection, hello).await? {
+            CoordinatorReply::Acknowledged => {}
+            CoordinatorReply::Refused(why) => bail!("the coordinator refuses this host: {why}"),
+        }
+        self.serial.count += 1;
+        let _ = self.inputs.send(Input::Connected(self.serial)).await;
+        Ok(connection)
+    }
+
+    /// Obeys and tells over one connection until it is over.
+    async fn serve(&mut self, connection: &Connection) -> Over {
+        self.outbox.mark_changed();
+        self.health.mark_changed();
+        let commands = tokio::spawn(obey(connection.clone(), self.inputs.clone(), self.serial));
+        let metrics =
+            tokio::spawn(sample(connection.clone(), self.layout.state_dir().to_owned(), self.processes.clone()));
+        let over = loop {
+            tokio::select! {
+                lost = connection.closed() => break Over::Lost(lost.into()),
+                changed = self.outbox.changed() => {
+                    if changed.is_err() {
+                        break Over::Lost(anyhow::anyhow!("the agent is ending"));
+                    }
+                    let reports = Arc::clone(&self.outbox.borrow_and_update());
+                    if let Err(over) = self.tell_reports(connection, &reports).await {
+                        break over;
+                    }
+                }
+                Ok(()) = self.health.changed() => {
+                    let messages = Arc::clone(&self.health.borrow_and_update());
+                    if let Err(error) = tell_health(connection, &messages).await {
+                        break Over::Lost(error);
+                    }
+                }
+            }
+        };
+        metrics.abort();
+        if matches!(over, Over::Lost(_)) {
+            commands.abort();
+        }
+        over
+    }
+
+    async fn tell_reports(&self, connection: &Connection, reports: &[Outgoing]) -> Result<(), Over> {
+        for report in reports {
+            let too_old =
+                |not_over: ConnectionSerial| not_over.run == self.serial.run && self.serial.count <= not_over.count;
+            if report.not_over.is_some_and(too_old) {
+                return Err(Over::NewerWanted);
+            }
+            match tell(connection, report.message.clone()).await.map_err(Over::Lost)? {
+                CoordinatorReply::Acknowledged => {}
+                CoordinatorReply::Refused(why) => tracing::warn!(why, "the coordinator did not take a report"),
+            }
+            let _ = self.inputs.send(Input::Told(report.number)).await;
+        }
+        Ok(())
+    }
+}
+
+/// Health is told whole each time: the coordinator takes what is new.
+async fn tell_health(connection: &Connection, messages: &BTreeMap<ServerName, AgentMessageV1>) -> Result<()> {
+    for message in messages.values() {
+        if let CoordinatorReply::Refused(why) = tell(connection, message.clone()).await? {
+            tracing::debug!(why, "the coordinator did not take a health report");
+        }
+    }
+    Ok(())
+}
+
+async fn tell(connection: &Connection, message: AgentMessageV1) -> Result<CoordinatorReply> {
+    let exchange = async {
+        let (mut send, mut receive) = connection.open_bi().await?;
+        write_frame(&mut send, &AgentMessage::V1(message), MESSAGE_BYTES_MAX).await?;
+        Ok(read_frame(&mut receive, MESSAGE_BYTES_MAX).await?)
+    };
+    timeout(EXCHANGE_TIMEOUT, exchange).await.context("the coordinator does not answer")?
+}
+
+/// Takes commands, one stream each, until the connection is gone.
+async fn obey(connection: Connection, inputs: mpsc::Sender<Input>, over: ConnectionSerial) {
+    while let Ok((mut send, mut receive)) = connection.accept_bi().await {
+        let inputs = inputs.clone();
+        tokio::spawn(async move {
+            let exchange = async {
+                let envelope: Envelope = read_frame(&mut receive, COMMAND_BYTES_MAX).await?;
+                let (reply, answer) = oneshot::channel();
+                inputs.send(Input::Command { envelope: Box::new(envelope), over, reply }).await?;
+                let answer: CommandReply = answer.await?;
+                write_frame(&mut send, &answer, MESSAGE_BYTES_MAX).await?;
+                anyhow::Ok(())
+            };
+            match timeout(EXCHANGE_TIMEOUT, exchange).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "a command could not be taken"),
+                Err(_) => tracing::warn!("a command was not taken within {} s", EXCHANGE_TIMEOUT.as_secs()),
+            }
+        });
+    }
+}
+
+/// Tells the metrics; a sample that cannot be told is lost.
+async fn sample(
+    connection: Connection,
+    state_dir: PathBuf,
+    processes: watch::Receiver<Arc<BTreeMap<ServerName, i32>>>,
+) {
+    let mut sampler = match Sampler::new() {
+        Ok(sampler) => sampler,
+        Err(error) => {
+            tracing::warn!(%error, "this host's metrics cannot be read");
+            return;
+        }
+    };
+    let mut tick = interval(METRICS_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let servers = Arc::clone(&processes.borrow());
+        let sample = sampler.sample(&state_dir, &servers);
+        if tell(&connection, AgentMessageV1::Metrics(sample)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Between half of a pause and all of it.
+fn jittered(pause: Duration) -> Duration {
+    let mut random = [0; 2];
+    // Without random numbers the pause is just not spread.
+    let _ = getrandom::fill(&mut random);
+    pause / 2 + pause.mul_f64(f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX) / 2.0)
+}

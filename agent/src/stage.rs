@@ -1,0 +1,123 @@
+//! Staging: a release is fetched, installed and rendered beside the running one. Nothing that runs is touched.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use fleetwright_certs::store;
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::ids::ReleaseId;
+use fleetwright_deploy::release::{Release, reveal};
+
+use crate::install::{self, file_failure};
+use crate::layout::{ReleaseLayout, ServerLayout};
+use crate::preflight;
+
+const STEP: &str = "stage";
+
+/// Keeps what came with a stage order until the release is staged, so that a restarted agent can go on.
+pub(crate) fn receive(
+    server: &ServerLayout,
+    id: &ReleaseId,
+    release: &[u8],
+    secrets: &BTreeMap<String, String>,
+) -> Result<(), Failure> {
+    let folder = server.incoming(id);
+    let secrets = serde_json::to_vec(secrets).unwrap_or_default();
+    let write = |name: &str, content: &[u8]| {
+        store::write_private(&folder.join(name), content)
+            .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
+    };
+    write("secrets.json", &secrets)?;
+    write("release.json", release)
+}
+
+/// Stages a release that was received. Doing it again, whole or after a crash, ends the same way.
+pub(crate) async fn stage(server: &ServerLayout, id: &ReleaseId, running: Option<&Release>) -> Result<(), Failure> {
+    let layout = server.release(id);
+    let incoming = server.incoming(id);
+    if load(&layout).is_none() {
+        let (release, secrets) = received(&incoming)?;
+        preflight::check(&release, server, running).await?;
+        remove_folder(layout.folder())?;
+        fs::create_dir_all(layout.config()).map_err(|error| file_failure(layout.folder(), &error))?;
+        fs::create_dir_all(server.data()).map_err(|error| file_failure(&server.data(), &error))?;
+        install::install(&release, &layout).await?;
+        write_files(&release, &layout, &secrets)?;
+        let bytes = fs::read(incoming.join("release.json")).map_err(|error| file_failure(&incoming, &error))?;
+        store::write_private(&layout.manifest(), &bytes)
+            .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))?;
+    } else if let Some(release) = load(&layout) {
+        preflight::check(&release, server, running).await?;
+    }
+    remove_folder(&incoming)
+}
+
+/// Removes a release that will not run, unless it is one of `kept`, and what came with its order.
+pub(crate) fn discard(server: &ServerLayout, id: &ReleaseId, kept: &[ReleaseId]) -> Result<(), Failure> {
+    remove_folder(&server.incoming(id))?;
+    if kept.contains(id) { Ok(()) } else { remove_folder(server.release(id).folder()) }
+}
+
+/// The release in a folder, if it is complete.
+pub(crate) fn load(layout: &ReleaseLayout) -> Option<Release> {
+    serde_json::from_slice(&fs::read(layout.manifest()).ok()?).ok()
+}
+
+/// Removes the releases that neither run nor are needed to undo the last deployment.
+pub(crate) fn prune(server: &ServerLayout, kept: &[ReleaseId]) -> Result<(), Failure> {
+    let folder = server.releases();
+    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if !kept.iter().any(|id| id.as_str() == name.to_string_lossy()) {
+            remove_folder(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn received(incoming: &Path) -> Result<(Release, BTreeMap<String, String>), Failure> {
+    let unreadable = |error: String| {
+        Failure::new(FailureKind::ConfigurationError, STEP, format!("the release cannot be read: {error}"))
+    };
+    let read = |name: &str| fs::read(incoming.join(name)).map_err(|error| file_failure(&incoming.join(name), &error));
+    let release = serde_json::from_slice(&read("release.json")?).map_err(|error| unreadable(error.to_string()))?;
+    let secrets = serde_json::from_slice(&read("secrets.json")?).map_err(|error| unreadable(error.to_string()))?;
+    Ok((release, secrets))
+}
+
+/// Writes the rendered files and the environment, with the secrets put in.
+fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<String, String>) -> Result<(), Failure> {
+    let missing = |error: fleetwright_deploy::release::MissingSecret| {
+        Failure::new(FailureKind::ConfigurationError, STEP, error.to_string())
+    };
+    for file in &release.files {
+        let path = layout.config().join(&file.path);
+        let inside = Path::new(&file.path).components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        if !inside {
+            let message = format!("`{}` is not a path below the release's config folder", file.path);
+            return Err(Failure::new(FailureKind::PermissionError, STEP, message));
+        }
+        let content = reveal(&file.content, secrets).map_err(missing)?;
+        let folder = path.parent().unwrap_or(&path);
+        fs::create_dir_all(folder).map_err(|error| file_failure(folder, &error))?;
+        let written = OpenOptions::new().write(true).create_new(true).mode(file.mode & 0o777).open(&path);
+        written.and_then(|mut file| file.write_all(content.as_bytes())).map_err(|error| file_failure(&path, &error))?;
+    }
+    let environment: Result<BTreeMap<&String, String>, _> =
+        release.run.environment.iter().map(|(name, value)| Ok((name, reveal(value, secrets)?))).collect();
+    let bytes = serde_json::to_vec(&environment.map_err(missing)?).unwrap_or_default();
+    store::write_private(&layout.environment(), &bytes)
+        .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
+}
+
+/// Removes a folder with all its content; that it is not there is no error.
+pub(crate) fn remove_folder(folder: &Path) -> Result<(), Failure> {
+    match fs::remove_dir_all(folder) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(file_failure(folder, &error)),
+    }
+}

@@ -1,0 +1,350 @@
+//! The supervisor of one server: a small process of its own that starts the server in its own process group,
+//! starts it again as its policy says, keeps its output, and outlives the agent.
+//!
+//! It holds a lock for as long as it lives, so a server never runs twice. SIGTERM stops the server and ends it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fleetwright_deploy::release::{Release, RestartPolicy, Transport};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::clock;
+use crate::layout::ServerLayout;
+use crate::stage;
+
+/// The first pause before a server is started again; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A server that ran for this long starts over with the first pause.
+const STEADY_AFTER: Duration = Duration::from_secs(60);
+/// How large a log grows before it is put aside, in bytes, and how many are kept.
+const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
+const LOGS_KEPT: u32 = 3;
+/// How long the lock is asked for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a supervisor says about itself and its server, in a file that is replaced whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// The supervisor's process.
+    pub(crate) supervisor: Process,
+    /// The server's process, which leads its process group; nothing while it does not run.
+    pub(crate) server: Option<Process>,
+    /// How often the server ended.
+    pub(crate) exits: u32,
+    /// How it ended last.
+    pub(crate) last_exit: Option<String>,
+    /// Whether it will not be started again.
+    pub(crate) given_up: bool,
+}
+
+/// A process, told apart from a later one with the same number by when it was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    started: u64,
+}
+
+impl Process {
+    /// The process with this number, if there is one.
+    pub(crate) fn find(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The command in the second field may hold anything, so count from its closing bracket.
+        let after = stat.rsplit_once(") ")?.1;
+        let mut fields = after.split(' ');
+        let state = fields.next()?;
+        let started = fields.nth(18)?.parse().ok()?;
+        (state != "Z").then_some(Self { pid, started })
+    }
+
+    /// Whether it is still there.
+    pub(crate) fn is_alive(self) -> bool {
+        Self::find(self.pid) == Some(self)
+    }
+}
+
+/// Reads what a supervisor said last.
+pub(crate) fn read_status(server: &ServerLayout) -> Option<Status> {
+    serde_json::from_slice(&fs::read(server.status()).ok()?).ok()
+}
+
+/// Supervises the current release of the server in this folder, until it is told to stop or gives up.
+pub async fn supervise(folder: &Path) -> Result<()> {
+    let layout = ServerLayout::at(folder);
+    let _lock = lock(&layout)?;
+    if let Some(orphan) = read_status(&layout).and_then(|status| status.server).filter(|server| server.is_alive()) {
+        kill_group(orphan.pid, Signal::KILL);
+    }
+    let release = stage::load(&layout.current_release())
+        .with_context(|| format!("{} holds no release", layout.current().display()))?;
+    let pid = i32::try_from(std::process::id())?;
+    let supervisor = Process::find(pid).context("this process is not in /proc")?;
+    let status = Status { supervisor, server: None, exits: 0, last_exit: None, given_up: false };
+    Supervisor { log: Log::open(&layout)?, layout, release, status }.run().await
+}
+
+fn lock(layout: &ServerLayout) -> Result<File> {
+    let path = layout.supervisor_lock();
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+    // Whoever looks whether a supervisor lives takes the lock for a moment, so one refusal proves nothing.
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > deadline {
+            bail!("{} is locked: another supervisor runs this server", path.display());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(file)
+}
+
+struct Supervisor {
+    layout: ServerLayout,
+    release: Release,
+    status: Status,
+    log: Log,
+}
+
+impl Supervisor {
+    async fn run(mut self) -> Result<()> {
+        let mut stop = signal(SignalKind::terminate())?;
+        let mut pause = BACKOFF_MIN;
+        loop {
+            let started = Instant::now();
+            let ended = match self.start() {
+                Err(error) => format!("could not be started: {error:#}"),
+                Ok(mut child) => {
+                    let output = child.stdout.take().zip(child.stderr.take());
+                    let exit = tokio::select! {
+                        exit = follow(&mut child, output, &mut self.log) => exit?,
+                        _ = stop.recv() => return self.stop(child).await,
+                    };
+                    // Whatever the server left behind in its group would hold its port.
+                    if let Some(server) = self.status.server {
+                        kill_group(server.pid, Signal::KILL);
+                    }
+                    if !self.wants_restart(exit) {
+                        self.ended(&words(exit), true)?;
+                        self.log.line(&format!("ended with {}; not started again", words(exit)));
+                        return Ok(());
+                    }
+                    words(exit)
+                }
+            };
+            self.ended(&ended, false)?;
+            self.log.line(&format!("ended with {ended}; starting again in {pause:?}"));
+            if started.elapsed() > STEADY_AFTER {
+                pause = BACKOFF_MIN;
+            }
+            tokio::select! {
+                () = sleep_until(Instant::now() + pause) => {}
+                _ = stop.recv() => return self.save(),
+            }
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    fn start(&mut self) -> Result<Child> {
+        let release = self.layout.current_release();
+        let mut command = self.command(&release.folder().canonicalize()?)?;
+        let environment: std::collections::BTreeMap<String, String> =
+            serde_json::from_slice(&fs::read(release.environment())?)?;
+        let child = command
+            .envs(environment)
+            .current_dir(self.layout.data())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("`{}`", self.release.run.command[0]))?;
+        self.status.server = child.id().and_then(|pid| Process::find(i32::try_from(pid).ok()?));
+        self.save()?;
+        self.log.line("started");
+        Ok(child)
+    }
+
+    /// What is started: the server itself, or the bridge that starts it and speaks HTTP for it.
+    fn command(&self, release: &Path) -> Result<Command> {
+        let run = &self.release.run;
+        let mut command = match (&run.endpoint, run.transport) {
+            (Some(endpoint), Transport::Stdio) => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command
+                    .args(["bridge", "--listen", &endpoint.authority(), "--path", &endpoint.path, "--"])
+                    .args(&run.command);
+                command
+            }
+            _ => {
+                let mut command = Command::new(program(&run.command[0], release));
+                command.args(&run.command[1..]);
+                command
+            }
+        };
+        let inherited = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
+        let own = format!("{0}/app/bin:{0}/app/node_modules/.bin", release.display());
+        command.env_clear().env("PATH", format!("{own}:{inherited}")).env("HOME", self.layout.data());
+        for name in ["LANG", "LC_ALL", "TZ", "TMPDIR", "PYENV_ROOT"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        Ok(command)
+    }
+
+    fn wants_restart(&self, exit: ExitStatus) -> bool {
+        match self.release.run.restart {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => !exit.success(),
+            RestartPolicy::Never => false,
+        }
+    }
+
+    fn ended(&mut self, how: &str, given_up: bool) -> Result<()> {
+        self.status.server = None;
+        self.status.exits += 1;
+        self.status.last_exit = Some(how.to_owned());
+        self.status.given_up = given_up;
+        self.save()
+    }
+
+    /// SIGTERM to the whole group; SIGKILL for what is still there after the server's time to stop.
+    async fn stop(mut self, mut child: Child) -> Result<()> {
+        self.log.line("stopping");
+        if let Some(server) = self.status.server {
+            kill_group(server.pid, Signal::TERM);
+            let _ = timeout(self.release.run.stop_timeout.into(), child.wait()).await;
+            kill_group(server.pid, Signal::KILL);
+        }
+        child.wait().await?;
+        self.status.server = None;
+        self.log.line("stopped");
+        self.save()
+    }
+
+    fn save(&self) -> Result<()> {
+        let path = self.layout.status();
+        let fresh = path.with_extension("json.new");
+        fs::write(&fresh, serde_json::to_vec(&self.status)?)?;
+        Ok(fs::rename(&fresh, &path)?)
+    }
+}
+
+/// A program of the release's own package comes before one of the host.
+fn program(name: &str, release: &Path) -> PathBuf {
+    if name.contains('/') {
+        return PathBuf::from(name);
+    }
+    let own = ["app/bin", "app/node_modules/.bin"].map(|folder| release.join(folder).join(name));
+    own.into_iter().find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(name))
+}
+
+fn words(exit: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (exit.code(), exit.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => exit.to_string(),
+    }
+}
+
+pub(crate) fn kill_group(pid: i32, signal: Signal) {
+    if let Some(group) = Pid::from_raw(pid) {
+        // That the group is gone already is what was wanted.
+        let _ = kill_process_group(group, signal);
+    }
+}
+
+type Output = Option<(tokio::process::ChildStdout, tokio::process::ChildStderr)>;
+
+/// Writes the server's output to its log until it ends. Output that a leftover child keeps open is not waited for.
+async fn follow(child: &mut Child, output: Output, log: &mut Log) -> Result<ExitStatus> {
+    let Some((mut stdout, mut stderr)) = output else { return Ok(child.wait().await?) };
+    let (mut out, mut err) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
+    let (mut out_open, mut err_open) = (true, true);
+    loop {
+        tokio::select! {
+            biased;
+            read = stdout.read(&mut out), if out_open => out_open = log.take(read, &out),
+            read = stderr.read(&mut err), if err_open => err_open = log.take(read, &err),
+            exit = child.wait() => {
+                drain(&mut stdout, &mut out, log).await;
+                drain(&mut stderr, &mut err, log).await;
+                return Ok(exit?);
+            }
+        }
+    }
+}
+
+/// What was written just before the end is the part worth reading.
+async fn drain(from: &mut (impl AsyncRead + Unpin), buffer: &mut [u8], log: &mut Log) {
+    while let Ok(read @ Ok(1..)) = timeout(Duration::from_millis(50), from.read(buffer)).await {
+        log.take(read, buffer);
+    }
+}
+
+/// The output of a server: one file, put aside when it is full.
+struct Log {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Log {
+    fn open(layout: &ServerLayout) -> Result<Self> {
+        fs::create_dir_all(layout.logs())?;
+        let path = layout.log();
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self { path, file, bytes })
+    }
+
+    /// Takes in what was read; whether more may come.
+    fn take(&mut self, read: std::io::Result<usize>, buffer: &[u8]) -> bool {
+        match read {
+            Ok(0) | Err(_) => false,
+            Ok(bytes) => {
+                self.write(&buffer[..bytes]);
+                true
+            }
+        }
+    }
+
+    /// A line of the supervisor's own.
+    fn line(&mut self, text: &str) {
+        self.write(format!("[fleetwright {}] {text}\n", clock::now()).as_bytes());
+    }
+
+    /// A log that cannot be written, on a full disk for example, does not stop the server.
+    fn write(&mut self, bytes: &[u8]) {
+        if self.bytes > LOG_BYTES_MAX {
+            self.rotate();
+        }
+        if self.file.write_all(bytes).is_ok() {
+            self.bytes += bytes.len() as u64;
+        }
+    }
+
+    fn rotate(&mut self) {
+        let aside = |n: u32| self.path.with_extension(format!("log.{n}"));
+        for n in (1..LOGS_KEPT).rev() {
+            let _ = fs::rename(aside(n), aside(n + 1));
+        }
+        let _ = fs::rename(&self.path, aside(1));
+        if let Ok(file) = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path) {
+            self.file = file;
+            self.bytes = 0;
+        }
+    }
+}

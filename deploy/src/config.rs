@@ -1,0 +1,67 @@
+//! What operators write: manifests, server definitions and environments, from YAML text to checked values.
+//!
+//! Reading files is the caller's business: texts come in with the paths they were read from, so that every
+//! error can say file, line and column.
+
+mod problem;
+mod written;
+
+pub use problem::{Problem, Problems, Source, near_miss};
+pub use written::{
+    API_VERSION, CheckType, Environment, Manifest, ManifestHost, ManifestServer, PackageWritten, Place,
+    RollbackWritten, RolloutWritten, Rules, RunWritten, SecretWritten, Server, SnapshotWritten, WrittenCheck,
+    WrittenFile, WrittenToolCall,
+};
+
+use serde::de::DeserializeOwned;
+use serde_saphyr::Spanned;
+
+/// Largest file that is read as configuration, in bytes.
+pub const SOURCE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Reads one kind of configuration file.
+fn parse<T: DeserializeOwned>(source: &Source) -> Result<T, Problems> {
+    if source.text.len() > SOURCE_BYTES_MAX {
+        let message = format!("the file has {} bytes; at most {SOURCE_BYTES_MAX} are read", source.text.len());
+        return Err(Problem::in_file(source, message).into());
+    }
+    serde_saphyr::from_str(&source.text).map_err(|error| Problem::from_yaml(source, &error).into())
+}
+
+/// Every file says which version of the format it is written in.
+fn check_api_version(source: &Source, written: &Spanned<String>) -> Result<(), Problems> {
+    if written.value == API_VERSION {
+        return Ok(());
+    }
+    let message = format!("apiVersion `{}` is not known", written.value);
+    Err(Problem::at(source, written, message).hint(format!("write `apiVersion: {API_VERSION}`")).into())
+}
+
+impl Manifest {
+    /// Reads a manifest.
+    pub fn parse(source: &Source) -> Result<Self, Problems> {
+        let manifest: Self = parse(source)?;
+        check_api_version(source, &manifest.api_version)?;
+        Ok(manifest)
+    }
+}
+
+impl Server {
+    /// Reads a server definition, which must bear the name of its file.
+    pub fn parse(source: &Source) -> Result<Self, Problems> {
+        let server: Self = parse(source)?;
+        check_api_version(source, &server.api_version)?;
+        source.check_name(&server.name, server.name.value.as_str())?;
+        Ok(server)
+    }
+}
+
+impl Environment {
+    /// Reads an environment, which must bear the name of its file.
+    pub fn parse(source: &Source) -> Result<Self, Problems> {
+        let environment: Self = parse(source)?;
+        check_api_version(source, &environment.api_version)?;
+        source.check_name(&environment.name, environment.name.value.as_str())?;
+        Ok(environment)
+    }
+}

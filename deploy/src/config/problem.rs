@@ -1,0 +1,184 @@
+//! What is wrong with a configuration file: where, what, and what to do about it.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_saphyr::Spanned;
+
+/// A text and the path it was read from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The path, as the operator would write it.
+    pub path: String,
+    /// The text.
+    pub text: String,
+}
+
+impl Source {
+    /// A file that defines something must bear its name, so that the definition is found by name.
+    pub(super) fn check_name<T>(&self, written: &Spanned<T>, name: &str) -> Result<(), Problems> {
+        let file = self.path.rsplit('/').next().unwrap_or(&self.path);
+        let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+        if stem == name {
+            return Ok(());
+        }
+        let message = format!("the file is called `{file}`, but defines `{name}`");
+        Err(Problem::at(self, written, message)
+            .hint(format!("rename the file to {name}.yaml, or the definition to {stem}"))
+            .into())
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The file.
+    pub file: String,
+    /// The line, from 1; nothing when it concerns the whole file.
+    pub line: Option<u64>,
+    /// The column, from 1.
+    pub column: Option<u64>,
+    /// The text of that line.
+    pub excerpt: Option<String>,
+    /// What is wrong; lower case, no full stop.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// A problem of a whole file.
+    pub fn in_file(source: &Source, message: impl Into<String>) -> Self {
+        Self { file: source.path.clone(), line: None, column: None, excerpt: None, message: message.into(), hint: None }
+    }
+
+    /// A problem at the place where a value was written.
+    pub fn at<T>(source: &Source, value: &Spanned<T>, message: impl Into<String>) -> Self {
+        Self::at_line(source, value.referenced.line(), value.referenced.column(), message)
+    }
+
+    /// A problem inside a text that starts where `value` was written: `line` lines (from 1) and `column`
+    /// characters (from 0) into it.
+    pub fn within(
+        source: &Source,
+        value: &Spanned<String>,
+        line: usize,
+        column: usize,
+        message: impl Into<String>,
+    ) -> Self {
+        let start = value.referenced;
+        let is_block = source_line(source, start.line()).is_some_and(|text| {
+            let header = text.get(start.column().saturating_sub(1) as usize..).unwrap_or("");
+            header.starts_with('|') || header.starts_with('>')
+        });
+        let (lines, columns) = (line as u64, column as u64);
+        if is_block {
+            let line = start.line() + lines;
+            let indent = source_line(source, line).map_or(0, |text| text.len() - text.trim_start().len()) as u64;
+            Self::at_line(source, line, indent + columns + 1, message)
+        } else {
+            let header = source_line(source, start.line())
+                .and_then(|text| text.get(start.column().saturating_sub(1) as usize..));
+            let quote = u64::from(header.is_some_and(|text| text.starts_with(['"', '\''])));
+            Self::at_line(source, start.line() + lines - 1, start.column() + columns + quote, message)
+        }
+    }
+
+    /// A problem at a line and column, both from 1.
+    pub fn at_line(source: &Source, line: u64, column: u64, message: impl Into<String>) -> Self {
+        let known = line > 0;
+        Self {
+            file: source.path.clone(),
+            line: known.then_some(line),
+            column: known.then_some(column),
+            excerpt: source_line(source, line).map(|text| text.chars().take(160).collect()),
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// What the YAML reader says.
+    pub(super) fn from_yaml(source: &Source, error: &serde_saphyr::Error) -> Self {
+        let error = error.without_snippet();
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let message = first.split(" at line ").next().unwrap_or(first).to_owned();
+        match error.location() {
+            Some(place) => Self::at_line(source, place.line(), place.column(), message),
+            None => Self::in_file(source, message),
+        }
+    }
+
+    /// The same problem with what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// `FILE:LINE:COLUMN`, as much of that as is known.
+    pub fn place(&self) -> String {
+        match (self.line, self.column) {
+            (Some(line), Some(column)) => format!("{}:{line}:{column}", self.file),
+            _ => self.file.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place(), self.message)?;
+        if let (Some(line), Some(column), Some(excerpt)) = (self.line, self.column, &self.excerpt) {
+            let gutter = line.to_string();
+            let pad = " ".repeat(gutter.len());
+            let caret = " ".repeat(usize::try_from(column.saturating_sub(1)).unwrap_or(0).min(160));
+            write!(f, "\n {pad} |\n {gutter} | {excerpt}\n {pad} | {caret}^")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything that is wrong; never empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(transparent)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.0.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+}
+
+impl Problems {
+    /// `Ok` when there are none.
+    pub fn none_or(problems: Vec<Problem>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
+    }
+}
+
+fn source_line(source: &Source, line: u64) -> Option<&str> {
+    let index = usize::try_from(line.checked_sub(1)?).ok()?;
+    source.text.lines().nth(index)
+}
+
+/// The known name that a mistyped one was probably meant to be, as a hint.
+pub fn near_miss<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let near = known.into_iter().map(|name| (strsim::damerau_levenshtein(written, name), name));
+    let (distance, name) = near.min()?;
+    (distance <= 1 + written.len() / 4).then(|| format!("did you mean `{name}`?"))
+}

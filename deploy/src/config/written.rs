@@ -1,0 +1,348 @@
+//! Configuration as it is written: what YAML may hold, with the places kept where errors will point.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+use strum::IntoStaticStr;
+
+use crate::health::Severity;
+use crate::host::{Requirement, Version};
+use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
+use crate::plan::RollbackStrategy;
+use crate::release::{RestartPolicy, Transport};
+use crate::time::Length;
+
+/// The version of the format that this release reads.
+pub const API_VERSION: &str = "fleetwright/v1";
+
+/// A manifest: which servers run where, in which order, how carefully.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`API_VERSION`].
+    #[serde(rename = "apiVersion")]
+    pub api_version: Spanned<String>,
+    /// Its name.
+    pub name: Spanned<ManifestName>,
+    /// What it is for, for people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// The environment it is deployed to unless the command names another.
+    #[serde(default)]
+    pub environment: Option<Spanned<EnvironmentName>>,
+    /// The hosts, for planning without a coordinator and for `up`.
+    #[serde(default)]
+    pub hosts: Vec<ManifestHost>,
+    /// The servers.
+    pub servers: Vec<ManifestServer>,
+    /// How carefully groups proceed.
+    #[serde(default)]
+    pub rollout: RolloutWritten,
+    /// What happens on failure.
+    #[serde(default)]
+    pub rollback: RollbackWritten,
+}
+
+/// A host as a manifest names it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestHost {
+    /// Its name.
+    pub name: Spanned<HostName>,
+    /// The address its servers listen on.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// What it has, for planning without asking it; nothing means that every need counts as met.
+    #[serde(default)]
+    pub runtimes: Option<BTreeMap<String, Vec<Version>>>,
+}
+
+/// A server's entry in a manifest.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestServer {
+    /// The server, defined in `config/servers/NAME.yaml`.
+    pub server: Spanned<ServerName>,
+    /// Servers that must be healthy before this one is deployed.
+    #[serde(default)]
+    pub depends_on: Vec<Spanned<ServerName>>,
+    /// Within a group, higher ones start first.
+    #[serde(default)]
+    pub priority: i32,
+    /// Whether it is left out, rather than refused, when no host meets its needs.
+    #[serde(default)]
+    pub optional: bool,
+    /// Where it runs.
+    #[serde(default)]
+    pub place: Place,
+}
+
+/// Where a server runs.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// How many instances; 1 unless `hosts` names them.
+    #[serde(default)]
+    pub count: Option<Spanned<u32>>,
+    /// Labels a host must have.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Exactly these hosts.
+    #[serde(default)]
+    pub hosts: Vec<Spanned<HostName>>,
+}
+
+/// [`crate::plan::Rollout`], each field optional.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::Rollout")]
+pub struct RolloutWritten {
+    pub canary: Option<u32>,
+    pub bake: Option<Length>,
+    pub max_unavailable: Option<u32>,
+    pub max_parallel: Option<u32>,
+    pub min_healthy_time: Option<Length>,
+    pub healthy_deadline: Option<Length>,
+    pub progress_deadline: Option<Length>,
+    pub confirm_timeout: Option<Length>,
+}
+
+/// [`crate::plan::RollbackPolicy`], each field optional.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::RollbackPolicy")]
+pub struct RollbackWritten {
+    pub enabled: Option<bool>,
+    pub strategy: Option<RollbackStrategy>,
+    pub batch_size: Option<u32>,
+    pub deadline: Option<Length>,
+}
+
+/// An environment: named settings, secrets and rules.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Environment {
+    /// [`API_VERSION`].
+    #[serde(rename = "apiVersion")]
+    pub api_version: Spanned<String>,
+    /// Its name.
+    pub name: Spanned<EnvironmentName>,
+    /// What it is for, for people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// What templates see as `env.NAME`.
+    #[serde(default)]
+    pub variables: BTreeMap<String, Spanned<String>>,
+    /// The secrets that templates may name.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, SecretWritten>,
+    /// What a manifest must satisfy.
+    #[serde(default)]
+    pub rules: Rules,
+    /// Defaults for the manifests of this environment.
+    #[serde(default)]
+    pub rollout: RolloutWritten,
+    /// Defaults for the manifests of this environment.
+    #[serde(default)]
+    pub rollback: RollbackWritten,
+}
+
+/// Where the value of a secret comes from.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretWritten {
+    /// The coordinator's environment variable; without it, the file of the secret's name in the coordinator's
+    /// `secrets` folder.
+    pub env: Spanned<String>,
+    /// A stand-in for environments in which no real value is needed.
+    #[serde(default)]
+    pub fallback: Option<Spanned<String>>,
+}
+
+/// What a manifest must satisfy in an environment.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rules {
+    /// Every server has at least one critical health check.
+    #[serde(default)]
+    pub critical_check: bool,
+    /// A failure puts everything back.
+    #[serde(default)]
+    pub rollback: bool,
+    /// A canary goes first.
+    #[serde(default)]
+    pub canary: bool,
+    /// No secret has a stand-in.
+    #[serde(default)]
+    pub real_secrets: bool,
+    /// The largest `max_unavailable`.
+    #[serde(default)]
+    pub max_unavailable_max: Option<u32>,
+    /// Where packages may come from: `pypi`, `npm`.
+    #[serde(default)]
+    pub package_sources: Option<Vec<String>>,
+}
+
+/// A server definition.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// [`API_VERSION`].
+    #[serde(rename = "apiVersion")]
+    pub api_version: Spanned<String>,
+    /// Its name.
+    pub name: Spanned<ServerName>,
+    /// What it is for, for people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// What is installed.
+    #[serde(default)]
+    pub package: Option<Spanned<PackageWritten>>,
+    /// What is started, and how.
+    pub run: RunWritten,
+    /// What a host must have.
+    #[serde(default)]
+    pub requires: Vec<Requirement>,
+    /// Files of the release.
+    #[serde(default)]
+    pub files: Vec<WrittenFile>,
+    /// What is checked.
+    #[serde(default)]
+    pub health_checks: Vec<Spanned<WrittenCheck>>,
+    /// Calls that integration testing makes.
+    #[serde(default)]
+    pub integration_tests: Vec<WrittenToolCall>,
+    /// What a snapshot takes along.
+    #[serde(default)]
+    pub snapshot: SnapshotWritten,
+}
+
+/// What is installed: exactly one of `pypi` and `npm`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackageWritten {
+    /// A distribution from PyPI.
+    #[serde(default)]
+    pub pypi: Option<String>,
+    /// A package from the npm registry.
+    #[serde(default)]
+    pub npm: Option<String>,
+    /// The exact version.
+    pub version: Spanned<String>,
+    /// Further exact requirements, for `pypi`.
+    #[serde(default)]
+    pub with: Vec<Spanned<String>>,
+}
+
+/// What is started, and how.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunWritten {
+    /// The program and its arguments.
+    pub command: Spanned<Vec<Spanned<String>>>,
+    /// How it speaks.
+    #[serde(default = "no_transport")]
+    pub transport: Transport,
+    /// The TCP port of its endpoint.
+    #[serde(default)]
+    pub port: Option<Spanned<u16>>,
+    /// The path of its MCP endpoint.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Its environment.
+    #[serde(default)]
+    pub environment: BTreeMap<String, Spanned<String>>,
+    /// When it is started again.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// How long it has to end.
+    #[serde(default)]
+    pub stop_timeout: Option<Length>,
+}
+
+fn no_transport() -> Transport {
+    Transport::None
+}
+
+/// A file of a release.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrittenFile {
+    /// Its path below the release's `config` folder.
+    pub path: Spanned<String>,
+    /// Its content, a template.
+    pub content: Spanned<String>,
+    /// Its permission bits, in octal; `0600` unless said otherwise.
+    #[serde(default)]
+    pub mode: Option<Spanned<String>>,
+}
+
+/// The type of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, IntoStaticStr)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+#[expect(missing_docs, reason = "each type is documented where it takes effect, in health::Probe")]
+pub enum CheckType {
+    Mcp,
+    Http,
+    Tcp,
+    Command,
+    File,
+    Disk,
+}
+
+/// A health check.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrittenCheck {
+    /// Its name, unique within the server.
+    pub name: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub check_type: CheckType,
+    /// How much it matters.
+    #[serde(default)]
+    pub severity: Severity,
+    /// What the type needs; its texts are templates.
+    #[serde(default)]
+    pub config: serde_json::Map<String, serde_json::Value>,
+    /// The pause between two runs; 10 s unless said otherwise.
+    #[serde(default)]
+    pub interval: Option<Length>,
+    /// How long one run may take; 10 s unless said otherwise.
+    #[serde(default)]
+    pub timeout: Option<Length>,
+    /// How many runs in a row must fail; 2 unless said otherwise.
+    #[serde(default)]
+    pub failure_threshold: Option<u32>,
+    /// Names by which checks are selected.
+    #[serde(default)]
+    pub tags: Vec<String>,
+}
+
+/// A call that integration testing makes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrittenToolCall {
+    /// The tool.
+    pub tool: String,
+    /// Its arguments.
+    #[serde(default)]
+    pub arguments: serde_json::Map<String, serde_json::Value>,
+    /// A text that the answer must contain.
+    #[serde(default)]
+    pub contains: Option<String>,
+}
+
+/// What a snapshot takes along besides the release.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotWritten {
+    /// The server's data folder.
+    #[serde(default)]
+    pub data: bool,
+}

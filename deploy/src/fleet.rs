@@ -1,0 +1,510 @@
+//! The whole fleet as the coordinator knows it: the fold of its journal.
+//!
+//! [`Fleet::apply`] takes one event in. What a new deployment must satisfy is checked by [`Fleet::may_start`]
+//! before its event is made.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
+
+use crate::deployment::{Action, Deployment, DeploymentEvent, Effects, IllegalEvent, Note, Options};
+use crate::failure::{Failure, FailureKind};
+use crate::health::{HealthReport, HealthStatus};
+use crate::host::HostView;
+use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ManifestName, ReleaseId};
+use crate::plan::{Plan, StepAction};
+use crate::release::Release;
+use crate::time::Timestamp;
+
+/// What can happen to a fleet. One of these is one entry of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr)]
+#[serde(rename_all = "snake_case", tag = "type")]
+#[strum(serialize_all = "snake_case")]
+pub enum FleetEvent {
+    /// The coordinator started: no agent is connected yet.
+    CoordinatorStarted,
+    /// A token was made with which one host may enrol once.
+    TokenIssued {
+        /// The host it is for.
+        host: HostName,
+        /// SHA-256 of the token, hexadecimal; the token itself is kept nowhere.
+        token_sha256: String,
+        /// When it expires.
+        not_after: Timestamp,
+    },
+    /// A host enrolled with its token, which is used up by that.
+    HostEnrolled {
+        /// The host.
+        host: HostName,
+        /// SHA-256 of its certificate, hexadecimal.
+        certificate_sha256: String,
+    },
+    /// A host's agent connected and told about its host.
+    HostConnected {
+        /// The host.
+        host: HostName,
+        /// What it told.
+        view: HostView,
+    },
+    /// A host's agent is no longer connected.
+    HostDisconnected {
+        /// The host.
+        host: HostName,
+    },
+    /// The health of an instance changed.
+    HealthReported {
+        /// The instance.
+        instance: InstanceId,
+        /// The release that was looked at.
+        release: ReleaseId,
+        /// What was found.
+        report: HealthReport,
+        /// The last lines of the server's output, when it is unhealthy.
+        output: Vec<String>,
+    },
+    /// A deployment begins.
+    DeploymentStarted {
+        /// The plan it executes.
+        plan: Box<Plan>,
+        /// What the operator chose besides.
+        options: Options,
+        /// The operator's signed intent for each host, as it goes to that host.
+        intents: BTreeMap<HostName, String>,
+    },
+    /// A rollback of a deployment was asked for and signed.
+    RollbackRequested {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// Who asked.
+        by: String,
+        /// The operator's signed intent for each host.
+        intents: BTreeMap<HostName, String>,
+    },
+    /// Something happened to a deployment.
+    Deployment {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// What happened.
+        event: DeploymentEvent,
+    },
+}
+
+/// A host of the fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// SHA-256 of the certificate it enrolled with, hexadecimal.
+    pub certificate_sha256: String,
+    /// What it told when it last connected.
+    pub view: Option<HostView>,
+    /// Whether its agent is connected.
+    pub connected: bool,
+    /// Since when that is so.
+    pub since: Timestamp,
+}
+
+/// A token with which a host may enrol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// The host it is for.
+    pub host: HostName,
+    /// When it expires.
+    pub not_after: Timestamp,
+}
+
+/// What an instance runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    /// The manifest it belongs to.
+    pub manifest: ManifestName,
+    /// The group it was deployed in, from 0.
+    pub group: usize,
+    /// The release.
+    pub release: Release,
+    /// The hash of the release.
+    pub release_id: ReleaseId,
+    /// The deployment that made it so.
+    pub deployment: DeploymentId,
+    /// Since when.
+    pub since: Timestamp,
+    /// How it is doing.
+    pub health: HealthReport,
+    /// What is wrong with it, when a person should look.
+    pub trouble: Option<Failure>,
+}
+
+/// The whole fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fleet {
+    name: FleetName,
+    generation: Generation,
+    hosts: BTreeMap<HostName, Host>,
+    tokens: BTreeMap<String, Token>,
+    instances: BTreeMap<InstanceId, InstanceRecord>,
+    deployments: BTreeMap<DeploymentId, Deployment>,
+    intents: BTreeMap<DeploymentId, BTreeMap<HostName, String>>,
+    order: Vec<DeploymentId>,
+}
+
+/// An order for a host, with the deployment it belongs to.
+pub type OrderFor<'a> = (&'a Deployment, &'a InstanceId, u32, crate::deployment::Order);
+
+/// What a fleet does not take in. The state is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The event is about a deployment, which does not take it.
+    #[error(transparent)]
+    Deployment(#[from] IllegalEvent),
+    /// It may not be done, and the operator is told why.
+    #[error(transparent)]
+    Failure(#[from] Box<Failure>),
+    /// The event changes nothing.
+    #[error("nothing changes by it")]
+    NoChange,
+}
+
+impl Fleet {
+    /// A fleet without hosts.
+    pub fn new(name: FleetName) -> Self {
+        Self {
+            name,
+            generation: Generation::default(),
+            hosts: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            deployments: BTreeMap::new(),
+            intents: BTreeMap::new(),
+            order: Vec::new(),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &FleetName {
+        &self.name
+    }
+
+    /// Its generation.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Its hosts.
+    pub fn hosts(&self) -> &BTreeMap<HostName, Host> {
+        &self.hosts
+    }
+
+    /// What runs on them.
+    pub fn instances(&self) -> &BTreeMap<InstanceId, InstanceRecord> {
+        &self.instances
+    }
+
+    /// A deployment.
+    pub fn deployment(&self, id: &DeploymentId) -> Option<&Deployment> {
+        self.deployments.get(id)
+    }
+
+    /// Every deployment, the oldest first.
+    pub fn deployments(&self) -> impl DoubleEndedIterator<Item = &Deployment> {
+        self.order.iter().filter_map(|id| self.deployments.get(id))
+    }
+
+    /// The operator's signed intent of a deployment for a host.
+    pub fn intent(&self, deployment: &DeploymentId, host: &HostName) -> Option<&str> {
+        self.intents.get(deployment)?.get(host).map(String::as_str)
+    }
+
+    /// The host that a token lets enrol now.
+    pub fn token(&self, token_sha256: &str, now: Timestamp) -> Option<&HostName> {
+        self.tokens.get(token_sha256).filter(|token| now < token.not_after).map(|token| &token.host)
+    }
+
+    /// The orders to a host that are not answered yet.
+    pub fn outstanding<'a>(&'a self, host: &'a HostName) -> impl Iterator<Item = OrderFor<'a>> {
+        self.deployments().flat_map(move |deployment| {
+            let orders = deployment.outstanding().filter(move |(id, _, _)| id.host == *host);
+            orders.map(move |(id, attempt, order)| (deployment, id, attempt, order))
+        })
+    }
+
+    /// The earliest deadline of any deployment.
+    pub fn deadline(&self) -> Option<(DeploymentId, Timestamp)> {
+        let live = self.deployments().filter(|deployment| deployment.outcome().is_none());
+        live.filter_map(|deployment| Some((deployment.id().clone(), deployment.deadline()?.until?)))
+            .min_by_key(|(_, at)| *at)
+    }
+
+    /// What a plan must satisfy now to be executed (the pre_validation phase).
+    pub fn may_start(&self, plan: &Plan) -> Result<(), Box<Failure>> {
+        let refuse =
+            |kind, message: String, hint: &str| Err(Box::new(Failure::new(kind, "pre_validation", message).hint(hint)));
+        if plan.summary().changes() == 0 {
+            return refuse(
+                FailureKind::ConfigurationError,
+                "the plan changes nothing".to_owned(),
+                "there is nothing to do",
+            );
+        }
+        for (_, step) in plan.changes() {
+            let id = &step.instance;
+            if let Some(owner) = self.deployments().find(|deployment| deployment.holds(id)) {
+                let message =
+                    format!("deployment {}, started by {}, works on {id}", owner.id(), owner.options().started_by);
+                return refuse(
+                    FailureKind::DeploymentError,
+                    message,
+                    "wait for it to end, or undo it with `fleetwright rollback`",
+                );
+            }
+            if self.instances.get(id).map(|record| &record.release_id) != step.previous.as_ref() {
+                return refuse(
+                    FailureKind::ConfigurationError,
+                    format!("{id} has changed since the plan was made"),
+                    "plan again",
+                );
+            }
+            match self.hosts.get(&id.host) {
+                None => {
+                    let message = format!("host {} is not enrolled", id.host);
+                    return refuse(
+                        FailureKind::DependencyError,
+                        message,
+                        "enrol it: `fleetwright hosts token HOST` prints how",
+                    );
+                }
+                Some(host) if !host.connected => {
+                    let message = format!("host {} is not connected", id.host);
+                    return refuse(
+                        FailureKind::NetworkError,
+                        message,
+                        "look at the agent on that host, or place the servers elsewhere",
+                    );
+                }
+                Some(_) => {}
+            }
+        }
+        if plan.parent != self.generation {
+            let message =
+                format!("the plan was made at generation {}, the fleet is at {}", plan.parent, self.generation);
+            return refuse(FailureKind::ConfigurationError, message, "plan again");
+        }
+        Ok(())
+    }
+
+    /// What must hold for a deployment to be rolled back now.
+    pub fn may_roll_back(&self, id: &DeploymentId) -> Result<&Deployment, Box<Failure>> {
+        let Some(deployment) = self.deployments.get(id) else {
+            let failure =
+                Failure::new(FailureKind::ConfigurationError, "rollback", format!("there is no deployment {id}"));
+            return Err(Box::new(failure.hint("`fleetwright deploy list` shows all of them")));
+        };
+        let newer: Vec<&Deployment> = self.deployments().rev().take_while(|other| other.id() != id).collect();
+        for (_, step) in deployment.plan().changes() {
+            let touches = |other: &Deployment| other.steps().get(&step.instance).is_some_and(|step| step.touched);
+            if let Some(other) = newer.iter().find(|other| touches(other)) {
+                let message = format!("deployment {} has changed {} since", other.id(), step.instance);
+                let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
+                return Err(Box::new(failure.hint(format!("roll back {} first", other.id()))));
+            }
+        }
+        Ok(deployment)
+    }
+
+    /// Takes one event in.
+    pub fn apply(&mut self, event: FleetEvent, now: Timestamp) -> Result<Effects, Refused> {
+        match event {
+            FleetEvent::CoordinatorStarted => Ok(self.coordinator_started(now)),
+            FleetEvent::TokenIssued { host, token_sha256, not_after } => {
+                self.tokens.retain(|_, token| now < token.not_after);
+                let told = note("token_issued", format!("{host} may enrol until {not_after}"));
+                self.tokens.insert(token_sha256, Token { host, not_after });
+                Ok(told)
+            }
+            FleetEvent::HostEnrolled { host, certificate_sha256 } => {
+                self.tokens.retain(|_, token| token.host != host);
+                let told = note("host_enrolled", format!("{host} enrolled"));
+                let view = self.hosts.remove(&host).and_then(|host| host.view);
+                self.hosts.insert(host, Host { certificate_sha256, view, connected: false, since: now });
+                Ok(told)
+            }
+            FleetEvent::HostConnected { host, view } => self.host_connected(&host, view, now),
+            FleetEvent::HostDisconnected { host } => self.host_disconnected(&host, now),
+            FleetEvent::HealthReported { instance, release, report, output } => {
+                self.health_reported(&instance, &release, report, &output, now)
+            }
+            FleetEvent::DeploymentStarted { plan, options, intents } => {
+                self.deployment_started(*plan, options, intents, now)
+            }
+            FleetEvent::RollbackRequested { deployment, by, intents } => {
+                self.may_roll_back(&deployment)?;
+                let effects = self.tell(&deployment, DeploymentEvent::RollbackRequested { by }, now)?;
+                self.generation = self.generation.next();
+                self.intents.entry(deployment).or_default().extend(intents);
+                Ok(effects)
+            }
+            FleetEvent::Deployment { deployment, event } => self.tell(&deployment, event, now),
+        }
+    }
+
+    fn coordinator_started(&mut self, now: Timestamp) -> Effects {
+        let mut effects = note("coordinator_started", "the coordinator started".to_owned());
+        let connected: Vec<HostName> =
+            self.hosts.iter().filter(|(_, host)| host.connected).map(|(name, _)| name.clone()).collect();
+        for host in connected {
+            if let Ok(more) = self.host_disconnected(&host, now) {
+                effects.actions.extend(more.actions);
+            }
+        }
+        effects
+    }
+
+    fn host_connected(&mut self, name: &HostName, view: HostView, now: Timestamp) -> Result<Effects, Refused> {
+        let Some(host) = self.hosts.get_mut(name) else {
+            let failure = Failure::new(FailureKind::PermissionError, "connect", format!("host {name} is not enrolled"));
+            return Err(Refused::Failure(Box::new(failure)));
+        };
+        let was_connected = host.connected;
+        host.view = Some(view);
+        (host.connected, host.since) = (true, now);
+        let mut effects = note("host_connected", format!("{name} connected"));
+        if !was_connected {
+            self.tell_all(&DeploymentEvent::HostConnected { host: name.clone() }, now, &mut effects);
+        }
+        Ok(effects)
+    }
+
+    fn host_disconnected(&mut self, name: &HostName, now: Timestamp) -> Result<Effects, Refused> {
+        let Some(host) = self.hosts.get_mut(name).filter(|host| host.connected) else { return Err(Refused::NoChange) };
+        (host.connected, host.since) = (false, now);
+        let mut effects = note("host_disconnected", format!("{name} is no longer connected"));
+        self.tell_all(&DeploymentEvent::HostDisconnected { host: name.clone() }, now, &mut effects);
+        Ok(effects)
+    }
+
+    fn health_reported(
+        &mut self,
+        id: &InstanceId,
+        release: &ReleaseId,
+        report: HealthReport,
+        output: &[String],
+        now: Timestamp,
+    ) -> Result<Effects, Refused> {
+        let Some(record) = self.instances.get_mut(id).filter(|record| record.release_id == *release) else {
+            return Err(Refused::NoChange);
+        };
+        let status = report.status;
+        let reason = report.reason();
+        let changed = record.health.status != status;
+        record.health = report;
+        let mut effects = Effects::default();
+        if changed {
+            let word: &'static str = status.into();
+            let message = if status == HealthStatus::Healthy { word.to_owned() } else { format!("{word}: {reason}") };
+            effects.notes.push(Note { instance: Some(id.clone()), ..one_note("health", message) });
+        }
+        let event = DeploymentEvent::HealthChanged { instance: id.clone(), status, reason, output: output.to_vec() };
+        self.tell_all(&event, now, &mut effects);
+        Ok(effects)
+    }
+
+    fn deployment_started(
+        &mut self,
+        plan: Plan,
+        options: Options,
+        intents: BTreeMap<HostName, String>,
+        now: Timestamp,
+    ) -> Result<Effects, Refused> {
+        self.may_start(&plan)?;
+        let connected: BTreeSet<HostName> =
+            self.hosts.iter().filter(|(_, host)| host.connected).map(|(name, _)| name.clone()).collect();
+        let before = self.instances.iter().map(|(id, record)| (id.clone(), record.release.clone())).collect();
+        self.adopt_unchanged(&plan);
+        let mut deployment = Deployment::new(plan, options, &before, &connected, now);
+        let id = deployment.id().clone();
+        let mut effects = note("deployment_started", format!("started by {}", deployment.options().started_by));
+        effects.notes[0].deployment = Some(id.clone());
+        let started = deployment.apply(DeploymentEvent::Started, now)?;
+        self.generation = self.generation.next();
+        self.deployments.insert(id.clone(), deployment);
+        self.order.push(id.clone());
+        self.intents.insert(id.clone(), intents);
+        self.take_in(&id, started, &mut effects, now);
+        Ok(effects)
+    }
+
+    /// Instances a plan leaves as they are still take their group, and their manifest, from it.
+    fn adopt_unchanged(&mut self, plan: &Plan) {
+        for (group, planned) in plan.groups.iter().enumerate() {
+            for step in planned.steps.iter().filter(|step| step.action == StepAction::Unchanged) {
+                if let Some(record) = self.instances.get_mut(&step.instance) {
+                    record.group = group;
+                    record.manifest.clone_from(&plan.manifest);
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, id: &DeploymentId, event: DeploymentEvent, now: Timestamp) -> Result<Effects, Refused> {
+        let Some(deployment) = self.deployments.get_mut(id) else { return Err(Refused::NoChange) };
+        let from_deployment = deployment.apply(event, now)?;
+        let mut effects = Effects::default();
+        self.take_in(id, from_deployment, &mut effects, now);
+        Ok(effects)
+    }
+
+    /// Lets every deployment that can use an event have it.
+    fn tell_all(&mut self, event: &DeploymentEvent, now: Timestamp, effects: &mut Effects) {
+        for id in self.order.clone() {
+            if let Ok(more) = self.tell(&id, event.clone(), now) {
+                effects.actions.extend(more.actions);
+                effects.notes.extend(more.notes);
+            }
+        }
+    }
+
+    /// Remembers what settled; everything else is for the coordinator to perform.
+    fn take_in(&mut self, id: &DeploymentId, from: Effects, effects: &mut Effects, now: Timestamp) {
+        for action in from.actions {
+            match action {
+                Action::Settled { instance, release, trouble } => self.settle(id, instance, release, trouble, now),
+                Action::Send { .. } => effects.actions.push(action),
+            }
+        }
+        effects.notes.extend(from.notes);
+    }
+
+    fn settle(
+        &mut self,
+        id: &DeploymentId,
+        instance: InstanceId,
+        release: Option<Box<Release>>,
+        trouble: Option<Failure>,
+        now: Timestamp,
+    ) {
+        let Some(release) = release else {
+            self.instances.remove(&instance);
+            return;
+        };
+        let Some(deployment) = self.deployments.get(id) else { return };
+        let release_id = release.id();
+        let health = self.instances.get(&instance).filter(|record| record.release_id == release_id);
+        let record = InstanceRecord {
+            manifest: deployment.plan().manifest.clone(),
+            group: deployment.steps().get(&instance).map_or(0, |step| step.group),
+            health: health.map(|record| record.health.clone()).unwrap_or_default(),
+            release: *release,
+            release_id,
+            deployment: id.clone(),
+            since: now,
+            trouble,
+        };
+        self.instances.insert(instance, record);
+    }
+}
+
+fn one_note(what: &str, message: String) -> Note {
+    Note { deployment: None, instance: None, what: what.to_owned(), message, failure: None }
+}
+
+fn note(what: &str, message: String) -> Effects {
+    Effects { actions: Vec::new(), notes: vec![one_note(what, message)] }
+}

@@ -1,0 +1,228 @@
+//! Rendering: from a server's definition to its release on one host.
+
+mod checks;
+mod template;
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use self::template::Templates;
+use super::{Circumstances, Configuration, secret_key, secret_sources};
+use crate::config::{Problem, Problems, Server, Source, WrittenFile};
+use crate::host::HostView;
+use crate::ids::InstanceId;
+use crate::release::{
+    ConfigFile, Endpoint, MARKER_START, Package, Release, Run, SecretSource, SecretUse, ToolCall, Transport,
+};
+use crate::time::{Length, Timestamp};
+
+/// How long a server has to end, unless its definition says otherwise.
+const STOP_TIMEOUT: Length = Length::from_secs(10);
+/// Where an MCP endpoint is, unless its definition says otherwise.
+const MCP_PATH: &str = "/mcp";
+/// The permission bits of a file, unless its definition says otherwise: it may hold a secret.
+const FILE_MODE: u32 = 0o600;
+
+/// The release of an instance. Where only the time would differ from what runs, it keeps its old time.
+pub(super) fn release(
+    configuration: &Configuration,
+    circumstances: &Circumstances,
+    id: &InstanceId,
+    warnings: &mut Vec<String>,
+) -> Result<Release, Problems> {
+    let present = circumstances.present.get(id);
+    if let Some((present, then)) = present.and_then(|p| Some((p, p.release.rendered_at?))) {
+        let same = build(configuration, circumstances, id, then, &mut Vec::new())?;
+        if same.id() == present.release_id {
+            return Ok(same);
+        }
+    }
+    build(configuration, circumstances, id, circumstances.now, warnings)
+}
+
+fn build(
+    configuration: &Configuration,
+    circumstances: &Circumstances,
+    id: &InstanceId,
+    now: Timestamp,
+    warnings: &mut Vec<String>,
+) -> Result<Release, Problems> {
+    let (environment_source, environment) = &configuration.environment;
+    let Some((source, server)) = configuration.servers.get(&id.server) else {
+        return Err(
+            Problem::in_file(&configuration.manifest.0, format!("server `{}` is not defined", id.server)).into()
+        );
+    };
+    let Some(host) = circumstances.hosts.get(&id.host) else {
+        return Err(Problem::in_file(&configuration.manifest.0, format!("there is no host `{}`", id.host)).into());
+    };
+    let declared = secret_sources(environment);
+    let scope = format!("{}/{}", environment.name.value, id.server);
+    let mut templates = Templates::new(&circumstances.variables, &declared, scope, now);
+    let mut variables = BTreeMap::new();
+    for (name, written) in &environment.variables {
+        variables.insert(name.clone(), templates.render(environment_source, written)?);
+    }
+    templates.set("env", &variables);
+    templates.set(
+        "host",
+        &json!({
+            "name": id.host, "address": host.address, "labels": host.labels, "state_dir": host.state_dir,
+        }),
+    );
+    templates.set("server", &server_context(server, id, host));
+    templates.set(
+        "deployment",
+        &json!({
+            "manifest": configuration.manifest.1.name.value, "environment": environment.name.value,
+        }),
+    );
+    let mut release = rendered(source, server, host, &templates)?;
+    release.rendered_at = templates.clock_was_read().then_some(now);
+    for (name, secret) in templates.secrets_used() {
+        let digest = secret_digest(circumstances, environment_source, &name, &secret, warnings)?;
+        release.secrets.insert(name, SecretUse { source: secret, digest });
+    }
+    Ok(release)
+}
+
+fn server_context(server: &Server, id: &InstanceId, host: &HostView) -> serde_json::Value {
+    let folder = format!("{}/servers/{}", host.state_dir, id.server);
+    json!({
+        "name": id.server,
+        "port": server.run.port.as_ref().map(|port| port.value),
+        "version": server.package.as_ref().map(|package| package.value.version.value.clone()),
+        "data_dir": format!("{folder}/data"),
+        "config_dir": format!("{folder}/current/config"),
+        "app_dir": format!("{folder}/current/app"),
+    })
+}
+
+/// A secret without a value stops a plan that is to be executed; a plan made without values only says so.
+fn secret_digest(
+    circumstances: &Circumstances,
+    source: &Source,
+    name: &str,
+    secret: &SecretSource,
+    warnings: &mut Vec<String>,
+) -> Result<Option<String>, Problems> {
+    let SecretSource::Named { variable, .. } = secret else { return Ok(Some("generated".to_owned())) };
+    match &circumstances.secret_digests {
+        None => {
+            let warning = format!("secret `{name}` was not looked up: this plan is made without a coordinator");
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+            Ok(None)
+        }
+        Some(digests) => match digests.get(&secret_key(secret)) {
+            Some(digest) => Ok(Some(digest.clone())),
+            None => {
+                let problem = Problem::in_file(source, format!("secret `{name}` has no value"));
+                let hint = format!(
+                    "start the coordinator with the environment variable {variable} set, or write the value to the file `{name}` in its `secrets` folder"
+                );
+                Err(problem.hint(hint).into())
+            }
+        },
+    }
+}
+
+fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templates) -> Result<Release, Problems> {
+    let written = &server.run;
+    let mut command = Vec::with_capacity(written.command.value.len());
+    for argument in &written.command.value {
+        let text = templates.render(source, argument)?;
+        if text.contains(MARKER_START) {
+            let problem =
+                Problem::at(source, argument, "a secret in the command would be seen in the list of processes");
+            return Err(problem.hint("hand it over in `run.environment` or in a file").into());
+        }
+        command.push(text);
+    }
+    let mut environment = BTreeMap::new();
+    for (name, value) in &written.environment {
+        environment.insert(name.clone(), templates.render(source, value)?);
+    }
+    let endpoint = written.port.as_ref().map(|port| Endpoint {
+        address: host.address.clone(),
+        port: port.value,
+        path: written.path.clone().unwrap_or_else(|| MCP_PATH.to_owned()),
+    });
+    let mut release = Release {
+        server: server.name.value.clone(),
+        package: package(server),
+        requires: server.requires.clone(),
+        run: Run {
+            command,
+            environment,
+            transport: written.transport,
+            endpoint,
+            restart: written.restart,
+            stop_timeout: written.stop_timeout.unwrap_or(STOP_TIMEOUT),
+        },
+        files: Vec::with_capacity(server.files.len()),
+        health_checks: Vec::with_capacity(server.health_checks.len()),
+        tool_calls: Vec::with_capacity(server.integration_tests.len()),
+        snapshot_data: server.snapshot.data,
+        secrets: BTreeMap::new(),
+        rendered_at: None,
+    };
+    for file in &server.files {
+        release.files.push(config_file(source, file, templates)?);
+    }
+    for check in &server.health_checks {
+        release.health_checks.push(checks::rendered(source, check, &release.run, templates)?);
+    }
+    for call in &server.integration_tests {
+        release.tool_calls.push(ToolCall {
+            tool: call.tool.clone(),
+            arguments: call.arguments.clone(),
+            contains: call.contains.clone(),
+        });
+    }
+    if release.run.transport == Transport::None && !release.tool_calls.is_empty() {
+        return Err(Problem::at(
+            source,
+            &server.name,
+            "`integration_tests` call MCP tools, but the transport is `none`",
+        )
+        .into());
+    }
+    Ok(release)
+}
+
+fn package(server: &Server) -> Package {
+    let Some(written) = &server.package else { return Package::None };
+    let (written, version) = (&written.value, written.value.version.value.clone());
+    match (&written.pypi, &written.npm) {
+        (Some(name), _) => {
+            let with = written.with.iter().map(|extra| extra.value.clone()).collect();
+            Package::Pypi { name: name.clone(), version, with }
+        }
+        (None, Some(name)) => Package::Npm { name: name.clone(), version },
+        (None, None) => Package::None,
+    }
+}
+
+fn config_file(source: &Source, file: &WrittenFile, templates: &Templates) -> Result<ConfigFile, Problems> {
+    let path = &file.path.value;
+    let component = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\0', '\n']);
+    if !path.split('/').all(component) {
+        let problem =
+            Problem::at(source, &file.path, format!("`{path}` is not a path below the release's config folder"));
+        return Err(problem.hint("write a relative path without `..`").into());
+    }
+    let mode = match &file.mode {
+        None => FILE_MODE,
+        Some(written) => match u32::from_str_radix(written.value.trim_start_matches("0o"), 8) {
+            Ok(mode) if mode <= 0o777 => mode,
+            Ok(_) | Err(_) => {
+                let problem = Problem::at(source, written, format!("`{}` is not a file mode", written.value));
+                return Err(problem.hint("write permission bits in octal, such as \"0640\"").into());
+            }
+        },
+    };
+    Ok(ConfigFile { path: path.clone(), content: templates.render(source, &file.content)?, mode })
+}

@@ -1,0 +1,168 @@
+//! Templates: Tera with Fleetwright's context and functions. A missing value is an error with its place.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use serde_saphyr::Spanned;
+use tera::{Context, ErrorKind, Kwargs, State, Tera};
+
+use crate::config::{Problem, Problems, Source, near_miss};
+use crate::release::{SecretSource, marker};
+use crate::time::Timestamp;
+
+/// Longest text that `random_string` gives, in characters.
+const RANDOM_CHARACTERS_MAX: u32 = 256;
+
+/// What rendering one release used.
+#[derive(Default)]
+struct Used {
+    clock: bool,
+    secrets: BTreeMap<String, SecretSource>,
+}
+
+/// The templates of one release.
+pub(super) struct Templates {
+    tera: Tera,
+    context: Context,
+    used: Arc<Mutex<Used>>,
+}
+
+impl Templates {
+    /// Templates whose function `env` sees `variables`, whose `secret` knows `declared`, whose `random_string`
+    /// gives the same text for the same `scope` and name, and whose `now` is `now`.
+    pub(super) fn new(
+        variables: &BTreeMap<String, String>,
+        declared: &BTreeMap<String, SecretSource>,
+        scope: String,
+        now: Timestamp,
+    ) -> Self {
+        let used = Arc::new(Mutex::new(Used::default()));
+        let mut tera = Tera::new();
+        register_env(&mut tera, variables.clone());
+        register_secret(&mut tera, declared.clone(), Arc::clone(&used));
+        register_random_string(&mut tera, scope, Arc::clone(&used));
+        register_now(&mut tera, now, Arc::clone(&used));
+        Self { tera, context: Context::new(), used }
+    }
+
+    /// Makes a value visible to the templates rendered from now on.
+    pub(super) fn set(&mut self, name: &'static str, value: &impl Serialize) {
+        self.context.insert(name, value);
+    }
+
+    /// Renders a text that was written in a file.
+    pub(super) fn render(&self, source: &Source, written: &Spanned<String>) -> Result<String, Problems> {
+        self.render_text(&written.value).map_err(|error| {
+            let problem = match error.place {
+                Some((line, column)) => Problem::within(source, written, line, column, error.message),
+                None => Problem::at(source, written, error.message),
+            };
+            match error.hint {
+                Some(hint) => problem.hint(hint).into(),
+                None => problem.into(),
+            }
+        })
+    }
+
+    /// Renders a text whose own place is not known.
+    pub(super) fn render_text(&self, text: &str) -> Result<String, TemplateError> {
+        if !text.contains("{{") && !text.contains("{%") {
+            return Ok(text.to_owned());
+        }
+        self.tera.render_str(text, &self.context, false).map_err(|error| TemplateError::new(&error))
+    }
+
+    pub(super) fn clock_was_read(&self) -> bool {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).clock
+    }
+
+    pub(super) fn secrets_used(&self) -> BTreeMap<String, SecretSource> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).secrets.clone()
+    }
+}
+
+/// Why a template cannot be rendered.
+pub(super) struct TemplateError {
+    pub(super) message: String,
+    place: Option<(usize, usize)>,
+    hint: Option<String>,
+}
+
+impl TemplateError {
+    fn new(error: &tera::Error) -> Self {
+        let (text, place) = match error.kind() {
+            ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
+                (report.message().to_owned(), Some((report.span().start_line, report.span().start_col)))
+            }
+            _ => (error.to_string(), None),
+        };
+        let (text, hint) = match text.split_once(HINT_MARK) {
+            Some((text, hint)) => (text.to_owned(), Some(hint.to_owned())),
+            None => (text, None),
+        };
+        let mut message = text.trim().trim_end_matches('.').to_owned();
+        if let Some(first) = message.get_mut(..1) {
+            first.make_ascii_lowercase();
+        }
+        Self { message: format!("template: {message}"), place, hint }
+    }
+}
+
+/// Separates message and hint where an error has to pass through Tera as one text.
+const HINT_MARK: &str = "\u{1f}hint: ";
+
+fn error(message: String, hint: Option<String>) -> tera::Error {
+    match hint {
+        Some(hint) => tera::Error::message(format!("{message}{HINT_MARK}{hint}")),
+        None => tera::Error::message(message),
+    }
+}
+
+fn register_env(tera: &mut Tera, variables: BTreeMap<String, String>) {
+    tera.register_function("env", move |kwargs: Kwargs, _: &State| {
+        let name: String = kwargs.must_get("name")?;
+        let default: Option<String> = kwargs.get("default")?;
+        variables.get(&name).cloned().or(default).ok_or_else(|| {
+            let hint = format!("export {name}, or give a default: env(name=\"{name}\", default=\"…\")");
+            error(format!("the environment variable `{name}` is not set"), Some(hint))
+        })
+    });
+}
+
+fn register_secret(tera: &mut Tera, declared: BTreeMap<String, SecretSource>, used: Arc<Mutex<Used>>) {
+    tera.register_function("secret", move |kwargs: Kwargs, _: &State| {
+        let name: String = kwargs.must_get("name")?;
+        let Some(source) = declared.get(&name) else {
+            let near = near_miss(&name, declared.keys().map(String::as_str));
+            let hint = near.unwrap_or_else(|| format!("declare it under `secrets:` as `{name}: {{ env: VARIABLE }}`"));
+            return Err(error(format!("the environment declares no secret `{name}`"), Some(hint)));
+        };
+        used.lock().unwrap_or_else(PoisonError::into_inner).secrets.insert(name.clone(), source.clone());
+        Ok(marker(&name))
+    });
+}
+
+fn register_random_string(tera: &mut Tera, scope: String, used: Arc<Mutex<Used>>) {
+    tera.register_function("random_string", move |kwargs: Kwargs, _: &State| {
+        let length: u32 = kwargs.must_get("length")?;
+        let name: String = kwargs.get("name")?.unwrap_or_else(|| "default".to_owned());
+        if length == 0 || length > RANDOM_CHARACTERS_MAX {
+            return Err(error(
+                format!("random_string gives 1 to {RANDOM_CHARACTERS_MAX} characters, not {length}"),
+                None,
+            ));
+        }
+        let key = format!("random:{name}:{length}");
+        let source = SecretSource::Generated { context: format!("{scope}/{name}"), length };
+        used.lock().unwrap_or_else(PoisonError::into_inner).secrets.insert(key.clone(), source);
+        Ok(marker(&key))
+    });
+}
+
+fn register_now(tera: &mut Tera, now: Timestamp, used: Arc<Mutex<Used>>) {
+    tera.register_function("now", move |_: Kwargs, _: &State| {
+        used.lock().unwrap_or_else(PoisonError::into_inner).clock = true;
+        now.to_string()
+    });
+}

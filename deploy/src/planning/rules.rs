@@ -1,0 +1,123 @@
+//! The rules of an environment, and what every configuration must satisfy. A broken one stops the plan.
+
+use super::{Configuration, definition};
+use crate::config::{Problem, Problems, Server, Source};
+use crate::health::Severity;
+use crate::plan::{RollbackPolicy, Rollout};
+use crate::release::Transport;
+
+/// Checks everything that can be said without rendering.
+pub(super) fn check(
+    configuration: &Configuration,
+    rollout: &Rollout,
+    rollback: &RollbackPolicy,
+) -> Result<(), Problems> {
+    let (source, manifest) = &configuration.manifest;
+    let mut problems = Vec::new();
+    if rollout.max_unavailable == 0 || rollout.max_parallel == 0 {
+        let problem = Problem::in_file(source, "`max_unavailable` and `max_parallel` must be at least 1");
+        problems.push(problem.hint("with 0, nothing could ever be deployed"));
+    }
+    environment_rules(configuration, rollout, rollback, &mut problems);
+    for entry in &manifest.servers {
+        match definition(configuration, &entry.server) {
+            Ok((source, server)) => server_rules(configuration, source, server, &mut problems),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    Problems::none_or(problems)
+}
+
+fn environment_rules(
+    configuration: &Configuration,
+    rollout: &Rollout,
+    rollback: &RollbackPolicy,
+    problems: &mut Vec<Problem>,
+) {
+    let (source, _) = &configuration.manifest;
+    let (environment_source, environment) = &configuration.environment;
+    let (rules, name) = (&environment.rules, &environment.name.value);
+    let mut broken = |rule: &str, message: String| {
+        let problem = Problem::in_file(source, format!("{message} (rule `{rule}` of environment {name})"));
+        problems.push(problem.hint(format!("change the manifest, or the rule in {}", environment_source.path)));
+    };
+    if rules.rollback && !rollback.enabled {
+        broken("rollback", "rollback is off".to_owned());
+    }
+    if rules.canary && rollout.canary == 0 {
+        broken("canary", "no canary goes first".to_owned());
+    }
+    if let Some(max) = rules.max_unavailable_max.filter(|max| rollout.max_unavailable > *max) {
+        broken(
+            "max_unavailable_max",
+            format!("max_unavailable is {}, at most {max} is allowed", rollout.max_unavailable),
+        );
+    }
+    if rules.real_secrets {
+        for (secret, written) in &environment.secrets {
+            if let Some(fallback) = &written.fallback {
+                let message = format!("secret `{secret}` has a fallback (rule `real_secrets`)");
+                problems.push(Problem::at(environment_source, fallback, message).hint("remove the fallback"));
+            }
+        }
+    }
+}
+
+fn server_rules(configuration: &Configuration, source: &Source, server: &Server, problems: &mut Vec<Problem>) {
+    let rules = &configuration.environment.1.rules;
+    if server.run.command.value.is_empty() {
+        problems.push(Problem::at(source, &server.run.command, "the command is empty"));
+    }
+    if server.run.transport != Transport::None && server.run.port.is_none() {
+        let problem = Problem::at(source, &server.run.command, "an MCP server needs a `port`");
+        problems.push(problem.hint("give `run.port`: the TCP port of its streamable HTTP endpoint"));
+    }
+    let critical = server.health_checks.iter().any(|check| check.value.severity == Severity::Critical);
+    if rules.critical_check && !critical {
+        let problem = Problem::at(source, &server.name, "no critical health check (rule `critical_check`)");
+        problems.push(problem.hint("add a check, for example `type: mcp`"));
+    }
+    let mut names = std::collections::BTreeSet::new();
+    for check in &server.health_checks {
+        if !names.insert(check.value.name.as_str()) {
+            problems.push(Problem::at(source, check, format!("two checks are called `{}`", check.value.name)));
+        }
+    }
+    package_rules(configuration, source, server, problems);
+}
+
+fn package_rules(configuration: &Configuration, source: &Source, server: &Server, problems: &mut Vec<Problem>) {
+    let Some(package) = &server.package else { return };
+    let kind = match (&package.value.pypi, &package.value.npm) {
+        (Some(_), None) => "pypi",
+        (None, Some(_)) => "npm",
+        (Some(_), Some(_)) | (None, None) => {
+            let problem = Problem::at(source, package, "a package is either `pypi` or `npm`");
+            problems.push(problem.hint("for example `package: { pypi: mcp-server-time, version: 2026.10.19 }`"));
+            return;
+        }
+    };
+    let version = &package.value.version;
+    let exact = |b: u8| b.is_ascii_alphanumeric() || b".-+!_".contains(&b);
+    if version.value.is_empty() || !version.value.bytes().all(exact) || version.value == "latest" {
+        let problem = Problem::at(source, version, format!("`{}` is not an exact version", version.value));
+        problems.push(problem.hint("pin one version, without ranges or wildcards"));
+    }
+    for extra in &package.value.with {
+        let pinned =
+            extra.value.split_once("==").is_some_and(|(name, version)| !name.is_empty() && version.bytes().all(exact));
+        if !pinned || extra.value.starts_with('-') {
+            problems.push(
+                Problem::at(source, extra, format!("`{}` is not pinned", extra.value)).hint("write NAME==VERSION"),
+            );
+        }
+    }
+    let allowed = &configuration.environment.1.rules.package_sources;
+    if allowed.as_ref().is_some_and(|sources| !sources.iter().any(|source| source == kind)) {
+        problems.push(Problem::at(
+            source,
+            package,
+            format!("packages from {kind} are not allowed (rule `package_sources`)"),
+        ));
+    }
+}

@@ -1,0 +1,298 @@
+//! A release: the immutable desired state of one instance, rendered, addressed by the hash of its bytes.
+//!
+//! Secrets are not in it. Where a secret's value belongs, the rendered text holds a marker, and
+//! [`Release::secrets`] holds a keyed digest of the value, so that a rotated secret is another release.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::health::{HealthCheck, Probe};
+use crate::host::Requirement;
+use crate::ids::{ReleaseId, ServerName};
+use crate::time::{Length, Timestamp};
+
+/// What opens a secret's marker in a rendered text; the secret's name and [`MARKER_END`] follow.
+pub const MARKER_START: &str = "\u{f8ff}secret:";
+/// What closes a secret's marker.
+pub const MARKER_END: char = '\u{f8fe}';
+
+/// The desired state of one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// The server it is a release of.
+    pub server: ServerName,
+    /// What is installed.
+    pub package: Package,
+    /// What a host must have for it.
+    pub requires: Vec<Requirement>,
+    /// What is started, and how.
+    pub run: Run,
+    /// Files written into the release's `config` folder.
+    pub files: Vec<ConfigFile>,
+    /// What is checked.
+    pub health_checks: Vec<HealthCheck>,
+    /// Tool calls that integration testing makes.
+    pub tool_calls: Vec<ToolCall>,
+    /// Whether a snapshot takes the data folder along.
+    pub snapshot_data: bool,
+    /// Keyed digests of the secrets that its texts name.
+    pub secrets: BTreeMap<String, SecretUse>,
+    /// The time its templates were given, where one of them asked.
+    pub rendered_at: Option<Timestamp>,
+}
+
+/// A secret that a release uses: where its value is found, and a digest that changes with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretUse {
+    /// Where the coordinator finds the value when it sends the release.
+    pub source: SecretSource,
+    /// BLAKE3 of the value, keyed with the fleet's own key; nothing when the plan was made without it.
+    pub digest: Option<String>,
+}
+
+/// Where a secret's value comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretSource {
+    /// An environment variable of the coordinator, then the file of the secret's name in its `secrets` folder.
+    Named {
+        /// The variable's name.
+        variable: String,
+        /// A value for environments in which no real one is needed; never a secret itself.
+        fallback: Option<String>,
+    },
+    /// Derived from the fleet's own key: the same for the same fleet, environment, server and name.
+    Generated {
+        /// What it is derived from besides the key.
+        context: String,
+        /// Its length in characters.
+        length: u32,
+    },
+}
+
+/// What is installed before a server can be started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Package {
+    /// Nothing: the program is on the host, or among the release's files.
+    None,
+    /// A distribution from PyPI, in a virtual environment of its own.
+    Pypi {
+        /// The distribution's name.
+        name: String,
+        /// Its exact version.
+        version: String,
+        /// Further exact requirements, such as `mcp==1.28.0`.
+        with: Vec<String>,
+    },
+    /// A package from the npm registry, in a prefix of its own; its install scripts do not run.
+    Npm {
+        /// The package's name, with its scope.
+        name: String,
+        /// Its exact version.
+        version: String,
+    },
+}
+
+impl Package {
+    /// The version that is deployed, where there is a package.
+    pub fn version(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Pypi { version, .. } | Self::Npm { version, .. } => Some(version),
+        }
+    }
+}
+
+impl std::fmt::Display for Package {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.pad("no package"),
+            Self::Pypi { name, version, .. } => f.pad(&format!("pypi {name} {version}")),
+            Self::Npm { name, version } => f.pad(&format!("npm {name} {version}")),
+        }
+    }
+}
+
+/// What is started, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The program and its arguments; programs of the package come first in its search path.
+    pub command: Vec<String>,
+    /// Its environment, besides a search path, a home and a locale.
+    pub environment: BTreeMap<String, String>,
+    /// How it speaks.
+    pub transport: Transport,
+    /// Where it listens, if it does.
+    pub endpoint: Option<Endpoint>,
+    /// When its runtime starts it again.
+    pub restart: RestartPolicy,
+    /// How long it has to end after SIGTERM before its whole process group is killed.
+    pub stop_timeout: Length,
+}
+
+/// How a server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// MCP over its standard input and output; bridged to streamable HTTP on its endpoint.
+    Stdio,
+    /// MCP over streamable HTTP.
+    Http,
+    /// No MCP: any other daemon.
+    None,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The address.
+    pub address: String,
+    /// The TCP port.
+    pub port: u16,
+    /// The path of its MCP endpoint.
+    pub path: String,
+}
+
+impl Endpoint {
+    /// The endpoint as a URL.
+    pub fn url(&self) -> String {
+        format!("http://{}:{}{}", self.address, self.port, self.path)
+    }
+
+    /// `ADDRESS:PORT`.
+    pub fn authority(&self) -> String {
+        format!("{}:{}", self.address, self.port)
+    }
+}
+
+/// When a server that ended is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    /// Whatever its exit status was.
+    #[default]
+    Always,
+    /// Only when its exit status was not 0.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// A file of a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigFile {
+    /// Its path below the release's `config` folder; relative, without `..`.
+    pub path: String,
+    /// Its content, with markers where secrets belong.
+    pub content: String,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+/// A call that integration testing makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// The tool.
+    pub tool: String,
+    /// Its arguments.
+    pub arguments: serde_json::Map<String, serde_json::Value>,
+    /// A text that the answer must contain.
+    pub contains: Option<String>,
+}
+
+impl Release {
+    /// The bytes that the id is the hash of: JSON with its fields in a fixed order.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// The content hash of this release.
+    pub fn id(&self) -> ReleaseId {
+        ReleaseId::of(&self.to_bytes())
+    }
+
+    /// The MCP endpoint, if it has one.
+    pub fn mcp_url(&self) -> Option<String> {
+        match self.run.transport {
+            Transport::Stdio | Transport::Http => self.run.endpoint.as_ref().map(Endpoint::url),
+            Transport::None => None,
+        }
+    }
+
+    /// The tools that its MCP checks expect.
+    pub fn expected_tools(&self) -> Vec<String> {
+        let tools = self.health_checks.iter().filter_map(|check| match &check.probe {
+            Probe::Mcp { expected_tools, .. } => Some(expected_tools),
+            Probe::Http { .. }
+            | Probe::Tcp { .. }
+            | Probe::Command { .. }
+            | Probe::File { .. }
+            | Probe::Disk { .. } => None,
+        });
+        tools.flatten().cloned().collect()
+    }
+}
+
+/// The marker for the secret of this name.
+pub fn marker(name: &str) -> String {
+    format!("{MARKER_START}{name}{MARKER_END}")
+}
+
+/// The secret that a text names but `values` lacks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the release names the secret `{0}`, and no value came with it")]
+pub struct MissingSecret(pub String);
+
+/// The text with each marker replaced by its secret's value.
+pub fn reveal(text: &str, values: &BTreeMap<String, String>) -> Result<String, MissingSecret> {
+    let mut revealed = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(MARKER_START) {
+        let after = &rest[start + MARKER_START.len()..];
+        let end = after.find(MARKER_END).ok_or_else(|| MissingSecret("(cut marker)".to_owned()))?;
+        let name = &after[..end];
+        revealed.push_str(&rest[..start]);
+        revealed.push_str(values.get(name).ok_or_else(|| MissingSecret(name.to_owned()))?);
+        rest = &after[end + MARKER_END.len_utf8()..];
+    }
+    revealed.push_str(rest);
+    Ok(revealed)
+}
+
+/// The text as people see it: `(secret NAME)` in place of each marker.
+pub fn masked(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(MARKER_START) {
+        let after = &rest[start + MARKER_START.len()..];
+        let Some(end) = after.find(MARKER_END) else { break };
+        shown.push_str(&rest[..start]);
+        shown.push_str(&format!("(secret {})", &after[..end]));
+        rest = &after[end + MARKER_END.len_utf8()..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_is_replaced_by_its_value_and_a_missing_value_is_an_error() {
+        let text = format!("url=postgres://u:{}@h/{}", marker("password"), marker("name"));
+        let mut values = BTreeMap::from([("password".to_owned(), "s3".to_owned())]);
+        assert_eq!(reveal(&text, &values), Err(MissingSecret("name".to_owned())));
+        values.insert("name".to_owned(), "db".to_owned());
+        assert_eq!(reveal(&text, &values).as_deref(), Ok("url=postgres://u:s3@h/db"));
+        assert_eq!(masked(&text), "url=postgres://u:(secret password)@h/(secret name)");
+    }
+
+    #[test]
+    fn a_value_that_looks_like_a_marker_is_not_revealed_again() {
+        let values = BTreeMap::from([("a".to_owned(), marker("b")), ("b".to_owned(), "no".to_owned())]);
+        assert_eq!(reveal(&marker("a"), &values), Ok(marker("b")));
+    }
+}

@@ -1,0 +1,298 @@
+//! Commands and intents, each in an envelope that is verified before a byte of it is decoded.
+//!
+//! An *intent* is the operator's: for one host, which server may run which release, until when. A *command* is
+//! the coordinator's: do this now. An agent does only what both allow.
+
+use std::collections::BTreeMap;
+
+use fleetwright_certs::{BadSignature, Signature, Signer, TrustedKeys};
+use fleetwright_deploy::failure::Failure;
+use fleetwright_deploy::ids::{DeploymentId, FleetName, Generation, HostName, PlanId, ReleaseId, ServerName};
+use fleetwright_deploy::time::{Length, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::FrameError;
+use crate::frame::{COMMAND_BYTES_MAX, decode, encode};
+
+/// What a coordinator's key signs.
+pub const COMMAND_PURPOSE: &str = "command";
+/// What an operator's key signs.
+pub const INTENT_PURPOSE: &str = "intent";
+/// How long a command may be on its way before it no longer counts.
+pub const COMMAND_LIFETIME: Length = Length::from_secs(60);
+/// How far ahead of the agent's clock a command may have been issued.
+pub const CLOCK_SKEW_MAX: Length = Length::from_secs(60);
+/// Most log lines that one command may ask for.
+pub const LOG_LINES_MAX: u32 = 1_000;
+
+/// Signed bytes. The bytes that were signed are the bytes that are decoded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The signed bytes.
+    pub payload: Vec<u8>,
+    /// Who signed them.
+    pub signature: Signature,
+}
+
+impl Envelope {
+    /// Signs a message.
+    pub fn seal<T: Serialize>(message: &T, signer: &Signer) -> Result<Self, FrameError> {
+        let payload = encode(message, COMMAND_BYTES_MAX)?;
+        let signature = signer.sign(&payload);
+        Ok(Self { payload, signature })
+    }
+}
+
+/// Identifies a command: the same order of the same attempt always has the same id, so that sending it again
+/// cannot make it happen twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CommandId(pub [u8; 16]);
+
+impl std::fmt::Display for CommandId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for CommandId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// A command, by version of its shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first shape.
+    V1(CommandV1),
+}
+
+/// A command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandV1 {
+    /// The fleet it is for.
+    pub fleet: FleetName,
+    /// The host it is for.
+    pub host: HostName,
+    /// Its id.
+    pub id: CommandId,
+    /// The generation of the fleet when it was issued.
+    pub generation: Generation,
+    /// When it was issued.
+    pub issued_at: Timestamp,
+    /// When it no longer counts.
+    pub not_after: Timestamp,
+    /// What to do.
+    pub body: CommandBody,
+}
+
+/// What a command asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CommandBody {
+    /// A step of a deployment.
+    Step {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// The server.
+        server: ServerName,
+        /// The attempt at the step.
+        attempt: u32,
+        /// The operator's intent, an [`Intent`] in an [`Envelope`].
+        intent: Envelope,
+        /// What to do.
+        order: StepOrder,
+    },
+    /// The last lines of a server's output. Reads only, so it needs no intent.
+    Logs {
+        /// The server.
+        server: ServerName,
+        /// How many lines, at most [`LOG_LINES_MAX`].
+        lines: u32,
+    },
+}
+
+/// What a step's command asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StepOrder {
+    /// Get a release ready beside the running one.
+    Stage {
+        /// The release, as the bytes whose hash is its id.
+        release: Vec<u8>,
+        /// The values of its secrets, by name.
+        secrets: BTreeMap<String, String>,
+    },
+    /// Switch to a release that is ready.
+    Switch {
+        /// The release; nothing to remove the server.
+        target: Option<ReleaseId>,
+        /// How long the host waits to be confirmed before it puts itself back.
+        confirm_within: Option<Length>,
+        /// How long the release has to become healthy.
+        healthy_deadline: Length,
+        /// How long it must be healthy without a break.
+        min_healthy_time: Length,
+    },
+    /// Keep what was switched to.
+    Confirm,
+    /// Undo what the deployment did.
+    Restore,
+    /// Speak to the server as a client would.
+    Test,
+    /// Prune old releases and snapshots.
+    Clean,
+}
+
+/// An agent's answer to a command. The outcome of a step follows later, as a report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CommandReply {
+    /// It is durable on the host and will be done.
+    Accepted,
+    /// It was accepted before; nothing happens again.
+    Duplicate,
+    /// It is not done.
+    Refused(Failure),
+    /// The lines that were asked for.
+    Logs(Vec<String>),
+}
+
+/// The operator's intent for one host, by version of its shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intent {
+    /// The first shape.
+    V1(IntentV1),
+}
+
+/// The operator's intent for one host. That everything in it may also be undone is part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntentV1 {
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The host.
+    pub host: HostName,
+    /// The deployment it is for.
+    pub deployment: DeploymentId,
+    /// The plan it was made from.
+    pub plan: PlanId,
+    /// The generation the fleet rises to by it.
+    pub generation: Generation,
+    /// When it no longer counts.
+    pub not_after: Timestamp,
+    /// Which server may run which release; nothing means that it may be removed.
+    pub servers: Vec<(ServerName, Option<ReleaseId>)>,
+}
+
+/// Why a command is not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejection {
+    /// The command's signature does not count.
+    #[error("the command is refused: {0}")]
+    CommandSignature(BadSignature),
+    /// The intent's signature does not count.
+    #[error("the operator's intent is refused: {0}")]
+    IntentSignature(BadSignature),
+    /// It is not what it should be.
+    #[error("the command is refused: {0}")]
+    Malformed(#[from] FrameError),
+    /// It is for somebody else.
+    #[error("the command is for {0}, not for this host")]
+    OtherTarget(String),
+    /// It came too late.
+    #[error("the {what} expired at {at}")]
+    Expired {
+        /// Command or intent.
+        what: &'static str,
+        /// When.
+        at: Timestamp,
+    },
+    /// It was issued in the future.
+    #[error("the command was issued at {0}, which is in the future")]
+    FromTheFuture(Timestamp),
+    /// The operator's intent does not cover it.
+    #[error("the operator's intent does not allow it: {0}")]
+    NotIntended(String),
+}
+
+/// A command that was verified, with the intent that allows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedCommand {
+    /// The command.
+    pub command: CommandV1,
+    /// The intent, where the command needs one.
+    pub intent: Option<IntentV1>,
+}
+
+/// Verifies commands on behalf of one host.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The host.
+    pub host: HostName,
+    /// Keys that may sign commands.
+    pub command_keys: TrustedKeys,
+    /// Keys that may sign intents.
+    pub intent_keys: TrustedKeys,
+}
+
+impl Verifier {
+    /// Opens a command: signature, target and time first, then the intent in the same way, then whether the
+    /// intent covers the command. Generation and repetition are the caller's to check: they need memory.
+    pub fn open(&self, envelope: &Envelope, now: Timestamp) -> Result<VerifiedCommand, Rejection> {
+        self.command_keys.verify(&envelope.payload, &envelope.signature).map_err(Rejection::CommandSignature)?;
+        let Command::V1(command) = decode(&envelope.payload)?;
+        self.check_target(&command.fleet, &command.host)?;
+        if command.not_after <= now || now.since(command.issued_at) > COMMAND_LIFETIME.plus(CLOCK_SKEW_MAX) {
+            return Err(Rejection::Expired { what: "command", at: command.not_after });
+        }
+        if command.issued_at.since(now) > CLOCK_SKEW_MAX {
+            return Err(Rejection::FromTheFuture(command.issued_at));
+        }
+        let intent = match &command.body {
+            CommandBody::Logs { .. } => None,
+            CommandBody::Step { intent, .. } => Some(self.open_intent(intent, now)?),
+        };
+        if let Some(intent) = &intent {
+            check_intended(&command.body, intent)?;
+        }
+        Ok(VerifiedCommand { command, intent })
+    }
+
+    fn open_intent(&self, envelope: &Envelope, now: Timestamp) -> Result<IntentV1, Rejection> {
+        self.intent_keys.verify(&envelope.payload, &envelope.signature).map_err(Rejection::IntentSignature)?;
+        let Intent::V1(intent) = decode(&envelope.payload)?;
+        self.check_target(&intent.fleet, &intent.host)?;
+        if intent.not_after <= now {
+            return Err(Rejection::Expired { what: "operator's intent", at: intent.not_after });
+        }
+        Ok(intent)
+    }
+
+    fn check_target(&self, fleet: &FleetName, host: &HostName) -> Result<(), Rejection> {
+        if *fleet == self.fleet && *host == self.host {
+            Ok(())
+        } else {
+            Err(Rejection::OtherTarget(format!("host {host} of fleet {fleet}")))
+        }
+    }
+}
+
+fn check_intended(body: &CommandBody, intent: &IntentV1) -> Result<(), Rejection> {
+    let CommandBody::Step { deployment, server, order, .. } = body else { return Ok(()) };
+    let refuse = |why: String| Err(Rejection::NotIntended(why));
+    if intent.deployment != *deployment {
+        return refuse(format!("it is for deployment {}", intent.deployment));
+    }
+    let Some((_, allowed)) = intent.servers.iter().find(|(name, _)| name == server) else {
+        return refuse(format!("it does not name the server {server}"));
+    };
+    let asked = match order {
+        StepOrder::Stage { release, .. } => Some(ReleaseId::of(release)),
+        StepOrder::Switch { target, .. } => target.clone(),
+        StepOrder::Confirm | StepOrder::Restore | StepOrder::Test | StepOrder::Clean => return Ok(()),
+    };
+    if asked == *allowed {
+        return Ok(());
+    }
+    let word = |id: &Option<ReleaseId>| id.as_ref().map_or_else(|| "nothing".to_owned(), |id| id.short().to_owned());
+    refuse(format!("{server} may run {}, not {}", word(allowed), word(&asked)))
+}

@@ -1,0 +1,145 @@
+//! Settings of the QUIC endpoints: TLS 1.3 only, certificates on both sides, every limit named.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleetwright_certs::{Identity, PinnedAuthority};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, ServerConfig, TransportConfig, VarInt};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, version::TLS13};
+
+use crate::{ALPN, ALPN_ENROL};
+
+/// A connection on which nothing arrives for this long is gone.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a quiet connection is shown to be alive.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
+/// Most bidirectional streams that one peer may have open at once.
+pub const STREAMS_MAX: u32 = 256;
+/// Most connections that wait for their handshake at once.
+pub const INCOMING_MAX: usize = 1_024;
+
+/// A certificate chain and its key, in PEM.
+#[derive(Clone)]
+pub struct TlsIdentity {
+    /// The certificate, and those that lead to the authority.
+    pub chain_pem: String,
+    /// The private key.
+    pub key_pem: String,
+    /// The authority's certificate.
+    pub authority_pem: String,
+}
+
+/// Why an endpoint cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// Keys, certificates or TLS settings do not fit.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// PEM text cannot be read.
+    #[error("PEM: {0}")]
+    Pem(#[from] rustls::pki_types::pem::Error),
+    /// The verifier of peers cannot be built.
+    #[error("TLS: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// QUIC needs a cipher suite that is missing.
+    #[error("QUIC: {0}")]
+    Quic(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+}
+
+/// The one provider of cryptography.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// A coordinator's endpoint. A peer without a certificate is let through the handshake only so that it can
+/// enrol: whoever accepts connections must look at [`peer`] and at the negotiated ALPN.
+pub fn coordinator(identity: &TlsIdentity) -> Result<ServerConfig, EndpointError> {
+    let roots = Arc::new(roots(&identity.authority_pem)?);
+    let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build()?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain(&identity.chain_pem)?, key(&identity.key_pem)?)?;
+    tls.alpn_protocols = vec![ALPN.to_vec(), ALPN_ENROL.to_vec()];
+    tls.max_early_data_size = 0;
+    let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+    config.transport_config(Arc::new(transport())).max_incoming(INCOMING_MAX);
+    Ok(config)
+}
+
+/// An agent's endpoint for its work.
+pub fn agent(identity: &TlsIdentity) -> Result<ClientConfig, EndpointError> {
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots(&identity.authority_pem)?)
+        .with_client_auth_cert(chain(&identity.chain_pem)?, key(&identity.key_pem)?)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    client(tls)
+}
+
+/// An agent's endpoint for enrolling with the coordinator whose authority is pinned.
+pub fn enrolling(authority: PinnedAuthority) -> Result<ClientConfig, EndpointError> {
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(authority))
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![ALPN_ENROL.to_vec()];
+    client(tls)
+}
+
+/// The identity in the verified certificate of a connection's peer; nothing when it presented none.
+pub fn peer(connection: &quinn::Connection) -> Option<Identity> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Identity::of(chain.first()?).ok()
+}
+
+/// SHA-256 of the certificate of a connection's peer, in hexadecimal.
+pub fn peer_fingerprint(connection: &quinn::Connection) -> Option<String> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Some(fleetwright_certs::fingerprint(chain.first()?))
+}
+
+/// The protocol that a connection negotiated.
+pub fn alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+}
+
+fn client(mut tls: rustls::ClientConfig) -> Result<ClientConfig, EndpointError> {
+    tls.enable_early_data = false;
+    // Every connection proves itself anew: a resumed session would not show that certificates still hold.
+    tls.resumption = rustls::client::Resumption::disabled();
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    config.transport_config(Arc::new(transport()));
+    Ok(config)
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32).into()))
+        .keep_alive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None);
+    transport
+}
+
+fn roots(pem: &str) -> Result<RootCertStore, EndpointError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pem.as_bytes())?)?;
+    Ok(roots)
+}
+
+fn chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, EndpointError> {
+    Ok(CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>()?)
+}
+
+fn key(pem: &str) -> Result<PrivateKeyDer<'static>, EndpointError> {
+    Ok(PrivateKeyDer::from_pem_slice(pem.as_bytes())?)
+}

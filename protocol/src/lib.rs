@@ -1,0 +1,32 @@
+//! What travels between coordinator and agents: versioned messages in bounded frames, commands in signed
+//! envelopes, and the settings of the QUIC endpoints. This crate decides nothing.
+//!
+//! Agents dial. Each message or command has a bidirectional stream of its own: one frame there, one frame back.
+
+pub mod command;
+pub mod endpoint;
+pub mod enrol;
+pub mod frame;
+pub mod report;
+
+pub use command::{
+    Command, CommandBody, CommandId, CommandReply, Envelope, Intent, Rejection, StepOrder, VerifiedCommand, Verifier,
+};
+pub use frame::{FrameError, read_frame, write_frame};
+
+/// ALPN of the protocol between agents and coordinator; both sides present certificates.
+pub const ALPN: &[u8] = b"fleetwright/1";
+/// ALPN of enrolment, the only thing a peer without a certificate may do.
+pub const ALPN_ENROL: &[u8] = b"fleetwright-enrol/1";
+
+/// QUIC application close codes, for people who look at logs.
+pub mod close {
+    /// The peer is leaving in good order.
+    pub const GOODBYE: u32 = 0;
+    /// The peer presented no certificate, or one that does not let it do this.
+    pub const NOT_PERMITTED: u32 = 1;
+    /// The peer sent something that is no message of this protocol.
+    pub const BAD_MESSAGE: u32 = 2;
+    /// A newer connection of the same host took over.
+    pub const SUPERSEDED: u32 = 3;
+}

@@ -1,0 +1,96 @@
+//! What agents tell, and what the coordinator answers. The host is never in a message: it is in the certificate.
+
+use fleetwright_deploy::health::HealthReport;
+use fleetwright_deploy::host::HostView;
+use fleetwright_deploy::ids::{DeploymentId, ReleaseId, ServerName};
+use fleetwright_deploy::instance::StepReport;
+use fleetwright_deploy::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What an agent tells, by version of its shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    /// The first shape.
+    V1(AgentMessageV1),
+}
+
+/// What an agent tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentMessageV1 {
+    /// The first message on every connection.
+    Hello {
+        /// The version of the agent.
+        agent_version: String,
+        /// The host.
+        view: HostView,
+    },
+    /// What became of a step. Sent again until it is acknowledged.
+    Step {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// The server.
+        server: ServerName,
+        /// The attempt.
+        attempt: u32,
+        /// What became of it.
+        report: StepReport,
+    },
+    /// The health of a server changed.
+    Health {
+        /// The server.
+        server: ServerName,
+        /// The release that was looked at.
+        release: ReleaseId,
+        /// What was found.
+        report: HealthReport,
+        /// The last lines of its output, when it is unhealthy.
+        output: Vec<String>,
+    },
+    /// A sample of the host's metrics. Lost ones are not sent again.
+    Metrics(MetricsSample),
+}
+
+/// The coordinator's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CoordinatorReply {
+    /// It is durable, or needs not be.
+    Acknowledged,
+    /// It will never be taken: there is no use in sending it again.
+    Refused(String),
+}
+
+/// The metrics of a host at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetricsSample {
+    /// When.
+    pub at: Timestamp,
+    /// Use of all processors together, in thousandths.
+    pub cpu_permille: u32,
+    /// Used memory, in bytes.
+    pub memory_used_bytes: u64,
+    /// All memory, in bytes.
+    pub memory_total_bytes: u64,
+    /// Free space where the agent keeps its state, in bytes.
+    pub disk_free_bytes: u64,
+    /// All space there, in bytes.
+    pub disk_total_bytes: u64,
+    /// Bytes received on all interfaces since the host started.
+    pub network_received_bytes: u64,
+    /// Bytes sent on all interfaces since the host started.
+    pub network_sent_bytes: u64,
+    /// The servers of this host.
+    pub servers: Vec<ServerMetrics>,
+}
+
+/// The metrics of a server: its whole process group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerMetrics {
+    /// The server.
+    pub server: ServerName,
+    /// Processor use, in thousandths of one processor.
+    pub cpu_permille: u32,
+    /// Resident memory, in bytes.
+    pub memory_bytes: u64,
+    /// Number of processes.
+    pub processes: u32,
+}
