@@ -293,6 +293,7 @@ impl Engine {
             }
         };
         tracing::info!(%server, event = event_name(&event), "applied");
+        let confirmed = matches!(event, InstanceEvent::ConfirmRequested { .. });
         let restored = matches!(event, InstanceEvent::RestoreSucceeded { .. });
         let mut reports = Vec::new();
         let mut rest = Vec::new();
@@ -307,6 +308,10 @@ impl Engine {
         self.perform(server, rest).await;
         if restored {
             self.watch_current(server);
+        }
+        if confirmed {
+            // Only now does the coordinator take the health of this release for that of the instance.
+            self.told.remove(server);
         }
         Ok(())
     }

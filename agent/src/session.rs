@@ -131,7 +131,9 @@ impl Session {
         let metrics =
             tokio::spawn(sample(connection.clone(), self.layout.state_dir().to_owned(), self.processes.clone()));
         let over = loop {
+            // Reports before health: what became of a step decides which release a health report is about.
             tokio::select! {
+                biased;
                 lost = connection.closed() => break Over::Lost(lost.into()),
                 changed = self.outbox.changed() => {
                     if changed.is_err() {

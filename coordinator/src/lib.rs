@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Fleetwright's coordinator and the `fleetwright` command.
+//!
+//! Decisions are [`fleetwright_deploy`]'s; this crate performs them. Everything that changes the fleet flows
+//! through one bounded channel into [`engine`], which makes an event durable before anything is done about it.
+
+mod api;
+pub mod cli;
+mod client;
+mod clock;
+mod commands;
+mod engine;
+mod journal;
+mod local;
+mod project;
+mod secrets;
+mod serve;
+mod sessions;
+mod state_dir;

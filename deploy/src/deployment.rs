@@ -195,6 +195,8 @@ pub enum Order {
 pub enum Action {
     /// Send an order to the agent of an instance's host.
     Send {
+        /// The deployment whose order it is.
+        deployment: DeploymentId,
         /// The instance.
         instance: InstanceId,
         /// The attempt.
@@ -486,7 +488,8 @@ impl Deployment {
         step.state = state;
         let step = &self.steps[id];
         if let Some(order) = self.order_for(step) {
-            effects.actions.push(Action::Send { instance: id.clone(), attempt: step.attempt, order });
+            let (deployment, attempt) = (self.id.clone(), step.attempt);
+            effects.actions.push(Action::Send { deployment, instance: id.clone(), attempt, order });
         }
     }
 

@@ -393,6 +393,9 @@ impl Fleet {
         };
         let status = report.status;
         let reason = report.reason();
+        if record.health == report {
+            return Err(Refused::NoChange);
+        }
         let changed = record.health.status != status;
         record.health = report;
         let mut effects = Effects::default();

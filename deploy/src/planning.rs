@@ -108,6 +108,13 @@ pub fn secret_sources(environment: &Environment) -> BTreeMap<String, SecretSourc
     named.collect()
 }
 
+/// Checks a configuration as far as that goes without knowing the hosts: rules, dependencies, cycles.
+pub fn check(configuration: &Configuration) -> Result<(), Problems> {
+    let (rollout, rollback) = policies(configuration);
+    rules::check(configuration, &rollout, &rollback)?;
+    graph::order(&configuration.manifest.0, &configuration.manifest.1).map(drop)
+}
+
 /// Makes the plan that takes the fleet from what runs to what the configuration says.
 pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Result<CheckedPlan, Problems> {
     let (source, manifest) = &configuration.manifest;
@@ -205,7 +212,6 @@ fn policies(configuration: &Configuration) -> (Rollout, RollbackPolicy) {
 }
 
 /// The definition of a server, or the problem that there is none.
-#[expect(clippy::result_large_err, reason = "a problem is made once, on the way to the operator")]
 fn definition<'a>(
     configuration: &'a Configuration,
     server: &serde_saphyr::Spanned<ServerName>,

@@ -1,0 +1,262 @@
+//! The HTTP/JSON interface of the coordinator, under `/v1` on a unix socket that only its owner may open.
+
+mod events;
+pub(crate) mod views;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use fleetwright_deploy::deployment::Options;
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
+use fleetwright_deploy::plan::Plan;
+use fleetwright_deploy::release::SecretSource;
+use fleetwright_deploy::time::Length;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+
+use self::views::{DeploymentSummary, DeploymentView, HostMetrics, HostRow, InstanceRow, PlanningView, StatusView};
+use crate::engine::{Handle, Request, Samples};
+
+/// Largest request body, in bytes: a plan with all its releases.
+const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a token is valid unless the request says otherwise, and the longest it may be.
+const TOKEN_LIFETIME: Length = Length::from_secs(3_600);
+const TOKEN_LIFETIME_MAX: Length = Length::from_secs(7 * 24 * 3_600);
+
+/// What handlers share.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) engine: Handle,
+    pub(crate) listen: String,
+    pub(crate) authority_fingerprint: String,
+}
+
+/// A request to start a deployment.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct StartRequest {
+    pub(crate) plan: Plan,
+    pub(crate) options: Options,
+    pub(crate) intents: BTreeMap<HostName, String>,
+}
+
+/// A request to undo one.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct RollbackRequest {
+    pub(crate) by: String,
+    pub(crate) intents: BTreeMap<HostName, String>,
+}
+
+/// What a started deployment is called.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Started {
+    pub(crate) id: DeploymentId,
+}
+
+/// A token, and all that enrolling with it takes.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct TokenView {
+    pub(crate) host: HostName,
+    pub(crate) token: String,
+    pub(crate) coordinator: String,
+    pub(crate) ca_fingerprint: String,
+    pub(crate) expires_in: Length,
+}
+
+/// The lines of a log.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct LogsView {
+    pub(crate) instance: InstanceId,
+    pub(crate) lines: Vec<String>,
+}
+
+/// An error as it is sent.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ErrorBody {
+    pub(crate) error: Failure,
+}
+
+#[derive(Deserialize)]
+struct TokenQuery {
+    expires_in: Option<Length>,
+}
+
+#[derive(Deserialize)]
+struct LogsQuery {
+    lines: Option<u32>,
+}
+
+/// Listens on the socket. Its path may be longer than a socket's address can hold: it is reached by way of its
+/// folder's descriptor.
+pub(crate) fn listen(socket: &Path) -> Result<UnixListener> {
+    let _ = std::fs::remove_file(socket);
+    let folder = std::fs::File::open(socket.parent().unwrap_or_else(|| Path::new("/")))?;
+    let listener = UnixListener::bind(short_path(&folder, socket))
+        .with_context(|| format!("{} cannot be listened on", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// A short path to a file in an open folder of this process.
+pub(crate) fn short_path(folder: &std::fs::File, file: &Path) -> std::path::PathBuf {
+    let name = file.file_name().unwrap_or_default();
+    Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name)
+}
+
+pub(crate) fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/hosts", get(hosts))
+        .route("/v1/hosts/{host}/token", post(token))
+        .route("/v1/hosts/metrics", get(metrics))
+        .route("/v1/servers", get(servers))
+        .route("/v1/servers/{instance}/logs", get(logs))
+        .route("/v1/planning", get(planning))
+        .route("/v1/secrets/digests", post(digests))
+        .route("/v1/deployments", get(deployments).post(start))
+        .route("/v1/deployments/{id}", get(deployment))
+        .route("/v1/deployments/{id}/rollback", post(roll_back))
+        .route("/v1/events", get(events::events))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+/// A failure as an answer: its kind decides the status code.
+struct Refusal(Failure);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match self.0.kind {
+            FailureKind::ConfigurationError => StatusCode::UNPROCESSABLE_ENTITY,
+            FailureKind::PermissionError => StatusCode::FORBIDDEN,
+            FailureKind::NetworkError | FailureKind::TimeoutError | FailureKind::DependencyError => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            FailureKind::DeploymentError | FailureKind::HealthCheckError | FailureKind::ResourceError => {
+                StatusCode::CONFLICT
+            }
+        };
+        (status, Json(ErrorBody { error: self.0 })).into_response()
+    }
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+fn ending() -> Refusal {
+    Refusal(Failure::new(FailureKind::NetworkError, "request", "the coordinator is ending").hint("try again"))
+}
+
+fn not_found(what: String) -> Refusal {
+    Refusal(Failure::new(FailureKind::ConfigurationError, "request", what))
+}
+
+async fn status(State(api): State<Api>) -> Answer<StatusView> {
+    let listen = api.listen.clone();
+    let view = api.engine.look(move |fleet, _, seq| StatusView::new(fleet, seq, listen)).await;
+    view.map(Json).ok_or_else(ending)
+}
+
+async fn hosts(State(api): State<Api>) -> Answer<Vec<HostRow>> {
+    api.engine.look(|fleet, _, _| HostRow::all(fleet)).await.map(Json).ok_or_else(ending)
+}
+
+async fn servers(State(api): State<Api>) -> Answer<Vec<InstanceRow>> {
+    api.engine.look(|fleet, _, _| InstanceRow::all(fleet)).await.map(Json).ok_or_else(ending)
+}
+
+async fn metrics(State(api): State<Api>) -> Answer<Vec<HostMetrics>> {
+    let view = |samples: &Samples| {
+        let newest = samples
+            .iter()
+            .filter_map(|(host, samples)| Some(HostMetrics { host: host.clone(), sample: samples.back()?.clone() }));
+        newest.collect()
+    };
+    api.engine.look(move |_, samples, _| view(samples)).await.map(Json).ok_or_else(ending)
+}
+
+async fn planning(State(api): State<Api>) -> Answer<PlanningView> {
+    api.engine.look(|fleet, _, _| PlanningView::new(fleet)).await.map(Json).ok_or_else(ending)
+}
+
+async fn digests(
+    State(api): State<Api>,
+    Json(sources): Json<BTreeMap<String, SecretSource>>,
+) -> Answer<BTreeMap<String, String>> {
+    api.engine.ask(|reply| Request::Digests { sources, reply }).await.map(Json).ok_or_else(ending)
+}
+
+async fn deployments(State(api): State<Api>) -> Answer<Vec<DeploymentSummary>> {
+    let all = |fleet: &fleetwright_deploy::fleet::Fleet| fleet.deployments().map(DeploymentSummary::new).collect();
+    api.engine.look(move |fleet, _, _| all(fleet)).await.map(Json).ok_or_else(ending)
+}
+
+async fn deployment(State(api): State<Api>, UrlPath(id): UrlPath<String>) -> Answer<DeploymentView> {
+    let missing = not_found(format!("there is no deployment {id}"));
+    let Ok(id) = id.parse::<DeploymentId>() else { return Err(missing) };
+    let view = api.engine.look(move |fleet, _, _| fleet.deployment(&id).map(DeploymentView::new)).await;
+    view.ok_or_else(ending)?.map(Json).ok_or(missing)
+}
+
+async fn start(State(api): State<Api>, Json(request): Json<StartRequest>) -> Answer<Started> {
+    let StartRequest { plan, options, intents } = request;
+    let plan = Box::new(plan);
+    let started = api.engine.ask(|reply| Request::Start { plan, options, intents, reply }).await.ok_or_else(ending)?;
+    started.map(|id| Json(Started { id })).map_err(Refusal)
+}
+
+async fn roll_back(
+    State(api): State<Api>,
+    UrlPath(id): UrlPath<String>,
+    Json(request): Json<RollbackRequest>,
+) -> Answer<Started> {
+    let Ok(deployment) = id.parse::<DeploymentId>() else {
+        return Err(not_found(format!("there is no deployment {id}")));
+    };
+    let (id, RollbackRequest { by, intents }) = (deployment.clone(), request);
+    let rolled =
+        api.engine.ask(|reply| Request::RollBack { deployment, by, intents, reply }).await.ok_or_else(ending)?;
+    rolled.map(|()| Json(Started { id })).map_err(Refusal)
+}
+
+async fn token(
+    State(api): State<Api>,
+    UrlPath(host): UrlPath<String>,
+    Query(query): Query<TokenQuery>,
+) -> Answer<TokenView> {
+    let host: HostName =
+        host.parse().map_err(|error: fleetwright_deploy::ids::InvalidId| not_found(error.to_string()))?;
+    let lifetime = query.expires_in.unwrap_or(TOKEN_LIFETIME);
+    if lifetime > TOKEN_LIFETIME_MAX || lifetime == Length::ZERO {
+        return Err(not_found(format!("a token is valid for at most {TOKEN_LIFETIME_MAX}")));
+    }
+    let name = host.clone();
+    let issued = api.engine.ask(|reply| Request::IssueToken { host, lifetime, reply }).await.ok_or_else(ending)?;
+    let token = issued.map_err(Refusal)?;
+    Ok(Json(TokenView {
+        host: name,
+        token: token.reveal().to_owned(),
+        coordinator: api.listen,
+        ca_fingerprint: api.authority_fingerprint,
+        expires_in: lifetime,
+    }))
+}
+
+async fn logs(
+    State(api): State<Api>,
+    UrlPath(instance): UrlPath<String>,
+    Query(query): Query<LogsQuery>,
+) -> Answer<LogsView> {
+    let instance: InstanceId =
+        instance.parse().map_err(|error: fleetwright_deploy::ids::InvalidId| not_found(error.to_string()))?;
+    let (id, lines) = (instance.clone(), query.lines.unwrap_or(100));
+    let lines = api.engine.ask(|reply| Request::Logs { instance, lines, reply }).await.ok_or_else(ending)?;
+    Ok(Json(LogsView { instance: id, lines: lines.map_err(Refusal)? }))
+}

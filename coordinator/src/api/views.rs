@@ -1,0 +1,277 @@
+//! What the interface shows. Field names are stable: they are only ever added to.
+
+use std::collections::BTreeMap;
+
+use fleetwright_deploy::deployment::{Deployment, Outcome, Phase, PhaseName, Waiting};
+use fleetwright_deploy::failure::Failure;
+use fleetwright_deploy::fleet::Fleet;
+use fleetwright_deploy::health::{HealthReport, HealthStatus};
+use fleetwright_deploy::host::HostView;
+use fleetwright_deploy::ids::{
+    DeploymentId, EnvironmentName, FleetName, Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId,
+    ServerName,
+};
+use fleetwright_deploy::plan::{PlanSummary, StepAction};
+use fleetwright_deploy::planning::{Circumstances, Present};
+use fleetwright_deploy::release::Release;
+use fleetwright_deploy::time::Timestamp;
+use fleetwright_protocol::report::MetricsSample;
+use serde::{Deserialize, Serialize};
+
+/// The fleet at a glance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct StatusView {
+    pub(crate) fleet: FleetName,
+    pub(crate) generation: Generation,
+    pub(crate) listen: String,
+    pub(crate) last_event: u64,
+    pub(crate) hosts: usize,
+    pub(crate) hosts_connected: usize,
+    pub(crate) instances: usize,
+    pub(crate) instances_available: usize,
+    pub(crate) running_deployments: Vec<DeploymentSummary>,
+}
+
+impl StatusView {
+    pub(crate) fn new(fleet: &Fleet, last_event: u64, listen: String) -> Self {
+        let connected = fleet.hosts().values().filter(|host| host.connected).count();
+        let available = |row: &&InstanceRow| row.health.is_available() && row.trouble.is_none();
+        Self {
+            fleet: fleet.name().clone(),
+            generation: fleet.generation(),
+            listen,
+            last_event,
+            hosts: fleet.hosts().len(),
+            hosts_connected: connected,
+            instances: fleet.instances().len(),
+            instances_available: InstanceRow::all(fleet).iter().filter(available).count(),
+            running_deployments: fleet
+                .deployments()
+                .filter(|d| d.outcome().is_none())
+                .map(DeploymentSummary::new)
+                .collect(),
+        }
+    }
+}
+
+/// A host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HostRow {
+    pub(crate) host: HostName,
+    pub(crate) connected: bool,
+    pub(crate) since: Timestamp,
+    pub(crate) view: Option<HostView>,
+    pub(crate) instances: usize,
+}
+
+impl HostRow {
+    pub(crate) fn all(fleet: &Fleet) -> Vec<Self> {
+        let rows = fleet.hosts().iter().map(|(name, host)| Self {
+            host: name.clone(),
+            connected: host.connected,
+            since: host.since,
+            view: host.view.clone(),
+            instances: fleet.instances().keys().filter(|id| id.host == *name).count(),
+        });
+        rows.collect()
+    }
+}
+
+/// What an instance runs, and how it is doing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct InstanceRow {
+    pub(crate) server: ServerName,
+    pub(crate) host: HostName,
+    pub(crate) manifest: ManifestName,
+    pub(crate) group: usize,
+    /// `unknown` while the host is not connected.
+    pub(crate) health: HealthStatus,
+    pub(crate) report: HealthReport,
+    pub(crate) connected: bool,
+    pub(crate) release: ReleaseId,
+    pub(crate) package: String,
+    pub(crate) url: Option<String>,
+    pub(crate) deployment: DeploymentId,
+    pub(crate) since: Timestamp,
+    pub(crate) trouble: Option<Failure>,
+}
+
+impl InstanceRow {
+    pub(crate) fn all(fleet: &Fleet) -> Vec<Self> {
+        let rows = fleet.instances().iter().map(|(id, record)| {
+            let connected = fleet.hosts().get(&id.host).is_some_and(|host| host.connected);
+            let endpoint = record.release.run.endpoint.as_ref();
+            Self {
+                server: id.server.clone(),
+                host: id.host.clone(),
+                manifest: record.manifest.clone(),
+                group: record.group,
+                health: if connected { record.health.status } else { HealthStatus::Unknown },
+                report: record.health.clone(),
+                connected,
+                release: record.release_id.clone(),
+                package: record.release.package.to_string(),
+                url: record.release.mcp_url().or_else(|| endpoint.map(|at| format!("http://{}", at.authority()))),
+                deployment: record.deployment.clone(),
+                since: record.since,
+                trouble: record.trouble.clone(),
+            }
+        });
+        let mut rows: Vec<Self> = rows.collect();
+        rows.sort_by(|a, b| (a.group, &a.server, &a.host).cmp(&(b.group, &b.server, &b.host)));
+        rows
+    }
+}
+
+/// A deployment in one line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct DeploymentSummary {
+    pub(crate) id: DeploymentId,
+    pub(crate) manifest: ManifestName,
+    pub(crate) environment: EnvironmentName,
+    pub(crate) phase: String,
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) started_at: Timestamp,
+    pub(crate) finished_at: Option<Timestamp>,
+    pub(crate) started_by: String,
+    pub(crate) changes: PlanSummary,
+}
+
+impl DeploymentSummary {
+    pub(crate) fn new(deployment: &Deployment) -> Self {
+        let name: &'static str = PhaseName::from(deployment.phase()).into();
+        Self {
+            id: deployment.id().clone(),
+            manifest: deployment.plan().manifest.clone(),
+            environment: deployment.plan().environment.clone(),
+            phase: name.to_owned(),
+            outcome: deployment.outcome(),
+            started_at: deployment.started_at(),
+            finished_at: match deployment.phase() {
+                Phase::Finished { at, .. } => Some(*at),
+                _ => None,
+            },
+            started_by: deployment.options().started_by.clone(),
+            changes: deployment.plan().summary(),
+        }
+    }
+}
+
+/// A step of a deployment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct StepRow {
+    pub(crate) instance: InstanceId,
+    pub(crate) group: usize,
+    pub(crate) action: StepAction,
+    pub(crate) attempt: u32,
+    pub(crate) state: String,
+    pub(crate) release: Option<ReleaseId>,
+}
+
+/// Everything about a deployment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct DeploymentView {
+    pub(crate) summary: DeploymentSummary,
+    pub(crate) plan: PlanId,
+    pub(crate) cause: Option<Failure>,
+    pub(crate) failures: Vec<Failure>,
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) steps: Vec<StepRow>,
+    /// The plan itself, so that a rollback can be signed for exactly what it covered.
+    pub(crate) content: fleetwright_deploy::plan::Plan,
+}
+
+impl DeploymentView {
+    pub(crate) fn new(deployment: &Deployment) -> Self {
+        let planned = deployment.plan().steps();
+        let steps = planned.filter_map(|planned| {
+            let step = deployment.steps().get(&planned.instance)?;
+            Some(StepRow {
+                instance: planned.instance.clone(),
+                group: step.group,
+                action: step.action,
+                attempt: step.attempt,
+                state: step.state.name().to_owned(),
+                release: step.release_id.clone(),
+            })
+        });
+        Self {
+            summary: DeploymentSummary::new(deployment),
+            plan: deployment.plan_id().clone(),
+            cause: match deployment.phase() {
+                Phase::Finished { cause, .. } => cause.clone(),
+                Phase::RollingBack { cause, .. }
+                | Phase::Stopping { cause }
+                | Phase::AwaitingOperator { cause, .. } => Some(cause.clone()),
+                _ => None,
+            },
+            failures: deployment.failures().to_vec(),
+            waiting: deployment.waiting(),
+            steps: steps.collect(),
+            content: deployment.plan().clone(),
+        }
+    }
+}
+
+/// The newest metrics of a host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HostMetrics {
+    pub(crate) host: HostName,
+    pub(crate) sample: MetricsSample,
+}
+
+/// What a plan is made from, as far as the coordinator knows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PlanningView {
+    pub(crate) fleet: FleetName,
+    pub(crate) generation: Generation,
+    pub(crate) hosts: BTreeMap<HostName, HostView>,
+    pub(crate) present: Vec<PresentRow>,
+}
+
+/// What runs on an instance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PresentRow {
+    pub(crate) instance: InstanceId,
+    pub(crate) manifest: ManifestName,
+    pub(crate) group: usize,
+    pub(crate) release: Release,
+    pub(crate) release_id: ReleaseId,
+    pub(crate) in_trouble: bool,
+}
+
+impl PlanningView {
+    pub(crate) fn new(fleet: &Fleet) -> Self {
+        let usable = fleet.hosts().iter().filter(|(_, host)| host.connected);
+        let present = fleet.instances().iter().map(|(id, record)| PresentRow {
+            instance: id.clone(),
+            manifest: record.manifest.clone(),
+            group: record.group,
+            release: record.release.clone(),
+            release_id: record.release_id.clone(),
+            in_trouble: record.trouble.is_some(),
+        });
+        Self {
+            fleet: fleet.name().clone(),
+            generation: fleet.generation(),
+            hosts: usable.filter_map(|(name, host)| Some((name.clone(), host.view.clone()?))).collect(),
+            present: present.collect(),
+        }
+    }
+
+    /// What planning takes, with what only the command itself knows left out.
+    pub(crate) fn circumstances(self, now: Timestamp) -> Circumstances {
+        let present = self.present.into_iter().map(|row| {
+            let PresentRow { instance, manifest, group, release, release_id, in_trouble } = row;
+            (instance, Present { manifest, group, release, release_id, in_trouble })
+        });
+        Circumstances {
+            generation: self.generation,
+            hosts: self.hosts,
+            present: present.collect(),
+            secret_digests: None,
+            variables: std::env::vars().collect(),
+            now,
+        }
+    }
+}

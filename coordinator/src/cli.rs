@@ -1,0 +1,175 @@
+//! The command line: one file per command. What a command prints as data goes to standard output; everything
+//! else goes to standard error.
+
+mod coordinator;
+mod deploy;
+mod down;
+mod explain;
+mod follow;
+mod hosts;
+mod monitor;
+mod output;
+mod plan;
+mod rollback;
+mod servers;
+mod status;
+mod tables;
+mod up;
+mod validate;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use fleetwright_deploy::config::Problems;
+use fleetwright_deploy::deployment::Outcome;
+
+use self::output::{Format, Ui};
+use crate::client::{Client, failure_in};
+use crate::state_dir::StateDir;
+
+/// What the exit codes of the command mean.
+pub(crate) mod exit {
+    /// Done.
+    pub(crate) const DONE: u8 = 0;
+    /// The input is wrong, or the deployment failed.
+    pub(crate) const FAILED: u8 = 1;
+    /// The plan changes something (`plan --detailed-exitcode`).
+    pub(crate) const CHANGES_PENDING: u8 = 3;
+    /// The deployment failed and everything was put back.
+    pub(crate) const ROLLED_BACK: u8 = 4;
+    /// A person is needed.
+    pub(crate) const STUCK: u8 = 5;
+    /// The command itself failed.
+    pub(crate) const INTERNAL: u8 = 70;
+}
+
+/// Deploys MCP servers, and any other daemon, across a fleet of hosts.
+///
+/// Exit codes: 0 done, 1 the input or the deployment failed, 2 usage, 3 changes pending (plan
+/// --detailed-exitcode), 4 rolled back, 5 stuck and needs a person, 70 internal.
+#[derive(Parser)]
+#[command(name = "fleetwright", version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// What every command takes.
+#[derive(clap::Args)]
+struct Global {
+    /// The state folder of the fleet; without it, `.fleetwright` in this folder or one above it.
+    #[arg(long, global = true, env = "FLEETWRIGHT_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The unix socket of the coordinator, where it is not in the state folder.
+    #[arg(long, global = true, env = "FLEETWRIGHT_COORDINATOR", value_name = "SOCKET")]
+    coordinator: Option<PathBuf>,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Human)]
+    output: Format,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Up(up::UpArguments),
+    Down(down::DownArguments),
+    Plan(plan::PlanArguments),
+    Validate(validate::ValidateArguments),
+    #[command(subcommand)]
+    Deploy(deploy::DeployCommand),
+    #[command(subcommand)]
+    Monitor(monitor::MonitorCommand),
+    Status(status::StatusArguments),
+    #[command(subcommand)]
+    Hosts(hosts::HostsCommand),
+    #[command(subcommand)]
+    Servers(servers::ServersCommand),
+    Explain(explain::ExplainArguments),
+    Rollback(rollback::RollbackArguments),
+    Coordinator(coordinator::CoordinatorArguments),
+}
+
+/// What commands work with.
+pub(crate) struct Context {
+    global: Global,
+    pub(crate) ui: Ui,
+}
+
+impl Context {
+    /// The state folder that was named, or the one that is found.
+    pub(crate) fn state_dir(&self) -> Result<Option<StateDir>> {
+        match &self.global.state_dir {
+            Some(folder) => StateDir::new(folder).map(Some),
+            None => StateDir::find(),
+        }
+    }
+
+    /// The coordinator that was named, or that of the state folder.
+    pub(crate) fn client(&self) -> Result<Client> {
+        if let Some(socket) = &self.global.coordinator {
+            let text = socket.to_string_lossy();
+            return Client::new(text.strip_prefix("unix:").map_or(socket.as_path(), std::path::Path::new));
+        }
+        match self.state_dir()? {
+            Some(state_dir) if state_dir.exists() => Client::new(&state_dir.socket()),
+            Some(_) | None => bail!(
+                "there is no fleet here\n  hint: `fleetwright up MANIFEST` makes one in this folder; or name one with --state-dir or --coordinator"
+            ),
+        }
+    }
+}
+
+/// Runs the command line and gives the exit code.
+pub fn main() -> ExitCode {
+    let Arguments { command, global } = Arguments::parse();
+    let ui = Ui::new(global.output);
+    // Fails only when a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let context = Context { ui, global };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            context.ui.error(&error.into());
+            return ExitCode::from(exit::INTERNAL);
+        }
+    };
+    match runtime.block_on(perform(command, &context)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            context.ui.error(&error);
+            let known = error.downcast_ref::<Problems>().is_some() || failure_in(&error).is_some();
+            let broken = error.chain().any(|cause| cause.is::<serde_json::Error>() || cause.is::<rusqlite::Error>());
+            ExitCode::from(if !known && broken { exit::INTERNAL } else { exit::FAILED })
+        }
+    }
+}
+
+async fn perform(command: Command, context: &Context) -> Result<u8> {
+    match command {
+        Command::Up(arguments) => up::up(arguments, context).await,
+        Command::Down(arguments) => down::down(&arguments, context).await,
+        Command::Plan(arguments) => plan::plan(&arguments, context).await,
+        Command::Validate(arguments) => validate::validate(&arguments, context),
+        Command::Deploy(command) => deploy::deploy(command, context).await,
+        Command::Monitor(command) => monitor::monitor(command, context).await,
+        Command::Status(arguments) => status::status(&arguments, context).await,
+        Command::Hosts(command) => hosts::hosts(command, context).await,
+        Command::Servers(command) => servers::servers(command, context).await,
+        Command::Explain(arguments) => explain::explain(&arguments, context).await,
+        Command::Rollback(arguments) => rollback::rollback(&arguments, context).await,
+        Command::Coordinator(arguments) => coordinator::coordinator(&arguments, context).await,
+    }
+}
+
+/// The exit code that tells how a deployment ended.
+pub(crate) fn exit_code(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Succeeded => exit::DONE,
+        Outcome::Failed => exit::FAILED,
+        Outcome::RolledBack => exit::ROLLED_BACK,
+        Outcome::PartlyRolledBack | Outcome::Stuck => exit::STUCK,
+    }
+}

@@ -1,0 +1,106 @@
+//! Following a deployment to its end.
+
+use anyhow::{Context as _, Result};
+use fleetwright_deploy::deployment::Note;
+use fleetwright_deploy::ids::DeploymentId;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::output::{Ui, describe};
+use super::{exit_code, tables};
+use crate::api::views::DeploymentView;
+use crate::client::Client;
+use crate::journal::EventRecord;
+
+/// Tells what happens to a deployment after event `after`, until it ends; gives it as it ended.
+pub(super) async fn follow(client: &Client, id: &DeploymentId, after: u64, ui: &Ui) -> Result<DeploymentView> {
+    let before: DeploymentView = client.get(&format!("/v1/deployments/{id}")).await?;
+    let mut progress = Progress::new(&before, ui);
+    if before.summary.outcome.is_none() {
+        let mut events = client.events(after, true).await?;
+        'following: loop {
+            let record = events.next().await?.context(
+                "the coordinator ended before the deployment did\n  hint: start it again; the deployment goes on",
+            )?;
+            for note in record.notes.iter().filter(|note| note.deployment.as_ref() == Some(id)) {
+                progress.tell(&record, note, ui);
+                if note.what == "finished" {
+                    break 'following;
+                }
+            }
+        }
+    }
+    progress.end();
+    client.get(&format!("/v1/deployments/{id}")).await
+}
+
+/// Prints how a deployment ended, with every failure it met; gives the exit code.
+pub(super) fn conclude(view: &DeploymentView, ui: &Ui) -> u8 {
+    let Some(outcome) = view.summary.outcome else { return super::exit::FAILED };
+    let code = exit_code(outcome);
+    if code != super::exit::DONE {
+        let failures = tables::failures(&view.failures);
+        if !failures.is_empty() {
+            ui.say(&format!("\n{failures}\n"));
+        }
+    }
+    let word: &'static str = outcome.into();
+    ui.say(&format!("deployment {}: {}", view.summary.id, word.replace('_', " ")));
+    code
+}
+
+/// Plain lines, and on a terminal a bar below them.
+struct Progress {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    fn new(view: &DeploymentView, ui: &Ui) -> Self {
+        let bar = ui.draws().then(|| {
+            let changes = view.steps.iter().filter(|step| step.state != "unchanged").count();
+            let bar = ProgressBar::new(changes as u64);
+            if let Ok(style) =
+                ProgressStyle::with_template("{spinner} {pos}/{len} confirmed [{bar:30}] {elapsed} {msg}")
+            {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Self { bar }
+    }
+
+    fn tell(&mut self, record: &EventRecord, note: &Note, ui: &Ui) {
+        let text = line(record, note);
+        match &self.bar {
+            Some(bar) => {
+                bar.println(text);
+                if note.what == "confirmed" {
+                    bar.inc(1);
+                }
+                if note.what == "phase" {
+                    bar.set_message(note.message.split(':').next().unwrap_or_default().to_owned());
+                }
+            }
+            None => ui.say(&text),
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// One line about one event.
+pub(super) fn line(record: &EventRecord, note: &Note) -> String {
+    let at = record.at.to_string();
+    let clock = at.get(11..19).unwrap_or(&at);
+    match (&note.instance, &note.failure) {
+        (Some(instance), Some(failure)) if note.what == "failed" => format!("{clock} {instance}: failed: {failure}"),
+        (Some(instance), _) => format!("{clock} {instance}: {}", note.message),
+        (None, Some(failure)) => {
+            format!("{clock} {}; {}", note.message, describe(failure).lines().next().unwrap_or_default())
+        }
+        (None, None) => format!("{clock} {}", note.message),
+    }
+}

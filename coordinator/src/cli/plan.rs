@@ -1,0 +1,194 @@
+//! `fleetwright plan`
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use fleetwright_deploy::host::{Facts, HostView};
+use fleetwright_deploy::ids::EnvironmentName;
+use fleetwright_deploy::plan::{PlannedStep, StepAction};
+use fleetwright_deploy::planning::{self, Change, CheckedPlan, Circumstances, Configuration, changes, secret_sources};
+use serde_json::json;
+use similar::{ChangeTag, TextDiff};
+
+use super::output::{Color, Ui};
+use super::{Context, exit};
+use crate::api::views::PlanningView;
+use crate::client::Client;
+use crate::{clock, project};
+
+/// Where an agent keeps its state on a host that is only known from a manifest.
+const ASSUMED_STATE_DIR: &str = "/var/lib/fleetwright-agent";
+
+/// Shows what a deployment would do: groups, hosts, and every change.
+///
+/// With a coordinator, the plan is made against what runs. Without one, it is made for the hosts that the
+/// manifest lists.
+#[derive(clap::Args)]
+pub(crate) struct PlanArguments {
+    /// The manifest.
+    manifest: PathBuf,
+    /// The environment, if not the one that the manifest names.
+    #[arg(short, long)]
+    environment: Option<EnvironmentName>,
+    /// Plan for the hosts that the manifest lists, even if there is a coordinator.
+    #[arg(long)]
+    offline: bool,
+    /// Exit with 3 if the plan changes something.
+    #[arg(long)]
+    detailed_exitcode: bool,
+}
+
+pub(super) async fn plan(arguments: &PlanArguments, context: &Context) -> Result<u8> {
+    let configuration = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    let client = if arguments.offline { None } else { reachable(context).await };
+    let (checked, circumstances) = make(&configuration, client.as_ref()).await?;
+    show(&checked, &circumstances, &context.ui);
+    let pending = arguments.detailed_exitcode && checked.plan().summary().changes() > 0;
+    Ok(if pending { exit::CHANGES_PENDING } else { exit::DONE })
+}
+
+/// The coordinator, if one can be reached; a plan can be made without one.
+async fn reachable(context: &Context) -> Option<Client> {
+    let client = context.client().ok()?;
+    if client.is_up().await {
+        return Some(client);
+    }
+    context.ui.warn("the coordinator does not answer, so this plan is made for the hosts that the manifest lists");
+    None
+}
+
+/// Makes a plan, against what runs if there is a coordinator.
+pub(super) async fn make(
+    configuration: &Configuration,
+    client: Option<&Client>,
+) -> Result<(CheckedPlan, Circumstances)> {
+    let circumstances = match client {
+        Some(client) => {
+            let view: PlanningView = client.get("/v1/planning").await?;
+            let sources = secret_sources(&configuration.environment.1);
+            let mut circumstances = view.circumstances(clock::now());
+            circumstances.secret_digests = Some(client.post("/v1/secrets/digests", &sources).await?);
+            circumstances
+        }
+        None => offline(configuration),
+    };
+    let checked = planning::plan(configuration, &circumstances)?;
+    Ok((checked, circumstances))
+}
+
+fn offline(configuration: &Configuration) -> Circumstances {
+    let hosts = configuration.manifest.1.hosts.iter().map(|host| {
+        let facts = host.runtimes.clone().map(|runtimes| Facts { runtimes, ..Facts::default() });
+        let view = HostView {
+            address: host.address.clone().unwrap_or_else(|| host.name.value.to_string()),
+            state_dir: ASSUMED_STATE_DIR.to_owned(),
+            labels: host.labels.clone(),
+            facts,
+        };
+        (host.name.value.clone(), view)
+    });
+    Circumstances {
+        hosts: hosts.collect(),
+        variables: std::env::vars().collect(),
+        now: clock::now(),
+        ..Circumstances::default()
+    }
+}
+
+/// Prints a plan.
+pub(super) fn show(checked: &CheckedPlan, circumstances: &Circumstances, ui: &Ui) {
+    for warning in checked.warnings() {
+        ui.warn(warning);
+    }
+    let plan = checked.plan();
+    let value = json!({
+        "id": checked.id(), "summary": plan.summary(), "warnings": checked.warnings(), "plan": plan,
+    });
+    ui.data(&value, || human(checked, circumstances, ui));
+}
+
+fn human(checked: &CheckedPlan, circumstances: &Circumstances, ui: &Ui) -> String {
+    let plan = checked.plan();
+    let title = format!("plan {} of {} for {}", checked.id().short(), plan.manifest, plan.environment);
+    let mut text = format!("{}\n", ui.paint(Color::Bold, &title));
+    for (number, group) in plan.groups.iter().enumerate() {
+        let servers: Vec<&str> = group.servers.iter().map(|server| server.as_str()).collect();
+        let _ = writeln!(text, "\ngroup {} of {}: {}", number + 1, plan.groups.len(), servers.join(", "));
+        for step in &group.steps {
+            text.push_str(&step_lines(step, circumstances, ui));
+        }
+    }
+    for skipped in &plan.skipped {
+        let _ = write!(text, "\n{} {}: {}", ui.paint(Color::Yellow, "skipped"), skipped.server, skipped.reason);
+    }
+    if !plan.skipped.is_empty() {
+        text.push('\n');
+    }
+    let (rollout, rollback) = (&plan.rollout, &plan.rollback);
+    let strategy: &'static str = rollback.strategy.into();
+    let undo = if rollback.enabled { format!("{strategy} rollback") } else { "no rollback".to_owned() };
+    let canary = if rollout.canary == 0 { "no canary".to_owned() } else { format!("canary {}", rollout.canary) };
+    let _ = writeln!(
+        text,
+        "\nrollout: {canary}, bake {}, at most {} unavailable per server; on failure: {undo}",
+        rollout.bake, rollout.max_unavailable
+    );
+    let summary = plan.summary();
+    let _ = write!(
+        text,
+        "{} to create, {} to update, {} to remove, {} unchanged",
+        summary.create, summary.update, summary.remove, summary.unchanged
+    );
+    text
+}
+
+fn step_lines(step: &PlannedStep, circumstances: &Circumstances, ui: &Ui) -> String {
+    let mark = match step.action {
+        StepAction::Create => ui.paint(Color::Green, "+"),
+        StepAction::Update => ui.paint(Color::Yellow, "~"),
+        StepAction::Remove => ui.paint(Color::Red, "-"),
+        StepAction::Unchanged => ui.paint(Color::Dim, "="),
+    };
+    let what = step.release.as_ref().map_or_else(
+        || "removed".to_owned(),
+        |release| {
+            let url = release.run.endpoint.as_ref().map(|at| format!(" → http://{}", at.authority()));
+            format!("{}{}", release.package, url.unwrap_or_default())
+        },
+    );
+    let mut text = format!("  {mark} {:<32} {what}\n", step.instance.to_string());
+    let present = circumstances.present.get(&step.instance);
+    if let (Some(present), Some(release), StepAction::Update) = (present, &step.release, step.action) {
+        let changes = changes(&present.release, release);
+        if changes.is_empty() {
+            text.push_str("      the same release again: the instance needs repair\n");
+        }
+        changes.iter().for_each(|change| text.push_str(&change_lines(change, ui)));
+    }
+    text
+}
+
+fn change_lines(change: &Change, ui: &Ui) -> String {
+    let (before, after) = (change.before.as_deref(), change.after.as_deref());
+    match (before, after) {
+        (Some(before), Some(after)) if before == after => format!("      {} changed\n", change.field),
+        (Some(before), Some(after)) if before.contains('\n') || after.contains('\n') => {
+            let mut text = format!("      {}:\n", change.field);
+            let diff = TextDiff::from_lines(before, after);
+            for line in diff.iter_all_changes().filter(|line| line.tag() != ChangeTag::Equal) {
+                let (mark, color) = match line.tag() {
+                    ChangeTag::Insert => ("+", Color::Green),
+                    ChangeTag::Delete | ChangeTag::Equal => ("-", Color::Red),
+                };
+                let shown = format!("{mark} {}", line.value().trim_end());
+                let _ = writeln!(text, "        {}", ui.paint(color, &shown));
+            }
+            text
+        }
+        (before, after) => {
+            let word = |value: Option<&str>| value.map_or_else(|| "(none)".to_owned(), str::to_owned);
+            format!("      {}: {} → {}\n", change.field, word(before), word(after))
+        }
+    }
+}

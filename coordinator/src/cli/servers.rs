@@ -1,0 +1,39 @@
+//! `fleetwright servers`
+
+use anyhow::Result;
+use clap::Subcommand;
+use fleetwright_deploy::ids::InstanceId;
+
+use super::{Context, exit, tables};
+use crate::api::LogsView;
+use crate::api::views::InstanceRow;
+
+/// Shows servers and their output.
+#[derive(Subcommand)]
+pub(crate) enum ServersCommand {
+    /// Lists all servers: where they run, how they are doing, where they are reached.
+    List,
+    /// Prints the last lines of a server's output.
+    Logs {
+        /// The instance, as SERVER@HOST.
+        instance: InstanceId,
+        /// How many lines, at most 1000.
+        #[arg(short = 'n', long, default_value_t = 100)]
+        lines: u32,
+    },
+}
+
+pub(super) async fn servers(command: ServersCommand, context: &Context) -> Result<u8> {
+    let client = context.client()?;
+    match command {
+        ServersCommand::List => {
+            let rows: Vec<InstanceRow> = client.get("/v1/servers").await?;
+            context.ui.data(&rows, || tables::servers(&rows));
+        }
+        ServersCommand::Logs { instance, lines } => {
+            let logs: LogsView = client.get(&format!("/v1/servers/{instance}/logs?lines={lines}")).await?;
+            context.ui.data(&logs, || logs.lines.join("\n"));
+        }
+    }
+    Ok(exit::DONE)
+}

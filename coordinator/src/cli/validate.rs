@@ -1,0 +1,60 @@
+//! `fleetwright validate`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use fleetwright_deploy::config::{Environment, Manifest, Problem, Problems, Server, Source};
+use serde_json::json;
+
+use super::{Context, exit};
+use crate::project;
+
+/// Checks configuration files: manifests with everything they refer to, server definitions, environments.
+#[derive(clap::Args)]
+pub(crate) struct ValidateArguments {
+    /// The files.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+pub(super) fn validate(arguments: &ValidateArguments, context: &Context) -> Result<u8> {
+    let mut problems = Vec::new();
+    for file in &arguments.files {
+        if let Err(found) = check(file) {
+            problems.extend(found.0);
+        }
+    }
+    Problems::none_or(problems)?;
+    let files: Vec<String> = arguments.files.iter().map(|file| file.display().to_string()).collect();
+    context.ui.data(&json!({ "valid": files }), || format!("{} files are valid", files.len()));
+    Ok(exit::DONE)
+}
+
+/// What a file is shows in its folder, else in the fields that only one kind has.
+fn check(file: &Path) -> Result<(), Problems> {
+    let source = project::read(file)?;
+    let folder = file.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
+    let has = |field: &str| source.text.lines().any(|line| line.starts_with(field));
+    if folder == "environments" {
+        Environment::parse(&source).map(drop)
+    } else if folder == "servers" || has("run:") {
+        Server::parse(&source).map(drop)
+    } else if has("servers:") {
+        manifest(file, &source)
+    } else if has("variables:") || has("secrets:") || has("rules:") {
+        Environment::parse(&source).map(drop)
+    } else {
+        let problem = Problem::in_file(&source, "is neither a manifest, nor a server definition, nor an environment");
+        Err(problem.hint("a manifest has `servers:`, a server definition has `run:`").into())
+    }
+}
+
+/// A manifest is checked as far as it can be without knowing the hosts: with its rules, if it names an environment.
+fn manifest(file: &Path, source: &Source) -> Result<(), Problems> {
+    let manifest = Manifest::parse(source)?;
+    if manifest.environment.is_none() {
+        return Ok(());
+    }
+    let configuration = project::load(file, None)?;
+    fleetwright_deploy::planning::check(&configuration)
+}

@@ -1,0 +1,217 @@
+//! Agents' connections: who may speak, one stream per message, one stream per command.
+//!
+//! Whoever has no certificate may enrol and nothing else. The host of every message is the one in the
+//! certificate; a certificate that is not the one its host enrolled with gets nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use fleetwright_certs::Role;
+use fleetwright_deploy::ids::{FleetName, HostName, InstanceId};
+use fleetwright_protocol::command::CommandReply;
+use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
+use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
+use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply};
+use fleetwright_protocol::{ALPN, ALPN_ENROL, Envelope, FrameError, close, endpoint, read_frame, write_frame};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::engine::{Handle, Request};
+
+/// How many commands may wait for one host; more are sent when it connects the next time.
+const OUTBOUND_MAX: usize = 1_024;
+/// How long one exchange may take.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a peer has to complete its handshake, and, without a certificate, to enrol.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many peers without a certificate are served at once.
+const ENROLLING_MAX: usize = 32;
+
+/// A command on its way to a host.
+pub(crate) struct Outbound {
+    pub(crate) envelope: Envelope,
+    pub(crate) reply: oneshot::Sender<CommandReply>,
+}
+
+/// The way to one host, over one connection.
+#[derive(Clone)]
+pub(crate) struct SessionHandle {
+    /// Tells connections apart.
+    pub(crate) id: u64,
+    outbound: mpsc::Sender<Outbound>,
+}
+
+impl SessionHandle {
+    /// Sends a command. Should the queue be full or the connection gone, the command goes out again when the
+    /// host connects the next time.
+    pub(crate) fn send(&self, outbound: Outbound) {
+        if self.outbound.try_send(outbound).is_err() {
+            tracing::warn!(session = self.id, "a command waits until its host connects again");
+        }
+    }
+}
+
+/// Accepts connections for as long as the endpoint lives.
+pub(crate) async fn accept(endpoint: Endpoint, fleet: FleetName, engine: Handle) {
+    let ids = Arc::new(AtomicU64::new(1));
+    let enrolling = Arc::new(Semaphore::new(ENROLLING_MAX));
+    while let Some(incoming) = endpoint.accept().await {
+        // A peer must show that it owns its address before anything is kept for it.
+        if !incoming.remote_address_validated() {
+            if incoming.retry().is_err() {
+                tracing::debug!("a retry could not be sent");
+            }
+            continue;
+        }
+        let (fleet, engine, ids, enrolling) = (fleet.clone(), engine.clone(), ids.clone(), enrolling.clone());
+        tokio::spawn(async move { admit(incoming, &fleet, engine, &ids, &enrolling).await });
+    }
+}
+
+async fn admit(incoming: Incoming, fleet: &FleetName, engine: Handle, ids: &AtomicU64, enrolling: &Semaphore) {
+    let from = incoming.remote_address();
+    let connection = match timeout(HANDSHAKE_TIMEOUT, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::warn!(%from, %error, "a connection was refused in its handshake");
+            return;
+        }
+        Err(_) => return,
+    };
+    let refuse = |why: &str| {
+        tracing::warn!(%from, why, "a connection was refused");
+        connection.close(close::NOT_PERMITTED.into(), why.as_bytes());
+    };
+    match (endpoint::alpn(&connection).as_deref(), endpoint::peer(&connection)) {
+        (Some(ALPN_ENROL), _) => match enrolling.try_acquire() {
+            Ok(_permit) => enrol(&connection, &engine).await,
+            Err(_) => refuse("too many hosts enrol at once; try again"),
+        },
+        (Some(ALPN), None) => refuse("no client certificate"),
+        (Some(ALPN), Some(peer)) if peer.role != Role::Agent => refuse("the certificate is not an agent's"),
+        (Some(ALPN), Some(peer)) if peer.fleet != fleet.as_str() => refuse("the certificate is another fleet's"),
+        (Some(ALPN), Some(peer)) => match peer.name.parse::<HostName>() {
+            Ok(host) if is_enrolled(&engine, &host, &connection).await => {
+                serve(connection, host, engine, ids.fetch_add(1, Ordering::Relaxed)).await;
+            }
+            Ok(_) => refuse("the certificate is not the one its host enrolled with"),
+            Err(_) => refuse("the certificate names no host"),
+        },
+        (_, _) => refuse("unknown protocol"),
+    }
+}
+
+/// Whether this is the certificate that the host enrolled with last.
+async fn is_enrolled(engine: &Handle, host: &HostName, connection: &Connection) -> bool {
+    let presented = endpoint::peer_fingerprint(connection);
+    let host = host.clone();
+    let known =
+        engine.look(move |fleet, _, _| fleet.hosts().get(&host).map(|host| host.certificate_sha256.clone())).await;
+    presented.is_some() && known.flatten() == presented
+}
+
+async fn enrol(connection: &Connection, engine: &Handle) {
+    let exchange = async {
+        let (mut send, mut receive) = connection.accept_bi().await?;
+        let EnrolRequest::V1 { token, request_der } = read_frame(&mut receive, MESSAGE_BYTES_MAX).await?;
+        let reply = match engine.ask(|reply| Request::Enrol { token, request_der, reply }).await {
+            Some(Ok(credentials)) => EnrolReply::Enrolled(Box::new(credentials)),
+            Some(Err(why)) => {
+                tracing::warn!(from = %connection.remote_address(), why, "an enrolment was refused");
+                EnrolReply::Refused(why)
+            }
+            None => EnrolReply::Refused("the coordinator is ending".to_owned()),
+        };
+        write_frame(&mut send, &reply, MESSAGE_BYTES_MAX).await?;
+        // The peer closes once it has read the answer.
+        connection.closed().await;
+        anyhow::Ok(())
+    };
+    if !matches!(timeout(HANDSHAKE_TIMEOUT, exchange).await, Ok(Ok(()))) {
+        connection.close(close::BAD_MESSAGE.into(), b"no enrolment");
+    }
+}
+
+/// Serves one agent until its connection is gone.
+async fn serve(connection: Connection, host: HostName, engine: Handle, id: u64) {
+    let (outbound, mut commands) = mpsc::channel::<Outbound>(OUTBOUND_MAX);
+    let session = SessionHandle { id, outbound };
+    let sending = connection.clone();
+    let sender = tokio::spawn(async move {
+        while let Some(command) = commands.recv().await {
+            let connection = sending.clone();
+            // One stream per command, so that a large one does not hold up the others.
+            tokio::spawn(async move { deliver(&connection, command).await });
+        }
+    });
+    while let Ok((send, receive)) = connection.accept_bi().await {
+        let (host, engine, session, connection) = (host.clone(), engine.clone(), session.clone(), connection.clone());
+        tokio::spawn(async move {
+            if let Err(error) = message(send, receive, &host, &engine, session).await {
+                tracing::warn!(%host, %error, "a message could not be taken");
+                if matches!(error, FrameError::Malformed(_) | FrameError::Trailing(_) | FrameError::TooLarge { .. }) {
+                    connection.close(close::BAD_MESSAGE.into(), error.to_string().as_bytes());
+                }
+            }
+        });
+    }
+    sender.abort();
+    let _ = engine.requests.send(Request::HostDisconnected { host, session: id }).await;
+}
+
+async fn deliver(connection: &Connection, command: Outbound) {
+    let exchange = async {
+        let (mut send, mut receive) = connection.open_bi().await?;
+        write_frame(&mut send, &command.envelope, COMMAND_BYTES_MAX).await?;
+        anyhow::Ok(read_frame::<CommandReply>(&mut receive, MESSAGE_BYTES_MAX).await?)
+    };
+    match timeout(EXCHANGE_TIMEOUT, exchange).await {
+        Ok(Ok(reply)) => {
+            // Nobody waits for the answers to most commands: what matters comes as a report.
+            let _ = command.reply.send(reply);
+        }
+        Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "a command could not be delivered"),
+        Err(_) => {
+            tracing::warn!("a host does not answer commands; its connection is closed");
+            connection.close(close::GOODBYE.into(), b"no answer to a command");
+        }
+    }
+}
+
+async fn message(
+    mut send: SendStream,
+    mut receive: RecvStream,
+    host: &HostName,
+    engine: &Handle,
+    session: SessionHandle,
+) -> Result<(), FrameError> {
+    let AgentMessage::V1(message) = match timeout(EXCHANGE_TIMEOUT, read_frame(&mut receive, MESSAGE_BYTES_MAX)).await {
+        Ok(message) => message?,
+        Err(_) => return Ok(()),
+    };
+    let on_host = |server| InstanceId::new(server, host.clone());
+    let reply = match message {
+        AgentMessageV1::Hello { view, agent_version: _ } => {
+            engine.ask(|reply| Request::HostConnected { host: host.clone(), view, session, reply }).await
+        }
+        AgentMessageV1::Step { deployment, server, attempt, report } => {
+            let instance = on_host(server);
+            engine.ask(|reply| Request::StepReported { instance, deployment, attempt, report, reply }).await
+        }
+        AgentMessageV1::Health { server, release, report, output } => {
+            let instance = on_host(server);
+            engine.ask(|reply| Request::HealthReported { instance, release, report, output, reply }).await
+        }
+        AgentMessageV1::Metrics(sample) => {
+            let sent = engine.requests.send(Request::Metrics { host: host.clone(), sample }).await;
+            sent.ok().map(|()| CoordinatorReply::Acknowledged)
+        }
+    };
+    match reply {
+        Some(reply) => write_frame(&mut send, &reply, MESSAGE_BYTES_MAX).await,
+        // Without an acknowledgement the agent tells it again.
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,191 @@
+//! The coordinator's state folder: what makes a fleet this fleet. Readable by its owner only.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use fleetwright_certs::{Authority, Signer, TrustedKeys, fingerprint, store};
+use fleetwright_deploy::ids::FleetName;
+use fleetwright_protocol::command::{COMMAND_PURPOSE, INTENT_PURPOSE};
+use fleetwright_protocol::endpoint::TlsIdentity;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+
+/// The name of a state folder, when it is looked for in the present folder and those above it.
+pub(crate) const STATE_DIR_NAME: &str = ".fleetwright";
+
+/// What is remembered of a fleet besides its keys and its journal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct FleetFile {
+    pub(crate) name: FleetName,
+    /// Where the coordinator listens for agents (UDP).
+    pub(crate) listen: String,
+}
+
+/// A coordinator's state folder.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir {
+    folder: PathBuf,
+}
+
+impl StateDir {
+    pub(crate) fn new(folder: &Path) -> Result<Self> {
+        let folder = std::path::absolute(folder).with_context(|| format!("`{}` is no path", folder.display()))?;
+        Ok(Self { folder })
+    }
+
+    /// The state folder of the present folder or of one above it.
+    pub(crate) fn find() -> Result<Option<Self>> {
+        let here = std::env::current_dir().context("the present folder cannot be found")?;
+        let found = here.ancestors().map(|folder| folder.join(STATE_DIR_NAME)).find(|folder| folder.is_dir());
+        found.map(|folder| Self::new(&folder)).transpose()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(crate) fn exists(&self) -> bool {
+        self.fleet_file().exists()
+    }
+
+    fn fleet_file(&self) -> PathBuf {
+        self.folder.join("fleet.json")
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.folder.join("journal.db")
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.join("api.sock")
+    }
+
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.folder.join("secrets")
+    }
+
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.folder.join("coordinator.lock")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.join("coordinator.log")
+    }
+
+    /// The state folders of agents that `up` started.
+    pub(crate) fn hosts(&self) -> PathBuf {
+        self.folder.join("hosts")
+    }
+
+    /// Makes a fleet: its authority, its coordinator's certificate, and the keys that sign commands and intents.
+    pub(crate) fn create(&self, name: &FleetName, listen: &str) -> Result<()> {
+        let failed = || format!("the state folder {} cannot be made", self.folder.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).with_context(failed)?;
+        fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700)).with_context(failed)?;
+        fs::create_dir_all(self.secrets()).with_context(failed)?;
+        let now = clock::now_unix_s();
+        let authority = Authority::create(name.as_str(), now)?;
+        let (certificate, key_pem) = authority.issue_coordinator("coordinator", now)?;
+        // The chain ends in the authority itself, for agents that only know its fingerprint.
+        let chain_pem = format!("{}{}", certificate.pem, authority.certificate().pem);
+        self.write("authority.pem", &authority.certificate().pem)?;
+        self.write("authority.key", authority.key_pem())?;
+        self.write("coordinator.pem", &chain_pem)?;
+        self.write("coordinator.key", &key_pem)?;
+        self.write("command.key", &Signer::generate(COMMAND_PURPOSE)?.to_pem()?)?;
+        self.write("operator.key", &Signer::generate(INTENT_PURPOSE)?.to_pem()?)?;
+        self.write("values.key", fleetwright_certs::Token::generate()?.reveal())?;
+        // Last, since it is what makes the folder a fleet's.
+        self.save_fleet(&FleetFile { name: name.clone(), listen: listen.to_owned() })
+    }
+
+    fn write(&self, name: &str, content: &str) -> Result<()> {
+        Ok(store::write_private(&self.folder.join(name), content.as_bytes())?)
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        Ok(store::read(&self.folder.join(name))?)
+    }
+
+    pub(crate) fn save_fleet(&self, fleet: &FleetFile) -> Result<()> {
+        Ok(store::write_private(&self.fleet_file(), &serde_json::to_vec_pretty(fleet)?)?)
+    }
+
+    pub(crate) fn fleet(&self) -> Result<FleetFile> {
+        let path = self.fleet_file();
+        if !path.exists() {
+            bail!("there is no fleet in {}\n  hint: `fleetwright up MANIFEST` makes one", self.folder.display());
+        }
+        serde_json::from_str(&store::read(&path)?).with_context(|| format!("{} cannot be read", path.display()))
+    }
+
+    pub(crate) fn authority(&self, fleet: &FleetName) -> Result<Authority> {
+        Ok(Authority::load(fleet.as_str(), &self.read("authority.pem")?, &self.read("authority.key")?)?)
+    }
+
+    /// The fingerprint that agents know the authority by.
+    pub(crate) fn authority_fingerprint(&self) -> Result<String> {
+        let certificate = fleetwright_certs::Certificate::from_pem(&self.read("authority.pem")?)?;
+        Ok(format!("sha256:{}", fingerprint(&certificate.der)))
+    }
+
+    pub(crate) fn tls(&self) -> Result<TlsIdentity> {
+        Ok(TlsIdentity {
+            chain_pem: self.read("coordinator.pem")?,
+            key_pem: self.read("coordinator.key")?,
+            authority_pem: self.read("authority.pem")?,
+        })
+    }
+
+    /// The key that signs commands.
+    pub(crate) fn command_signer(&self) -> Result<Signer> {
+        Ok(Signer::from_pem(&self.read("command.key")?, COMMAND_PURPOSE)?)
+    }
+
+    /// The operator's key, which signs intents.
+    pub(crate) fn operator_signer(&self) -> Result<Signer> {
+        Ok(Signer::from_pem(&self.read("operator.key")?, INTENT_PURPOSE)?)
+    }
+
+    /// The keys that may sign intents.
+    pub(crate) fn operator_keys(&self) -> Result<TrustedKeys> {
+        let public = self.operator_signer()?.public_pem()?;
+        Ok(TrustedKeys::from_pems([public.as_str()], INTENT_PURPOSE)?)
+    }
+
+    /// What generated values and digests of secrets are derived from.
+    pub(crate) fn values_key(&self) -> Result<[u8; 32]> {
+        Ok(blake3::derive_key(
+            "fleetwright 2026 generated values and digests of secrets",
+            self.read("values.key")?.as_bytes(),
+        ))
+    }
+
+    /// Takes the lock of the coordinator; it holds the number of this process.
+    pub(crate) fn lock(&self) -> Result<fs::File> {
+        let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(self.lock_file())?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!(
+                "another coordinator works on {}\n  hint: stop it first, or give this one another --state-dir",
+                self.folder.display()
+            );
+        }
+        file.set_len(0)?;
+        write!(file, "{}", std::process::id())?;
+        Ok(file)
+    }
+}
+
+/// The process that holds a lock file, if one does.
+pub(crate) fn lock_holder(lock: &Path) -> Option<i32> {
+    let file = OpenOptions::new().read(true).write(true).open(lock).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return None;
+    }
+    fs::read_to_string(lock).ok()?.trim().parse().ok()
+}
