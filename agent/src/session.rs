@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fleetwright_certs::{COORDINATOR_DNS_NAME, Role};
-use fleetwright_deploy::host::HostView;
+use fleetwright_deploy::host::{Facts, HostView};
 use fleetwright_deploy::ids::ServerName;
 use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
@@ -49,6 +49,10 @@ pub(crate) struct Session {
     health: watch::Receiver<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
     processes: watch::Receiver<Arc<BTreeMap<ServerName, i32>>>,
     serial: ConnectionSerial,
+    /// What this host has; asked again after a connection was lost, since that may have taken long.
+    facts: Option<Facts>,
+    /// The newest report that was acknowledged: the outbox may still show it for a moment.
+    told: i64,
 }
 
 /// Why a connection is no longer used.
@@ -67,7 +71,7 @@ impl Session {
         let mut run = [0; 8];
         getrandom::fill(&mut run).context("random numbers")?;
         let serial = ConnectionSerial { run: i64::from_le_bytes(run), count: 0 };
-        Ok(Self { identity, layout, endpoint, inputs, outbox, health, processes, serial })
+        Ok(Self { identity, layout, endpoint, inputs, outbox, health, processes, serial, facts: None, told: 0 })
     }
 
     /// Keeps a connection for as long as the agent lives.
@@ -87,7 +91,10 @@ impl Session {
                             });
                             continue;
                         }
-                        Over::Lost(error) => tracing::warn!(error = format!("{error:#}"), "connection lost"),
+                        Over::Lost(error) => {
+                            self.facts = None;
+                            tracing::warn!(error = format!("{error:#}"), "connection lost");
+                        }
                     }
                 }
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "no connection to the coordinator"),
@@ -99,6 +106,9 @@ impl Session {
 
     /// Dials, checks that it is a coordinator of this fleet, and says who this host is.
     async fn connect(&mut self) -> Result<Connection> {
+        if self.facts.is_none() {
+            self.facts = Some(facts::gather().await);
+        }
         let to = resolve(&self.identity.coordinator).await?;
         let connecting = self.endpoint.connect(to, COORDINATOR_DNS_NAME)?;
         let connection = timeout(CONNECT_TIMEOUT, connecting).await.context("no answer")??;
@@ -111,7 +121,7 @@ impl Session {
             address: self.identity.address.clone(),
             state_dir: self.layout.state_dir().display().to_string(),
             labels: self.identity.labels.clone(),
-            facts: Some(facts::gather().await),
+            facts: self.facts.clone(),
         };
         let hello = AgentMessageV1::Hello { agent_version: env!("CARGO_PKG_VERSION").to_owned(), view };
         match tell(&connection, hello).await? {
@@ -159,8 +169,11 @@ impl Session {
         over
     }
 
-    async fn tell_reports(&self, connection: &Connection, reports: &[Outgoing]) -> Result<(), Over> {
+    async fn tell_reports(&mut self, connection: &Connection, reports: &[Outgoing]) -> Result<(), Over> {
         for report in reports {
+            if report.number <= self.told {
+                continue;
+            }
             let too_old =
                 |not_over: ConnectionSerial| not_over.run == self.serial.run && self.serial.count <= not_over.count;
             if report.not_over.is_some_and(too_old) {
@@ -170,6 +183,7 @@ impl Session {
                 CoordinatorReply::Acknowledged => {}
                 CoordinatorReply::Refused(why) => tracing::warn!(why, "the coordinator did not take a report"),
             }
+            self.told = report.number;
             let _ = self.inputs.send(Input::Told(report.number)).await;
         }
         Ok(())

@@ -1,1 +1,6 @@
-//! Placeholder.
+//! What the whole-system tests share: fleets of real processes in folders of their own, and the tools that some
+//! tests need.
+
+pub mod fleet;
+pub mod servers;
+pub mod tools;

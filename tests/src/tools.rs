@@ -1,0 +1,51 @@
+//! Tools that not every machine has. A test that lacks one says so and is skipped; with `FLEETWRIGHT_REQUIRE=all`
+//! it fails.
+
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// Something that a test needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// Python 3 with venv.
+    Python,
+    /// Packages from PyPI.
+    Pypi,
+    /// npm, and packages from its registry.
+    Npm,
+}
+
+/// Whether all these are there. If not, says what is missing, or panics where everything is required.
+pub fn have(tools: &[Tool]) -> bool {
+    let Some(missing) = tools.iter().find(|tool| !is_there(**tool)) else { return true };
+    let text = format!("{missing:?} is missing on this machine");
+    assert!(std::env::var("FLEETWRIGHT_REQUIRE").as_deref() != Ok("all"), "{text}, and FLEETWRIGHT_REQUIRE=all is set");
+    eprintln!("SKIPPED: {text}");
+    false
+}
+
+fn is_there(tool: Tool) -> bool {
+    static PYTHON: OnceLock<bool> = OnceLock::new();
+    static PYPI: OnceLock<bool> = OnceLock::new();
+    static NPM: OnceLock<bool> = OnceLock::new();
+    match tool {
+        Tool::Python => *PYTHON.get_or_init(|| succeeds("python3", &["-c", "import venv, ensurepip"])),
+        Tool::Pypi => *PYPI.get_or_init(|| {
+            let folder = std::env::temp_dir().join(format!("fleetwright-pypi-{}", std::process::id()));
+            let path = folder.to_string_lossy().into_owned();
+            let found = succeeds(
+                "python3",
+                &["-m", "pip", "download", "--quiet", "--no-deps", "--dest", &path, "mcp-server-time==2026.10.19"],
+            );
+            let _ = std::fs::remove_dir_all(folder);
+            found
+        }),
+        Tool::Npm => *NPM.get_or_init(|| succeeds("npm", &["view", "kubernetes-mcp-server@0.0.67", "version"])),
+    }
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
