@@ -2,5 +2,6 @@
 //! tests need.
 
 pub mod fleet;
+pub mod impostor;
 pub mod servers;
 pub mod tools;

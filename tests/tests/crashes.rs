@@ -1,0 +1,180 @@
+//! kill -9 of the coordinator or of an agent in the midst of a deployment: it ends as it would have ended, nothing
+//! runs twice, nothing is lost.
+
+use std::fs;
+
+use fleetwright_tests::fleet::{Fleet, text};
+use fleetwright_tests::servers::TestServer;
+use fleetwright_tests::tools::{Tool, have};
+use serde_json::Value;
+
+const ONE: &str = "servers:\n  - { server: alpha }\n  - { server: beta, depends_on: [alpha] }\n";
+
+/// When the process is killed.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// Right after the deployment was started.
+    Started,
+    /// While the second server is being checked.
+    Verifying,
+    /// While everything must stay healthy.
+    Baking,
+}
+
+/// A fleet of one host with no server on it.
+fn empty_fleet() -> Fleet {
+    let fleet = Fleet::new();
+    let manifest = fleet.configure(&[TestServer::works("first", 9200, "zero")], "servers:\n  - { server: first }\n");
+    fleet.up(&manifest, &["--agents", "1"]).expect_code(0);
+    fleet
+}
+
+/// Starts the deployment of two servers that need a second each to answer, and waits for the moment.
+fn deploy_until(fleet: &Fleet, moment: Moment) -> String {
+    let slow = |name, port| TestServer::works(name, port, "one").behaves("slow, one, 1");
+    let manifest = fleet.configure(&[slow("alpha", 9201), slow("beta", 9202)], ONE);
+    let renamed = fs::read_to_string(&manifest)
+        .expect("manifest")
+        .replace("name: test", "name: second")
+        .replace("bake: 1s", "bake: 3s");
+    fs::write(&manifest, renamed).expect("write");
+    let started = fleet.json(&["deploy", "start", &manifest.to_string_lossy()]);
+    let id = text(&started["id"]).to_owned();
+    let reached = |deployment: &Value| match moment {
+        Moment::Started => true,
+        Moment::Verifying => step_state(deployment, "beta@host-1") == "verifying",
+        Moment::Baking => deployment["summary"]["phase"] == "health_validation",
+    };
+    fleet.wait_until("the moment has come", || reached(&fleet.json(&["deploy", "show", &id])));
+    id
+}
+
+fn step_state(deployment: &Value, instance: &str) -> String {
+    let steps = deployment["steps"].as_array().expect("steps");
+    let step = steps.iter().find(|step| step["instance"] == instance).expect("the step");
+    text(&step["state"]).to_owned()
+}
+
+fn outcome(fleet: &Fleet, id: &str) -> Option<String> {
+    let output = fleet.run(&["deploy", "show", id, "--output", "json"]);
+    let view: Value = serde_json::from_str(&output.stdout).ok()?;
+    view["summary"]["outcome"].as_str().map(str::to_owned)
+}
+
+/// Asserts that the deployment succeeded, and that each server runs once, for the first time.
+fn expect_success(fleet: &Fleet, id: &str) {
+    fleet.wait_until("the deployment has ended", || outcome(fleet, id).is_some());
+    assert_eq!(outcome(fleet, id).as_deref(), Some("succeeded"), "{:#}", fleet.json(&["deploy", "show", id]));
+    for server in ["alpha", "beta", "first"] {
+        assert_eq!(processes_of(fleet, server), 1, "{server} does not run exactly once");
+        assert_eq!(
+            fleet.supervisor("host-1", server).expect("status")["exits"],
+            0,
+            "{server} was started more than once"
+        );
+    }
+    let healthy = |row: &Value| row["health"] == "healthy";
+    fleet.wait_until("all servers are healthy", || fleet.servers().len() == 3 && fleet.servers().values().all(healthy));
+}
+
+/// How many interpreters run this server's program.
+fn processes_of(fleet: &Fleet, server: &str) -> usize {
+    let folder = fleet.host("host-1").join("servers").join(server).to_string_lossy().into_owned();
+    let is_ours = |pid: &str| {
+        let argv = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        String::from_utf8_lossy(&argv).contains(&folder) && exe.to_string_lossy().contains("python")
+    };
+    let entries = fs::read_dir("/proc").expect("proc").flatten();
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<i32>().is_ok() && is_ours(name)))
+        .count()
+}
+
+fn coordinator_is_killed_when(moment: Moment) {
+    if !have(&[Tool::Python]) {
+        return;
+    }
+    let fleet = empty_fleet();
+    let id = deploy_until(&fleet, moment);
+    fleet.kill_coordinator();
+    let mut coordinator = fleet.start_coordinator();
+    expect_success(&fleet, &id);
+    drop(fleet);
+    coordinator.wait().expect("ended by `down`");
+}
+
+fn agent_is_killed_when(moment: Moment) {
+    if !have(&[Tool::Python]) {
+        return;
+    }
+    let fleet = empty_fleet();
+    let id = deploy_until(&fleet, moment);
+    fleet.kill_agent("host-1");
+    let mut agent = fleet.start_agent("host-1");
+    expect_success(&fleet, &id);
+    drop(fleet);
+    agent.wait().expect("ended by `down`");
+}
+
+#[test]
+fn the_coordinator_is_killed_right_after_the_start() {
+    coordinator_is_killed_when(Moment::Started);
+}
+
+#[test]
+fn the_coordinator_is_killed_while_a_server_is_checked() {
+    coordinator_is_killed_when(Moment::Verifying);
+}
+
+#[test]
+fn the_coordinator_is_killed_during_the_bake() {
+    coordinator_is_killed_when(Moment::Baking);
+}
+
+#[test]
+fn an_agent_is_killed_right_after_the_start() {
+    agent_is_killed_when(Moment::Started);
+}
+
+#[test]
+fn an_agent_is_killed_while_a_server_is_checked() {
+    agent_is_killed_when(Moment::Verifying);
+}
+
+#[test]
+fn an_agent_is_killed_during_the_bake() {
+    agent_is_killed_when(Moment::Baking);
+}
+
+#[test]
+fn a_host_that_is_not_confirmed_puts_itself_back_without_the_coordinator() {
+    if !have(&[Tool::Python]) {
+        return;
+    }
+    let fleet = empty_fleet();
+    let before = fleet.files("host-1", "first");
+    let changed = TestServer::works("first", 9200, "zero").behaves("slow, zero, 3");
+    let manifest = fleet.configure(&[changed], "servers:\n  - { server: first }\n");
+    let text_of = fs::read_to_string(&manifest).expect("manifest");
+    let hasty = text_of
+        .replace("healthy_deadline: 20s", "healthy_deadline: 6s")
+        .replace("confirm_timeout: 20s", "confirm_timeout: 2s");
+    fs::write(&manifest, hasty).expect("write");
+    let started = fleet.json(&["deploy", "start", &manifest.to_string_lossy()]);
+    let id = text(&started["id"]).to_owned();
+    fleet.wait_until("the new release is checked", || {
+        step_state(&fleet.json(&["deploy", "show", &id]), "first@host-1") == "verifying"
+    });
+    fleet.kill_coordinator();
+    fleet.wait_until("the host has put itself back", || fleet.agent_log("host-1").contains("restore_succeeded"));
+    assert_eq!(fleet.files("host-1", "first"), before);
+    assert_eq!(processes_of(&fleet, "first"), 1);
+    let mut coordinator = fleet.start_coordinator();
+    fleet.wait_until("the deployment has ended", || outcome(&fleet, &id).is_some());
+    assert_eq!(outcome(&fleet, &id).as_deref(), Some("rolled_back"));
+    let explained = fleet.run(&["explain", &id]).expect_code(0);
+    assert!(explained.stdout.contains("not confirmed in time"), "{}", explained.stdout);
+    drop(fleet);
+    coordinator.wait().expect("ended by `down`");
+}
