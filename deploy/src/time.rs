@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_timestamp_is_rfc_3339_in_json() {
         let json = serde_json::to_string(&Timestamp::from_unix_ms(1_795_391_999_123)).expect("json");
-        assert_eq!(json, "\"2026-11-22T22:39:59.123Z\"".replace("22:39", &json[12..17]));
+        assert_eq!(json, "\"2026-11-22T23:59:59.123Z\"");
         let back: Timestamp = serde_json::from_str(&json).expect("back");
         assert_eq!(back.unix_ms(), 1_795_391_999_123);
     }

@@ -202,17 +202,17 @@ impl Deployment {
             StepReport::Failed(failure) | StepReport::TestFailed(failure) | StepReport::Stuck(failure) => {
                 self.fail(failure.at(&id.host, &id.server), now, effects);
             }
-            StepReport::Restored(RestoreCause::NotConfirmed) => {
-                let failure = Failure::new(
-                    FailureKind::TimeoutError,
-                    "confirmation",
-                    "the host was not confirmed in time and put itself back",
-                )
-                .hint("look at the connection between the host and the coordinator; then deploy again")
-                .at(&id.host, &id.server);
+            StepReport::Restored(cause) if self.is_forward() => {
+                let message = match cause {
+                    RestoreCause::NotConfirmed => "the host was not confirmed in time and put itself back",
+                    RestoreCause::Commanded => "the host was put back, although this deployment did not ask for it",
+                };
+                let failure = Failure::new(FailureKind::TimeoutError, "confirmation", message)
+                    .hint("look at the connection between the host and the coordinator; then deploy again")
+                    .at(&id.host, &id.server);
                 self.fail(failure, now, effects);
             }
-            StepReport::Restored(RestoreCause::Commanded)
+            StepReport::Restored(_)
             | StepReport::Staged
             | StepReport::Switched
             | StepReport::Verified
@@ -232,15 +232,8 @@ impl Deployment {
         now: Timestamp,
         effects: &mut Effects,
     ) -> Result<(), IllegalEvent> {
-        let forward = !matches!(
-            self.phase,
-            Phase::RollingBack { .. }
-                | Phase::Finished { .. }
-                | Phase::Stopping { .. }
-                | Phase::AwaitingOperator { .. }
-        );
         let confirmed = self.steps.get(id).is_some_and(|step| step.state.is_confirmed());
-        if status.is_available() || !forward || !confirmed {
+        if status.is_available() || !self.is_forward() || !confirmed {
             return Err(self.illegal("health_changed", format!("; the health of {id} decides nothing now")));
         }
         let failure = Failure::new(FailureKind::HealthCheckError, "health validation", reason)
@@ -253,6 +246,17 @@ impl Deployment {
         self.set(id, next, effects);
         self.fail(failure, now, effects);
         Ok(())
+    }
+
+    /// Whether it still goes towards the plan.
+    fn is_forward(&self) -> bool {
+        !matches!(
+            self.phase,
+            Phase::RollingBack { .. }
+                | Phase::Finished { .. }
+                | Phase::Stopping { .. }
+                | Phase::AwaitingOperator { .. }
+        )
     }
 
     /// Remembers what the instance runs once a step has come to rest.

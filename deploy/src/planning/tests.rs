@@ -1,1 +1,366 @@
+use proptest::prelude::*;
 
+use super::*;
+use crate::host::Facts;
+use crate::release::masked;
+
+const SERVER: &str = "apiVersion: fleetwright/v1
+name: NAME
+package: { pypi: mcp-server-time, version: 2026.10.19 }
+requires: [python>=3.10]
+run:
+  command: [serve, --zone, \"{{ env.zone }}\"]
+  transport: stdio
+  port: 8801
+health_checks:
+  - { name: tools, type: mcp }
+";
+
+const ENVIRONMENT: &str = "apiVersion: fleetwright/v1
+name: test
+variables: { zone: Etc/UTC }
+secrets: { api_key: { env: API_KEY } }
+rules: { critical_check: true }
+";
+
+fn source(path: &str, text: &str) -> Source {
+    Source { path: path.to_owned(), text: text.to_owned() }
+}
+
+/// Reads a manifest, the environment above, and servers by name and text.
+fn read(manifest: &str, environment: &str, servers: &[(&str, &str)]) -> Result<Configuration, Problems> {
+    let manifest = source("m.yaml", manifest);
+    let environment = source("test.yaml", environment);
+    let mut definitions = BTreeMap::new();
+    for (name, text) in servers {
+        let source = source(&format!("{name}.yaml"), &text.replace("NAME", name));
+        definitions.insert(name.parse().expect("name"), (source.clone(), Server::parse(&source)?));
+    }
+    Ok(Configuration {
+        manifest: (manifest.clone(), Manifest::parse(&manifest)?),
+        environment: (environment.clone(), Environment::parse(&environment)?),
+        servers: definitions,
+    })
+}
+
+fn manifest(servers: &str) -> String {
+    format!("apiVersion: fleetwright/v1\nname: m\nenvironment: test\nservers:\n{servers}")
+}
+
+fn hosts(count: usize) -> BTreeMap<HostName, HostView> {
+    let runtimes = [("python".to_owned(), vec![crate::host::Version::from([3, 11])])];
+    let view = |n: usize| HostView {
+        address: format!("127.0.0.{n}"),
+        state_dir: "/state".to_owned(),
+        labels: [("zone".to_owned(), if n == 1 { "a" } else { "b" }.to_owned())].into(),
+        facts: Some(Facts { runtimes: runtimes.clone().into(), ..Facts::default() }),
+    };
+    (1..=count).map(|n| (format!("h{n}").parse().expect("name"), view(n))).collect()
+}
+
+fn circumstances() -> Circumstances {
+    let source = SecretSource::Named { variable: "API_KEY".to_owned(), fallback: None };
+    Circumstances {
+        hosts: hosts(3),
+        secret_digests: Some([(secret_key(&source), "digest-1".to_owned())].into()),
+        now: Timestamp::from_unix_ms(1_000_000),
+        ..Circumstances::default()
+    }
+}
+
+/// What a fleet looks like after a plan was deployed.
+fn deployed(plan: &Plan, before: Circumstances) -> Circumstances {
+    let mut present = BTreeMap::new();
+    for (group, planned) in plan.groups.iter().enumerate() {
+        for step in &planned.steps {
+            if let (Some(release), Some(release_id)) = (step.release.clone(), step.release_id.clone()) {
+                let manifest = plan.manifest.clone();
+                present
+                    .insert(step.instance.clone(), Present { manifest, group, release, release_id, in_trouble: false });
+            }
+        }
+    }
+    Circumstances { generation: before.generation.next(), present, ..before }
+}
+
+fn plan_of(servers: &str, definitions: &[(&str, &str)]) -> Result<CheckedPlan, Problems> {
+    plan(&read(&manifest(servers), ENVIRONMENT, definitions)?, &circumstances())
+}
+
+/// The problem that a configuration has, as an operator sees it.
+fn problem(servers: &str, definitions: &[(&str, &str)]) -> String {
+    plan_of(servers, definitions).expect_err("a problem").to_string()
+}
+
+fn groups_of(plan: &Plan) -> Vec<Vec<String>> {
+    plan.groups.iter().map(|group| group.servers.iter().map(ToString::to_string).collect()).collect()
+}
+
+fn shipped(manifest: &str) -> (Configuration, Circumstances) {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = |path: String| {
+        let text = std::fs::read_to_string(root.join(&path)).expect("a shipped file");
+        Source { path, text }
+    };
+    let manifest_source = file(format!("deployments/{manifest}.yaml"));
+    let parsed = Manifest::parse(&manifest_source).expect("a manifest");
+    let name = &parsed.environment.as_ref().expect("an environment").value;
+    let environment = file(format!("config/environments/{name}.yaml"));
+    let servers = parsed.servers.iter().map(|entry| {
+        let source = file(format!("config/servers/{}.yaml", entry.server.value));
+        (entry.server.value.clone(), (source.clone(), Server::parse(&source).expect("a server")))
+    });
+    let hosts = parsed.hosts.iter().map(|host| {
+        let view = HostView {
+            address: "10.0.0.1".to_owned(),
+            state_dir: "/state".to_owned(),
+            labels: host.labels.clone(),
+            facts: None,
+        };
+        (host.name.value.clone(), view)
+    });
+    let circumstances = Circumstances { hosts: hosts.collect(), ..Circumstances::default() };
+    let environment = (environment.clone(), Environment::parse(&environment).expect("an environment"));
+    (Configuration { servers: servers.collect(), environment, manifest: (manifest_source, parsed) }, circumstances)
+}
+
+#[test]
+fn the_shipped_manifests_plan_into_their_groups() {
+    let seven: Vec<Vec<String>> = [
+        &["brave-search", "security-scanner"][..],
+        &["docker-mcp", "kubernetes-mcp"],
+        &["prometheus-monitoring"],
+        &["s3-storage", "slack-notifications"],
+    ]
+    .iter()
+    .map(|group| group.iter().map(ToString::to_string).collect())
+    .collect();
+    for (name, expected) in [
+        ("quickstart", vec![vec!["time".to_owned()], vec!["git".to_owned(), "fetch".to_owned()]]),
+        ("mcp-development-deployment", seven.clone()),
+        ("mcp-production-deployment", seven),
+    ] {
+        let (configuration, circumstances) = shipped(name);
+        let checked = plan(&configuration, &circumstances).unwrap_or_else(|problems| panic!("{name}: {problems}"));
+        assert_eq!(groups_of(checked.plan()), expected, "{name}");
+    }
+}
+
+#[test]
+fn an_optional_server_without_a_host_is_skipped_and_any_other_is_an_error() {
+    let needy = SERVER.replace("python>=3.10", "docker");
+    let checked = plan_of(
+        "  - { server: a, optional: true }\n  - { server: b, depends_on: [a] }\n",
+        &[("a", &needy), ("b", SERVER)],
+    );
+    let checked = checked.expect("a plan");
+    assert_eq!(checked.plan().skipped.len(), 1);
+    assert!(checked.plan().skipped[0].reason.contains("h1: no docker"), "{:?}", checked.plan().skipped);
+    assert_eq!(groups_of(checked.plan()), [["b"]]);
+    insta::assert_snapshot!(problem("  - { server: a }\n", &[("a", &needy)]));
+}
+
+#[test]
+fn a_cycle_is_named_whole_with_its_place() {
+    let servers =
+        "  - server: a\n    depends_on: [b]\n  - server: b\n    depends_on: [c]\n  - server: c\n    depends_on: [a]\n";
+    insta::assert_snapshot!(problem(servers, &[("a", SERVER), ("b", SERVER), ("c", SERVER)]));
+    insta::assert_snapshot!(problem("  - { server: a, depends_on: [a] }\n", &[("a", SERVER)]));
+}
+
+#[test]
+fn mistyped_names_are_told_with_the_name_that_was_probably_meant() {
+    insta::assert_snapshot!(problem(
+        "  - { server: alpha }\n  - { server: beta, depends_on: [alhpa] }\n",
+        &[("alpha", SERVER), ("beta", SERVER)]
+    ));
+    let secret = format!("{SERVER}files:\n  - path: key\n    content: '{{{{ secret(name=\"api_kee\") }}}}'\n");
+    insta::assert_snapshot!(problem("  - { server: a }\n", &[("a", &secret)]));
+}
+
+#[test]
+fn errors_of_the_yaml_itself_point_at_their_place() {
+    insta::assert_snapshot!(problem("  - { servr: a }\n", &[]));
+    insta::assert_snapshot!(problem("  - { server: A_b }\n", &[]));
+    insta::assert_snapshot!(problem("  - { server: a, priority: high }\n", &[]));
+    let server = SERVER.replace("transport: stdio", "transport: carrier-pigeon");
+    insta::assert_snapshot!(problem("  - { server: a }\n", &[("a", &server)]));
+    let wrong = read("apiVersion: fleetwright/v9\nname: m\nservers: []\n", ENVIRONMENT, &[]).expect_err("a version");
+    insta::assert_snapshot!(wrong.to_string());
+}
+
+#[test]
+fn rules_of_the_environment_stop_a_plan() {
+    let strict = format!("{ENVIRONMENT}").replace(
+        "critical_check: true",
+        "critical_check: true, rollback: true, canary: true, max_unavailable_max: 1, package_sources: [npm]",
+    );
+    let careless = "apiVersion: fleetwright/v1\nname: m\nservers:\n  - { server: a }\nrollout: { max_unavailable: 2 }\nrollback: { enabled: false }\n";
+    let server = SERVER.replace("health_checks:\n  - { name: tools, type: mcp }\n", "");
+    let configuration = read(careless, &strict, &[("a", &server)]).expect("readable");
+    insta::assert_snapshot!(plan(&configuration, &circumstances()).expect_err("broken rules").to_string());
+}
+
+#[test]
+fn versions_must_be_exact() {
+    for version in ["\"*\"", "latest", "\">=1\"", "\"1.0 \"", "\"\""] {
+        let server = SERVER.replace("2026.10.19", version);
+        assert!(problem("  - { server: a }\n", &[("a", &server)]).contains("not an exact version"), "{version}");
+    }
+}
+
+#[test]
+fn a_missing_variable_is_an_error_with_its_place_in_the_template() {
+    let server = SERVER.replace("env.zone", "env.zoen");
+    insta::assert_snapshot!(problem("  - { server: a }\n", &[("a", &server)]));
+    let server = format!(
+        "{SERVER}files:\n  - path: deep/config.toml\n    content: |\n      first = 1\n      second = \"{{{{ missing }}}}\"\n"
+    );
+    insta::assert_snapshot!(problem("  - { server: a }\n", &[("a", &server)]));
+}
+
+#[test]
+fn files_cannot_leave_the_config_folder() {
+    for path in ["../x", "/etc/passwd", "a/../../x", "", "./x", "a//b"] {
+        let server = format!("{SERVER}files:\n  - {{ path: \"{path}\", content: x }}\n");
+        assert!(problem("  - { server: a }\n", &[("a", &server)]).contains("is not a path below"), "{path:?}");
+    }
+}
+
+#[test]
+fn a_secret_is_a_marker_in_the_plan_and_never_an_argument() {
+    let server = format!("{SERVER}files:\n  - path: key\n    content: 'key={{{{ secret(name=\"api_key\") }}}}'\n");
+    let checked = plan_of("  - { server: a }\n", &[("a", &server)]).expect("a plan");
+    let release = checked.plan().steps().next().and_then(|step| step.release.clone()).expect("a release");
+    assert_eq!(masked(&release.files[0].content), "key=(secret api_key)");
+    assert_eq!(release.secrets["api_key"].digest.as_deref(), Some("digest-1"));
+    let argument = SERVER.replace("{{ env.zone }}", "{{ secret(name='api_key') }}");
+    assert!(problem("  - { server: a }\n", &[("a", &argument)]).contains("list of processes"));
+}
+
+#[test]
+fn a_rotated_secret_is_an_update_and_its_value_is_not_shown() {
+    let server = format!("{SERVER}files:\n  - path: key\n    content: 'key={{{{ secret(name=\"api_key\") }}}}'\n");
+    let configuration = read(&manifest("  - { server: a }\n"), ENVIRONMENT, &[("a", &server)]).expect("readable");
+    let first = plan(&configuration, &circumstances()).expect("a plan");
+    let mut later = deployed(first.plan(), circumstances());
+    for digest in later.secret_digests.iter_mut().flat_map(BTreeMap::values_mut) {
+        "digest-2".clone_into(digest);
+    }
+    let second = plan(&configuration, &later).expect("a plan");
+    assert_eq!(second.plan().summary().update, 1);
+    let (instance, present) = later.present.iter().next().expect("an instance");
+    let planned = second.plan().steps().find(|step| step.instance == *instance).and_then(|step| step.release.clone());
+    let changes = changes(&present.release, &planned.expect("a release"));
+    let expected = Change {
+        field: "secrets.api_key".to_owned(),
+        before: Some("(secret)".to_owned()),
+        after: Some("(secret)".to_owned()),
+    };
+    assert_eq!(changes, [expected]);
+    later.secret_digests = Some(BTreeMap::new());
+    let missing = plan(&configuration, &later).expect_err("no value");
+    assert!(missing.to_string().contains("environment variable API_KEY"), "{missing}");
+}
+
+#[test]
+fn planning_again_changes_nothing_even_where_the_time_was_asked_for() {
+    let server = format!(
+        "{SERVER}files:\n  - path: stamp\n    content: 'made {{{{ now() }}}} key {{{{ random_string(length=32) }}}}'\n"
+    );
+    let configuration =
+        read(&manifest("  - { server: a, place: { count: 2 } }\n"), ENVIRONMENT, &[("a", &server)]).expect("readable");
+    let first = plan(&configuration, &circumstances()).expect("a plan");
+    assert_eq!(first.plan().summary().create, 2);
+    let later = Circumstances { now: Timestamp::from_unix_ms(9_000_000), ..deployed(first.plan(), circumstances()) };
+    let second = plan(&configuration, &later).expect("a plan");
+    assert_eq!(second.plan().summary().changes(), 0, "{:#?}", second.plan());
+    assert_eq!(second.plan().summary().unchanged, 2);
+}
+
+#[test]
+fn servers_that_the_manifest_no_longer_has_are_removed_last_and_those_of_others_stay() {
+    let both = read(
+        &manifest("  - { server: a }\n  - { server: b, depends_on: [a] }\n"),
+        ENVIRONMENT,
+        &[("a", SERVER), ("b", &SERVER.replace("8801", "8802"))],
+    );
+    let first = plan(&both.expect("readable"), &circumstances()).expect("a plan");
+    let mut later = deployed(first.plan(), circumstances());
+    let mut foreign = later.present.values().next().expect("one").clone();
+    foreign.manifest = "other".parse().expect("name");
+    later.present.insert("c@h3".parse().expect("instance"), foreign);
+    let one = read(&manifest("  - { server: a }\n"), ENVIRONMENT, &[("a", SERVER)]).expect("readable");
+    let second = plan(&one, &later).expect("a plan");
+    let removed: Vec<String> = second
+        .plan()
+        .steps()
+        .filter(|step| step.action == StepAction::Remove)
+        .map(|step| step.instance.to_string())
+        .collect();
+    assert_eq!(removed, ["b@h2"]);
+    assert_eq!(groups_of(second.plan()).last().map(Vec::as_slice), Some(&["b".to_owned()][..]));
+}
+
+#[test]
+fn a_port_is_given_once_per_host() {
+    let servers = "  - { server: a, place: { count: 3 } }\n  - { server: b }\n";
+    let text = problem(servers, &[("a", SERVER), ("b", SERVER)]);
+    assert!(text.contains("h1: its port 8801 is for `a`"), "{text}");
+}
+
+#[test]
+fn placement_keeps_servers_where_they_are() {
+    let configuration =
+        read(&manifest("  - { server: a, place: { labels: { zone: b } } }\n"), ENVIRONMENT, &[("a", SERVER)])
+            .expect("readable");
+    let first = plan(&configuration, &circumstances()).expect("a plan");
+    assert_eq!(first.plan().steps().next().map(|step| step.instance.to_string()).as_deref(), Some("a@h2"));
+    let mut moved = deployed(first.plan(), circumstances());
+    let present = moved.present.remove(&"a@h2".parse().expect("instance")).expect("present");
+    moved.present.insert("a@h3".parse().expect("instance"), present);
+    let second = plan(&configuration, &moved).expect("a plan");
+    assert_eq!(second.plan().steps().next().map(|step| step.instance.to_string()).as_deref(), Some("a@h3"));
+}
+
+#[test]
+fn a_chain_of_a_hundred_thousand_is_no_trouble() {
+    let edges: Vec<(usize, usize)> = (1..100_000).map(|n| (n, n - 1)).collect();
+    let levels = groups(100_000, &edges).expect("no cycle");
+    assert_eq!(levels.len(), 100_000);
+}
+
+proptest! {
+    #[test]
+    fn every_server_comes_after_all_that_it_depends_on(count in 1_usize..60, pairs in prop::collection::vec(any::<(usize, usize)>(), 0..200)) {
+        let edges: Vec<(usize, usize)> =
+            pairs.iter().map(|(a, b)| (a % count, b % count)).filter(|(a, b)| a > b).collect();
+        let levels = groups(count, &edges).expect("edges lead from later to earlier, so there is no cycle");
+        let mut level_of = vec![usize::MAX; count];
+        for (level, nodes) in levels.iter().enumerate() {
+            for node in nodes {
+                prop_assert_eq!(level_of[*node], usize::MAX, "{} is in two groups", node);
+                level_of[*node] = level;
+            }
+        }
+        for node in 0..count {
+            let needed = edges.iter().filter(|(from, _)| *from == node).map(|(_, to)| level_of[*to] + 1).max();
+            prop_assert_eq!(level_of[node], needed.unwrap_or(0), "{} comes too early or too late", node);
+        }
+        let mut shuffled = edges.clone();
+        shuffled.reverse();
+        prop_assert_eq!(groups(count, &shuffled).expect("the same"), levels);
+    }
+
+    #[test]
+    fn what_is_called_a_cycle_is_one(count in 1_usize..40, pairs in prop::collection::vec(any::<(usize, usize)>(), 1..120)) {
+        let edges: Vec<(usize, usize)> = pairs.iter().map(|(a, b)| (a % count, b % count)).collect();
+        if let Err(cycle) = groups(count, &edges) {
+            prop_assert!(!cycle.is_empty());
+            for (n, node) in cycle.iter().enumerate() {
+                let next = cycle[(n + 1) % cycle.len()];
+                prop_assert!(edges.contains(&(*node, next)), "{} does not depend on {}", node, next);
+            }
+        }
+    }
+}
