@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use fleetwright_deploy::config::Problems;
 use fleetwright_deploy::deployment::Outcome;
 
@@ -62,10 +62,10 @@ pub(crate) struct Arguments {
 #[derive(clap::Args)]
 struct Global {
     /// The state folder of the fleet; without it, `.fleetwright` in this folder or one above it.
-    #[arg(long, global = true, env = "FLEETWRIGHT_STATE_DIR", value_name = "DIR")]
+    #[arg(long, global = true, env = "FLEETWRIGHT_STATE_DIR", hide_env_values = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// The unix socket of the coordinator, where it is not in the state folder.
-    #[arg(long, global = true, env = "FLEETWRIGHT_COORDINATOR", value_name = "SOCKET")]
+    #[arg(long, global = true, env = "FLEETWRIGHT_COORDINATOR", hide_env_values = true, value_name = "SOCKET")]
     coordinator: Option<PathBuf>,
     /// How results are printed.
     #[arg(long, global = true, value_enum, default_value_t = Format::Human)]
@@ -119,6 +119,27 @@ impl Context {
                 "there is no fleet here\n  hint: `fleetwright up MANIFEST` makes one in this folder; or name one with --state-dir or --coordinator"
             ),
         }
+    }
+}
+
+/// The help of every command, as Markdown: what `docs/cli.md` holds.
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# The `fleetwright` command\n\nGenerated from the command itself: `cargo run -p fleetwright-tests --bin generate`.\n",
+    );
+    let mut command = Arguments::command().term_width(100);
+    command.build();
+    describe_command(&mut command, &mut text);
+    text
+}
+
+fn describe_command(command: &mut clap::Command, text: &mut String) {
+    let name = command.get_bin_name().unwrap_or("fleetwright").to_owned();
+    let help = command.render_long_help().to_string();
+    let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+    text.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", lines.join("\n").trim_end()));
+    for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+        describe_command(sub, text);
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the whole-system tests share: fleets of real processes in folders of their own, and the tools that some
 //! tests need.
 
+#![expect(clippy::print_stderr, reason = "tests speak to whoever runs them")]
+
 pub mod fleet;
 pub mod impostor;
 pub mod servers;

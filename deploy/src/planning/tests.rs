@@ -191,7 +191,7 @@ fn errors_of_the_yaml_itself_point_at_their_place() {
 
 #[test]
 fn rules_of_the_environment_stop_a_plan() {
-    let strict = format!("{ENVIRONMENT}").replace(
+    let strict = ENVIRONMENT.replace(
         "critical_check: true",
         "critical_check: true, rollback: true, canary: true, max_unavailable_max: 1, package_sources: [npm]",
     );
