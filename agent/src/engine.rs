@@ -200,6 +200,11 @@ impl Engine {
         }
         let (server, key, order) = match command.body {
             CommandBody::Logs { server, lines } => {
+                if !self.layout.server(&server).folder().exists() {
+                    let failure = Failure::new(FailureKind::ConfigurationError, "logs", "this host has no such server");
+                    let failure = failure.hint("`fleetwright servers list` shows what runs where");
+                    return Ok(CommandReply::Refused(failure.at(&self.verifier.host, &server)));
+                }
                 let log = self.layout.server(&server).log();
                 return Ok(CommandReply::Logs(output::tail(&log, lines.min(LOG_LINES_MAX) as usize)));
             }

@@ -43,13 +43,17 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
         kill_group(old.pid, Signal::KILL);
     }
     let _ = fs::remove_file(server.status());
+    // Why a supervisor could not do its work belongs beside the output of its server.
+    let log = fs::create_dir_all(server.logs())
+        .and_then(|()| OpenOptions::new().create(true).append(true).open(server.log()));
+    let log = log.map_err(|error| file_failure(&server.log(), &error))?;
     let mut supervisor = Command::new(program)
         .arg("supervise")
         .arg("--server-dir")
         .arg(server.folder())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(log)
         .process_group(0)
         .spawn()
         .map_err(|error| failed(format!("the supervisor could not be started: {error}")))?;

@@ -281,8 +281,10 @@ impl Engine {
         reply: Reply<CoordinatorReply>,
     ) -> Result<()> {
         let connected = self.event(FleetEvent::HostConnected { host: host.clone(), view })?;
-        if connected.is_ok() {
-            self.sessions.insert(host.clone(), session);
+        if connected.is_ok()
+            && let Some(older) = self.sessions.insert(host.clone(), session)
+        {
+            older.supersede();
         }
         answer(reply, &connected);
         // The host may have missed what was sent to it; what it did not miss, it will not do again.
@@ -360,8 +362,11 @@ impl Engine {
             command_keys: vec![commands.signer.public_pem()?],
             intent_keys: vec![operator.public_pem()?],
         };
-        let enrolled =
-            self.event(FleetEvent::HostEnrolled { host, certificate_sha256: fingerprint(&certificate.der) })?;
+        let certificate_sha256 = fingerprint(&certificate.der);
+        let enrolled = self.event(FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256 })?;
+        if let Some(session) = self.sessions.remove(&host) {
+            session.revoke();
+        }
         Ok(enrolled.map(|()| credentials).map_err(|refused| refused.to_string()))
     }
 

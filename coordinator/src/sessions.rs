@@ -26,6 +26,8 @@ const OUTBOUND_MAX: usize = 1_024;
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a peer has to complete its handshake, and, without a certificate, to enrol.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection that a newer one of the same host took over from stays open.
+const SUPERSEDED_GRACE: Duration = Duration::from_secs(20);
 /// How many peers without a certificate are served at once.
 const ENROLLING_MAX: usize = 32;
 
@@ -41,9 +43,23 @@ pub(crate) struct SessionHandle {
     /// Tells connections apart.
     pub(crate) id: u64,
     outbound: mpsc::Sender<Outbound>,
+    connection: Connection,
 }
 
 impl SessionHandle {
+    /// Ends the connection at once: its certificate no longer counts.
+    pub(crate) fn revoke(&self) {
+        self.connection.close(close::NOT_PERMITTED.into(), b"the host has enrolled anew");
+    }
+
+    /// Ends the connection after answers on their way have had time to arrive: a newer one took over.
+    pub(crate) fn supersede(self) {
+        tokio::spawn(async move {
+            tokio::time::sleep(SUPERSEDED_GRACE).await;
+            self.connection.close(close::SUPERSEDED.into(), b"a newer connection took over");
+        });
+    }
+
     /// Sends a command. Should the queue be full or the connection gone, the command goes out again when the
     /// host connects the next time.
     pub(crate) fn send(&self, outbound: Outbound) {
@@ -137,7 +153,7 @@ async fn enrol(connection: &Connection, engine: &Handle) {
 /// Serves one agent until its connection is gone.
 async fn serve(connection: Connection, host: HostName, engine: Handle, id: u64) {
     let (outbound, mut commands) = mpsc::channel::<Outbound>(OUTBOUND_MAX);
-    let session = SessionHandle { id, outbound };
+    let session = SessionHandle { id, outbound, connection: connection.clone() };
     let sending = connection.clone();
     let sender = tokio::spawn(async move {
         while let Some(command) = commands.recv().await {

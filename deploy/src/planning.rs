@@ -42,6 +42,8 @@ pub struct Circumstances {
     pub generation: Generation,
     /// The hosts.
     pub hosts: BTreeMap<HostName, HostView>,
+    /// Hosts that cannot be reached now: they keep what they have, and get nothing new.
+    pub unreachable: BTreeSet<HostName>,
     /// What runs on them.
     pub present: BTreeMap<InstanceId, Present>,
     /// A digest of every secret that has a value, by its source as [`secret_key`] writes it; nothing when

@@ -1,6 +1,6 @@
 //! What the interface shows. Field names are stable: they are only ever added to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fleetwright_deploy::deployment::{Deployment, Outcome, Phase, PhaseName, Waiting};
 use fleetwright_deploy::failure::Failure;
@@ -226,6 +226,7 @@ pub(crate) struct PlanningView {
     pub(crate) fleet: FleetName,
     pub(crate) generation: Generation,
     pub(crate) hosts: BTreeMap<HostName, HostView>,
+    pub(crate) unreachable: BTreeSet<HostName>,
     pub(crate) present: Vec<PresentRow>,
 }
 
@@ -242,7 +243,7 @@ pub(crate) struct PresentRow {
 
 impl PlanningView {
     pub(crate) fn new(fleet: &Fleet) -> Self {
-        let usable = fleet.hosts().iter().filter(|(_, host)| host.connected);
+        let away = fleet.hosts().iter().filter(|(_, host)| !host.connected);
         let present = fleet.instances().iter().map(|(id, record)| PresentRow {
             instance: id.clone(),
             manifest: record.manifest.clone(),
@@ -254,7 +255,8 @@ impl PlanningView {
         Self {
             fleet: fleet.name().clone(),
             generation: fleet.generation(),
-            hosts: usable.filter_map(|(name, host)| Some((name.clone(), host.view.clone()?))).collect(),
+            hosts: fleet.hosts().iter().filter_map(|(name, host)| Some((name.clone(), host.view.clone()?))).collect(),
+            unreachable: away.map(|(name, _)| name.clone()).collect(),
             present: present.collect(),
         }
     }
@@ -268,6 +270,7 @@ impl PlanningView {
         Circumstances {
             generation: self.generation,
             hosts: self.hosts,
+            unreachable: self.unreachable,
             present: present.collect(),
             secret_digests: None,
             variables: std::env::vars().collect(),

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{Context, deploy, down, exit, follow, plan, tables};
 use crate::api::views::{InstanceRow, StatusView};
 use crate::client::Client;
-use crate::local::{agent_program, ensure_agents, ensure_coordinator, hosts};
+use crate::local::{LocalHost, agent_program, ensure_agents, ensure_coordinator, hosts};
 use crate::project;
 use crate::state_dir::{STATE_DIR_NAME, StateDir};
 
@@ -64,24 +64,17 @@ pub(super) async fn up(arguments: UpArguments, context: &Context) -> Result<u8> 
         state_dir.create(&name, "127.0.0.1:0")?;
         ui.say(&format!("made a fleet in {}", state_dir.path().display()));
     }
-    let (client, started) = ensure_coordinator(&state_dir).await?;
-    let agents = ensure_agents(&state_dir, &client, &hosts).await?;
-    let status: StatusView = client.get("/v1/status").await?;
-    ui.say(&format!(
-        "the coordinator listens at {} (UDP), {} hosts are connected",
-        status.listen, status.hosts_connected
-    ));
+    let mut ours = false;
     let outcome = tokio::select! {
-        outcome = deploy_manifest(&configuration, &client, context) => outcome,
+        outcome = start_and_deploy(&configuration, &hosts, &state_dir, &mut ours, context) => outcome,
         _ = tokio::signal::ctrl_c() => {
             ui.say("interrupted: stopping everything; the next `up` goes on with the deployment");
             down::stop_all(&state_dir, context).await?;
             return Ok(exit::FAILED);
         }
     };
-    let ours = started || agents > 0;
     match outcome {
-        Ok(exit::DONE) if !arguments.detach => keep(&state_dir, &client, context).await,
+        Ok(exit::DONE) if !arguments.detach => keep(&state_dir, context).await,
         Ok(exit::DONE) => {
             ui.say("running in the background; `fleetwright status` shows it, `fleetwright down` stops it");
             Ok(exit::DONE)
@@ -95,6 +88,25 @@ pub(super) async fn up(arguments: UpArguments, context: &Context) -> Result<u8> 
             failed
         }
     }
+}
+
+/// Starts what does not run yet, which is then ours to stop, and deploys the manifest.
+async fn start_and_deploy(
+    configuration: &Configuration,
+    hosts: &[LocalHost],
+    state_dir: &StateDir,
+    ours: &mut bool,
+    context: &Context,
+) -> Result<u8> {
+    let (client, started) = ensure_coordinator(state_dir).await?;
+    *ours = started;
+    *ours |= ensure_agents(state_dir, &client, hosts).await? > 0;
+    let status: StatusView = client.get("/v1/status").await?;
+    context.ui.say(&format!(
+        "the coordinator listens at {} (UDP), {} hosts are connected",
+        status.listen, status.hosts_connected
+    ));
+    deploy_manifest(configuration, &client, context).await
 }
 
 /// Plans, shows, deploys and shows again.
@@ -149,8 +161,8 @@ async fn servers_with_health(client: &Client) -> Result<Vec<InstanceRow>> {
 }
 
 /// Tells what happens until Ctrl-C, and then stops everything.
-async fn keep(state_dir: &StateDir, client: &Client, context: &Context) -> Result<u8> {
-    let ui = &context.ui;
+async fn keep(state_dir: &StateDir, context: &Context) -> Result<u8> {
+    let (ui, client) = (&context.ui, Client::new(&state_dir.socket())?);
     ui.say("\nrunning; Ctrl-C stops everything");
     let status: StatusView = client.get("/v1/status").await?;
     let mut events = client.events(status.last_event, true).await?;

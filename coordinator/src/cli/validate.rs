@@ -26,7 +26,10 @@ pub(super) fn validate(arguments: &ValidateArguments, context: &Context) -> Resu
     }
     Problems::none_or(problems)?;
     let files: Vec<String> = arguments.files.iter().map(|file| file.display().to_string()).collect();
-    context.ui.data(&json!({ "valid": files }), || format!("{} files are valid", files.len()));
+    context.ui.data(&json!({ "valid": files }), || match files.len() {
+        1 => "1 file is valid".to_owned(),
+        n => format!("{n} files are valid"),
+    });
     Ok(exit::DONE)
 }
 

@@ -17,6 +17,7 @@ impl Deployment {
             | Phase::AwaitingOperator { .. }
             | Phase::Finished { .. } => {}
             _ if !self.options.rollback => {
+                self.progress_at = now;
                 self.discard_unused(now, effects);
                 self.enter(Phase::Stopping { cause: failure }, effects);
             }

@@ -83,8 +83,12 @@ fn choose(
         }
     }
     for (host, view) in &circumstances.hosts {
+        let keeps = circumstances.present.contains_key(&InstanceId::new(name.clone(), host.clone()));
         match refusal(host, view, entry, server, port, taken) {
             Some(reason) => refused.push(format!("{host}: {reason}")),
+            None if circumstances.unreachable.contains(host) && !keeps => {
+                refused.push(format!("{host}: not connected"))
+            }
             None => candidates.push(host),
         }
     }

@@ -324,6 +324,19 @@ fn placement_keeps_servers_where_they_are() {
 }
 
 #[test]
+fn a_host_that_cannot_be_reached_keeps_its_servers_and_gets_no_new_ones() {
+    let one = read(&manifest("  - { server: a, place: { hosts: [h2] } }\n"), ENVIRONMENT, &[("a", SERVER)])
+        .expect("readable");
+    let first = plan(&one, &circumstances()).expect("a plan");
+    let away =
+        Circumstances { unreachable: ["h2".parse().expect("name")].into(), ..deployed(first.plan(), circumstances()) };
+    assert_eq!(plan(&one, &away).expect("a plan").plan().summary().changes(), 0);
+    let new = Circumstances { unreachable: away.unreachable, ..circumstances() };
+    let text = plan(&one, &new).expect_err("no host").to_string();
+    assert!(text.contains("h2: not connected"), "{text}");
+}
+
+#[test]
 fn a_chain_of_a_hundred_thousand_is_no_trouble() {
     let edges: Vec<(usize, usize)> = (1..100_000).map(|n| (n, n - 1)).collect();
     let levels = groups(100_000, &edges).expect("no cycle");

@@ -1,0 +1,160 @@
+//! The bytes on the wire: recorded, so that agents and coordinators of different versions go on understanding
+//! each other; and decoding, which must survive whatever a peer sends.
+
+use std::collections::BTreeMap;
+
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::health::{CheckOutcome, CheckReport, HealthReport, HealthStatus, McpInfo, Severity};
+use fleetwright_deploy::host::{Facts, HostView, Version};
+use fleetwright_deploy::ids::{Generation, PlanId, ReleaseId};
+use fleetwright_deploy::instance::{RestoreCause, StepReport};
+use fleetwright_deploy::time::{Length, Timestamp};
+use fleetwright_protocol::command::{
+    Command, CommandBody, CommandId, CommandReply, CommandV1, Intent, IntentV1, StepOrder,
+};
+use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
+use fleetwright_protocol::frame::{decode, encode};
+use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply, MetricsSample};
+use fleetwright_protocol::{Envelope, FrameError};
+use proptest::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The recorded line for a message, which must read back as the same message.
+fn record<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, message: &T) -> String {
+    let bytes = encode(message, usize::MAX).expect("encode");
+    assert_eq!(&decode::<T>(&bytes).expect("decode"), message);
+    format!("{name}: {}\n", hex(&bytes))
+}
+
+fn envelope() -> Envelope {
+    let signer = fleetwright_certs::Signer::from_pem(
+        "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f\n-----END PRIVATE KEY-----\n",
+        "test",
+    );
+    Envelope::seal(&"content", &signer.expect("key")).expect("seal")
+}
+
+#[test]
+fn messages_have_the_bytes_that_were_recorded() {
+    let release = ReleaseId::of(b"release");
+    let server = || "time".parse().expect("name");
+    let deployment = || "d1-aaaaaaaa".parse().expect("id");
+    let command = |order| {
+        Command::V1(CommandV1 {
+            fleet: "local".parse().expect("name"),
+            host: "host-1".parse().expect("name"),
+            id: CommandId([1; 16]),
+            generation: Generation(7),
+            issued_at: Timestamp::from_unix_ms(1_000),
+            not_after: Timestamp::from_unix_ms(61_000),
+            body: CommandBody::Step {
+                deployment: deployment(),
+                server: server(),
+                attempt: 1,
+                intent: envelope(),
+                order,
+            },
+        })
+    };
+    let switch = StepOrder::Switch {
+        target: Some(release.clone()),
+        confirm_within: Some(Length::from_secs(60)),
+        healthy_deadline: Length::from_secs(30),
+        min_healthy_time: Length::from_secs(1),
+    };
+    let stage =
+        StepOrder::Stage { release: b"{}".to_vec(), secrets: BTreeMap::from([("k".to_owned(), "v".to_owned())]) };
+    let failure = Failure::new(FailureKind::ResourceError, "preflight", "port taken")
+        .hint("free it")
+        .output(["line"].into_iter());
+    let intent = Intent::V1(IntentV1 {
+        fleet: "local".parse().expect("name"),
+        host: "host-1".parse().expect("name"),
+        deployment: deployment(),
+        plan: PlanId::of(b"plan"),
+        generation: Generation(7),
+        not_after: Timestamp::from_unix_ms(9_000),
+        servers: vec![(server(), Some(release.clone())), ("gone".parse().expect("name"), None)],
+    });
+    let view = HostView {
+        address: "127.0.0.1".to_owned(),
+        state_dir: "/state".to_owned(),
+        labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+        facts: Some(Facts {
+            runtimes: [("python".to_owned(), vec![Version::from([3, 11])])].into(),
+            ..Facts::default()
+        }),
+    };
+    let step = |report| {
+        AgentMessage::V1(AgentMessageV1::Step { deployment: deployment(), server: server(), attempt: 1, report })
+    };
+    let health = HealthReport {
+        status: HealthStatus::Degraded,
+        checks: vec![CheckReport {
+            name: "tools".to_owned(),
+            severity: Severity::Warning,
+            outcome: CheckOutcome::Failing { message: "no".to_owned() },
+        }],
+        mcp: Some(McpInfo { tools: vec!["one".to_owned()], ..McpInfo::default() }),
+        restarts: 2,
+    };
+    let mut text = String::new();
+    for (name, order) in [
+        ("stage", stage),
+        ("switch", switch),
+        ("confirm", StepOrder::Confirm),
+        ("restore", StepOrder::Restore),
+        ("test", StepOrder::Test),
+        ("clean", StepOrder::Clean),
+    ] {
+        text.push_str(&record(name, &command(order)));
+    }
+    text.push_str(&record("intent", &intent));
+    text.push_str(&record("accepted", &CommandReply::Accepted));
+    text.push_str(&record("refused", &CommandReply::Refused(failure.clone())));
+    text.push_str(&record(
+        "hello",
+        &AgentMessage::V1(AgentMessageV1::Hello { agent_version: "0.1.0".to_owned(), view }),
+    ));
+    text.push_str(&record("verified", &step(StepReport::Verified)));
+    text.push_str(&record("failed", &step(StepReport::Failed(failure))));
+    text.push_str(&record("restored", &step(StepReport::Restored(RestoreCause::NotConfirmed))));
+    let health = AgentMessageV1::Health { server: server(), release, report: health, output: Vec::new() };
+    text.push_str(&record("health", &AgentMessage::V1(health)));
+    text.push_str(&record("metrics", &AgentMessage::V1(AgentMessageV1::Metrics(MetricsSample::default()))));
+    text.push_str(&record("acknowledged", &CoordinatorReply::Acknowledged));
+    text.push_str(&record("enrol", &EnrolRequest::V1 { token: "fw1-00".to_owned(), request_der: vec![1, 2] }));
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn bytes_after_a_message_are_an_error() {
+    let mut bytes = encode(&CoordinatorReply::Acknowledged, 16).expect("encode");
+    bytes.push(0);
+    assert!(matches!(decode::<CoordinatorReply>(&bytes), Err(FrameError::Trailing(1))));
+}
+
+#[test]
+fn a_message_over_its_limit_is_not_sent() {
+    let large = CoordinatorReply::Refused("x".repeat(100));
+    assert!(matches!(encode(&large, 50), Err(FrameError::TooLarge { .. })));
+}
+
+proptest! {
+    #[test]
+    fn decoding_survives_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = decode::<Command>(&bytes);
+        let _ = decode::<Envelope>(&bytes);
+        let _ = decode::<Intent>(&bytes);
+        let _ = decode::<CommandReply>(&bytes);
+        let _ = decode::<AgentMessage>(&bytes);
+        let _ = decode::<CoordinatorReply>(&bytes);
+        let _ = decode::<EnrolRequest>(&bytes);
+        let _ = decode::<EnrolReply>(&bytes);
+    }
+}
