@@ -375,7 +375,8 @@ impl Engine {
         };
         let gate = self.gates.entry(server.clone()).or_default();
         let log = self.layout.server(&server).log();
-        if let Some(event) = gate.decide(instance, &seen, clock::now(), || output::tail(&log, OUTPUT_LINES)) {
+        if let Some(event) = gate.decide(instance, &seen, clock::now(), || output::tail_of_this_run(&log, OUTPUT_LINES))
+        {
             self.apply(&server, event, None).await?;
         } else if seen.unsupervised && matches!(instance.state(), InstanceState::Idle) {
             tracing::warn!(%server, "its supervisor is gone; starting it again");
@@ -404,7 +405,7 @@ impl Engine {
         let output = if seen.report.status.is_available() {
             Vec::new()
         } else {
-            output::tail(&self.layout.server(&seen.server).log(), OUTPUT_LINES)
+            output::tail_of_this_run(&self.layout.server(&seen.server).log(), OUTPUT_LINES)
         };
         let message = AgentMessageV1::Health {
             server: seen.server.clone(),

@@ -8,6 +8,11 @@ use std::path::Path;
 const TAIL_BYTES_MAX: u64 = 256 * 1024;
 /// Longest line that is handed on, in characters.
 const LINE_CHARACTERS_MAX: usize = 1_000;
+/// How many lines are searched for the start of a run.
+const LINES_SEARCHED: usize = 500;
+/// What a line of the supervisor's own starts with, and what it says when it has stopped the server.
+pub(crate) const OWN_LINE: &str = "[fleetwright ";
+pub(crate) const STOPPED: &str = "] stopped";
 
 /// The last `lines` lines of a log; none when there is no log.
 pub(crate) fn tail(log: &Path, lines: usize) -> Vec<String> {
@@ -24,9 +29,28 @@ pub(crate) fn tail(log: &Path, lines: usize) -> Vec<String> {
     all[first..].iter().map(|line| line.chars().take(LINE_CHARACTERS_MAX).collect()).collect()
 }
 
+/// The last `lines` lines since the server was stopped the last time: what another release said before is no
+/// help with this one.
+pub(crate) fn tail_of_this_run(log: &Path, lines: usize) -> Vec<String> {
+    let all = tail(log, lines.max(LINES_SEARCHED));
+    let start = all.iter().rposition(|line| line.starts_with(OWN_LINE) && line.ends_with(STOPPED)).map_or(0, |n| n + 1);
+    let run = &all[start..];
+    run[run.len().saturating_sub(lines)..].to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_begins_after_the_server_was_stopped_the_last_time() {
+        let folder = tempfile::tempdir().expect("folder");
+        let log = folder.path().join("output.log");
+        let text = "[fleetwright T] started\nold\n[fleetwright T] stopped\n[fleetwright T] started\nstopped\nnew\n";
+        std::fs::write(&log, text).expect("write");
+        assert_eq!(tail_of_this_run(&log, 9), ["[fleetwright T] started", "stopped", "new"]);
+        assert_eq!(tail_of_this_run(&log, 1), ["new"]);
+    }
 
     #[test]
     fn the_tail_is_the_last_whole_lines_even_of_a_large_log() {

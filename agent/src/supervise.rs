@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::clock;
 use crate::layout::ServerLayout;
+use crate::output::OWN_LINE;
 use crate::stage;
 
 /// The first pause before a server is started again; it doubles up to [`BACKOFF_MAX`].
@@ -323,7 +324,7 @@ impl Log {
 
     /// A line of the supervisor's own.
     fn line(&mut self, text: &str) {
-        self.write(format!("[fleetwright {}] {text}\n", clock::now()).as_bytes());
+        self.write(format!("{OWN_LINE}{}] {text}\n", clock::now()).as_bytes());
     }
 
     /// A log that cannot be written, on a full disk for example, does not stop the server.

@@ -318,6 +318,32 @@ async fn a_command_takes_effect_once_also_after_the_agent_was_restarted() {
 }
 
 #[test]
+fn a_host_that_enrols_anew_takes_the_place_of_the_old_one_on_the_open_connection_too() {
+    if !have(&[Tool::Python]) {
+        return;
+    }
+    let fleet = fleet();
+    let connected = |fleet: &Fleet| fleet.json(&["hosts", "list"])[0]["connected"] == true;
+    fleet.wait_until("the host is connected", || connected(&fleet));
+    let token = fleet.json(&["hosts", "token", "host-1"]);
+    let text = |field: &str| token[field].as_str().expect(field).to_owned();
+    let mut command = Command::new(program("fleetwright-agent"));
+    command.arg("enroll").arg("--state-dir").arg(fleet.path().join("anew"));
+    command.args([
+        "--coordinator",
+        &text("coordinator"),
+        "--ca-fingerprint",
+        &text("ca_fingerprint"),
+        "--token",
+        &text("token"),
+    ]);
+    assert!(command.output().expect("agent").status.success());
+    fleet.wait_until("the old agent is cut off", || !connected(&fleet));
+    coordinator_log_says(&fleet, "not the one its host enrolled with");
+    assert!(!connected(&fleet));
+}
+
+#[test]
 fn a_token_lets_one_host_enrol_once() {
     if !have(&[Tool::Python]) {
         return;

@@ -87,7 +87,7 @@ impl Engine {
             match run_release(&layout, switch.spec.target.as_ref()).await {
                 Ok(()) => InstanceEvent::SwitchSucceeded { key: switch.key },
                 Err(failure) => {
-                    let lines = output::tail(&layout.log(), OUTPUT_LINES);
+                    let lines = output::tail_of_this_run(&layout.log(), OUTPUT_LINES);
                     InstanceEvent::SwitchFailed {
                         key: switch.key,
                         failure: failure.output(lines.iter().map(String::as_str)),
@@ -106,7 +106,7 @@ impl Engine {
             match restore(&layout, &server_layout, &switch, &kept).await {
                 Ok(()) => InstanceEvent::RestoreSucceeded { key },
                 Err(failure) => {
-                    let lines = output::tail(&server_layout.log(), OUTPUT_LINES);
+                    let lines = output::tail_of_this_run(&server_layout.log(), OUTPUT_LINES);
                     let failure = failure.output(lines.iter().map(String::as_str));
                     InstanceEvent::RestoreFailed { key, failure }
                 }
