@@ -18,6 +18,7 @@ use fleetwright_deploy::instance::{
     Instance, InstanceAction, InstanceEvent, InstanceState, StepKey, StepReport, SwitchSpec,
 };
 use fleetwright_deploy::release::Release;
+use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::command::{CommandBody, CommandReply, LOG_LINES_MAX, StepOrder, VerifiedCommand};
 use fleetwright_protocol::report::AgentMessageV1;
 use fleetwright_protocol::{Envelope, Verifier};
@@ -142,13 +143,10 @@ impl Engine {
         for server in servers {
             let instance = &self.instances[&server];
             let actions: Vec<InstanceAction> = instance.resume();
-            let redo = actions
-                .iter()
-                .any(|action| !matches!(action, InstanceAction::Report { .. } | InstanceAction::Verify(_)));
             if instance.current().is_some() && !redo_touches_process(&actions) {
                 self.start_current(&server).await;
             }
-            tracing::info!(%server, redo, "resumed");
+            tracing::info!(%server, "resumed");
             let actions = actions.into_iter().filter(|action| !matches!(action, InstanceAction::Report { .. }));
             self.perform(&server, actions.collect()).await;
         }
@@ -164,10 +162,10 @@ impl Engine {
                 // A coordinator that went away asks again.
                 let _ = reply.send(answer);
             }
-            Input::Performed { server, event } => self.apply(&server, event, None).await?,
+            Input::Performed { server, event } => self.apply(&server, event, None, clock::now()).await?,
             Input::Report { server, key, report } => {
                 let commit = Commit { reports: vec![self.outgoing(&server, &key, report)], ..Commit::default() };
-                self.commit(&commit)?;
+                self.commit(&commit, clock::now())?;
             }
             Input::Told(number) => {
                 self.journal.told(number)?;
@@ -235,12 +233,18 @@ impl Engine {
             Ok(None) => return Ok(CommandReply::Accepted),
             Err(failure) => return Ok(CommandReply::Refused(failure)),
         };
-        let instance = self.instances.entry(server.clone()).or_insert_with(|| Instance::new(server.clone()));
-        if let Err(illegal) = instance.clone().apply(event.clone(), now) {
-            return Ok(CommandReply::Refused(Failure::from(illegal).at(&self.verifier.host, &server)));
-        }
-        self.apply(&server, event, Some(obeyed)).await?;
+        self.apply(&server, event, Some(obeyed), now).await?;
         Ok(CommandReply::Accepted)
+    }
+
+    /// Whether an event of a command fits its instance now.
+    fn check(&self, server: &ServerName, event: InstanceEvent, now: Timestamp) -> Result<InstanceEvent, Failure> {
+        let known = self.instances.get(server).cloned();
+        let mut instance = known.unwrap_or_else(|| Instance::new(server.clone()));
+        match instance.apply(event.clone(), now) {
+            Ok(_) => Ok(event),
+            Err(illegal) => Err(Failure::from(illegal).at(&self.verifier.host, server)),
+        }
     }
 
     /// The event that an order is for its instance; nothing for orders that are no part of its state.
@@ -250,13 +254,14 @@ impl Engine {
         key: StepKey,
         order: StepOrder,
         over: ConnectionSerial,
-        now: fleetwright_deploy::time::Timestamp,
+        now: Timestamp,
     ) -> Result<Option<InstanceEvent>, Failure> {
         let event = match order {
             StepOrder::Stage { release, secrets } => {
                 let id = ReleaseId::of(&release);
+                let event = self.check(server, InstanceEvent::StageRequested { key, release: id.clone() }, now)?;
                 stage::receive(&self.layout.server(server), &id, &release, &secrets)?;
-                InstanceEvent::StageRequested { key, release: id }
+                event
             }
             StepOrder::Switch { target, confirm_within, healthy_deadline, min_healthy_time } => {
                 let dead_man = confirm_within.map(|within| now.after(within));
@@ -282,14 +287,19 @@ impl Engine {
                 return Ok(None);
             }
         };
-        Ok(Some(event))
+        self.check(server, event, now).map(Some)
     }
 
     /// Applies an event: state, journal, outbox, then actions. An event that no longer fits is dropped: it is
     /// the outcome of work that something else has overtaken.
-    async fn apply(&mut self, server: &ServerName, event: InstanceEvent, command: Option<ObeyedCommand>) -> Result<()> {
-        let now = clock::now();
-        let Some(instance) = self.instances.get_mut(server) else { return Ok(()) };
+    async fn apply(
+        &mut self,
+        server: &ServerName,
+        event: InstanceEvent,
+        command: Option<ObeyedCommand>,
+        now: Timestamp,
+    ) -> Result<()> {
+        let instance = self.instances.entry(server.clone()).or_insert_with(|| Instance::new(server.clone()));
         let actions = match instance.apply(event.clone(), now) {
             Ok(actions) => actions,
             Err(illegal) => {
@@ -309,7 +319,7 @@ impl Engine {
             }
         }
         let commit = Commit { event: Some((server.clone(), event)), command, reports };
-        self.commit(&commit)?;
+        self.commit(&commit, now)?;
         self.perform(server, rest).await;
         if restored {
             self.watch_current(server);
@@ -321,8 +331,8 @@ impl Engine {
         Ok(())
     }
 
-    fn commit(&mut self, commit: &Commit) -> Result<()> {
-        self.journal.commit(commit, clock::now())?;
+    fn commit(&mut self, commit: &Commit, now: Timestamp) -> Result<()> {
+        self.journal.commit(commit, now)?;
         if !commit.reports.is_empty() {
             self.publish_outbox()?;
         }
@@ -361,7 +371,7 @@ impl Engine {
         let servers: Vec<ServerName> = self.instances.values().filter(due).map(|i| i.server().clone()).collect();
         for server in servers {
             tracing::warn!(%server, "not confirmed in time: the host puts itself back");
-            self.apply(&server, InstanceEvent::DeadlinePassed, None).await?;
+            self.apply(&server, InstanceEvent::DeadlinePassed, None, now).await?;
         }
         Ok(())
     }
@@ -377,7 +387,7 @@ impl Engine {
         let log = self.layout.server(&server).log();
         if let Some(event) = gate.decide(instance, &seen, clock::now(), || output::tail_of_this_run(&log, OUTPUT_LINES))
         {
-            self.apply(&server, event, None).await?;
+            self.apply(&server, event, None, clock::now()).await?;
         } else if seen.unsupervised && matches!(instance.state(), InstanceState::Idle) {
             tracing::warn!(%server, "its supervisor is gone; starting it again");
             self.start_current(&server).await;

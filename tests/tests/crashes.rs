@@ -29,14 +29,14 @@ fn empty_fleet() -> Fleet {
     fleet
 }
 
-/// Starts the deployment of two servers that need a second each to answer, and waits for the moment.
+/// Starts the deployment of two servers that need three seconds each to answer, and waits for the moment.
 fn deploy_until(fleet: &Fleet, moment: Moment) -> String {
-    let slow = |name, port| TestServer::works(name, port, "one").behaves("slow, one, 1");
+    let slow = |name, port| TestServer::works(name, port, "one").behaves("slow, one, 3");
     let manifest = fleet.configure(&[slow("alpha", 9201), slow("beta", 9202)], ONE);
     let renamed = fs::read_to_string(&manifest)
         .expect("manifest")
         .replace("name: test", "name: second")
-        .replace("bake: 1s", "bake: 3s");
+        .replace("bake: 1s", "bake: 6s");
     fs::write(&manifest, renamed).expect("write");
     let started = fleet.json(&["deploy", "start", &manifest.to_string_lossy()]);
     let id = text(&started["id"]).to_owned();
@@ -154,12 +154,12 @@ fn a_host_that_is_not_confirmed_puts_itself_back_without_the_coordinator() {
     }
     let fleet = empty_fleet();
     let before = fleet.files("host-1", "first");
-    let changed = TestServer::works("first", 9200, "zero").behaves("slow, zero, 3");
+    let changed = TestServer::works("first", 9200, "zero").behaves("slow, zero, 6");
     let manifest = fleet.configure(&[changed], "servers:\n  - { server: first }\n");
     let text_of = fs::read_to_string(&manifest).expect("manifest");
     let hasty = text_of
-        .replace("healthy_deadline: 20s", "healthy_deadline: 6s")
-        .replace("confirm_timeout: 20s", "confirm_timeout: 2s");
+        .replace("healthy_deadline: 20s", "healthy_deadline: 12s")
+        .replace("confirm_timeout: 20s", "confirm_timeout: 3s");
     fs::write(&manifest, hasty).expect("write");
     let started = fleet.json(&["deploy", "start", &manifest.to_string_lossy()]);
     let id = text(&started["id"]).to_owned();

@@ -68,7 +68,7 @@ fn a_server_that_never_completes_the_handshake_is_rolled_back_with_all_that_was_
     let before = snapshot(&fleet);
     let changed = alpha().behaves("ok, another");
     let manifest = fleet.configure(&[changed, beta().behaves("mute, two")], TWO);
-    replace(&manifest, "healthy_deadline: 20s", "healthy_deadline: 4s");
+    replace(&manifest, "healthy_deadline: 20s", "healthy_deadline: 10s");
     let outcome = fleet.deploy(&manifest, &[]).expect_code(ROLLED_BACK);
     let cause = cause(&fleet);
     assert_eq!(
@@ -133,7 +133,7 @@ fn a_server_that_crashes_after_it_was_confirmed_is_rolled_back_during_the_bake()
     }
     let fleet = running_fleet();
     let before = snapshot(&fleet);
-    let manifest = fleet.configure(&[alpha(), beta().behaves("crash, two, 5")], TWO);
+    let manifest = fleet.configure(&[alpha(), beta().behaves("crash, two, 9")], TWO);
     replace(&manifest, "bake: 1s", "bake: 30s");
     fleet.deploy(&manifest, &[]).expect_code(ROLLED_BACK);
     let cause = cause(&fleet);
