@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use fleetwright_deploy::ids::ServerName;
-use rustix::fs::{FlockOperation, flock};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::engine::Engine;
@@ -175,7 +174,7 @@ async fn run(state_dir: &Path, coordinator: Option<String>) -> Result<ExitCode> 
 fn lock(layout: &Layout) -> Result<std::fs::File> {
     let path = layout.lock();
     let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if !supervise::take_lock(&file) {
         bail!(
             "another agent works on {}\n  hint: stop it first, or give this one another --state-dir",
             layout.state_dir().display()

@@ -34,7 +34,7 @@ const STEADY_AFTER: Duration = Duration::from_secs(60);
 const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
 const LOGS_KEPT: u32 = 3;
 /// How long the lock is asked for.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a supervisor says about itself and its server, in a file that is replaced whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,15 +99,23 @@ pub async fn supervise(folder: &Path) -> Result<()> {
 fn lock(layout: &ServerLayout) -> Result<File> {
     let path = layout.supervisor_lock();
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-    // Whoever looks whether a supervisor lives takes the lock for a moment, so one refusal proves nothing.
+    if !take_lock(&file) {
+        bail!("{} is locked: another supervisor runs this server", path.display());
+    }
+    Ok(file)
+}
+
+/// Takes a lock that belongs to one process at a time. Whoever looks whether somebody holds it takes it for a
+/// moment, so one refusal proves nothing: it is asked for again for a while.
+pub(crate) fn take_lock(file: &File) -> bool {
     let deadline = Instant::now() + LOCK_PATIENCE;
-    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    while flock(file, FlockOperation::NonBlockingLockExclusive).is_err() {
         if Instant::now() > deadline {
-            bail!("{} is locked: another supervisor runs this server", path.display());
+            return false;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(file)
+    true
 }
 
 struct Supervisor {

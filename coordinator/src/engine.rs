@@ -306,29 +306,27 @@ impl Engine {
         else {
             return;
         };
-        let refused = |failure| Request::OrderRefused {
-            instance: instance.clone(),
-            deployment: deployment.id().clone(),
-            attempt,
-            failure,
+        let made = self.authorities.commands.step(&self.fleet, deployment, instance, attempt, order, now);
+        let (handle, instance, id) = (self.handle.clone(), instance.clone(), deployment.id().clone());
+        let tell_refusal = async move |failure| {
+            let _ = handle.requests.send(Request::OrderRefused { instance, deployment: id, attempt, failure }).await;
         };
-        match self.authorities.commands.step(&self.fleet, deployment, instance, attempt, order, now) {
+        match made {
             Ok(envelope) => {
                 let (reply, answer) = oneshot::channel();
                 session.send(Outbound { envelope, reply });
-                let (handle, instance, deployment) = (self.handle.clone(), instance.clone(), deployment.id().clone());
+                // A host that no longer waits to be confirmed has gone its own way, and is about to say which.
+                let says_more = matches!(order, Order::Confirm);
                 tokio::spawn(async move {
-                    if let Ok(CommandReply::Refused(failure)) = answer.await {
-                        let _ = handle
-                            .requests
-                            .send(Request::OrderRefused { instance, deployment, attempt, failure })
-                            .await;
+                    match answer.await {
+                        Ok(CommandReply::Refused(failure)) if says_more => tracing::warn!(%failure, "not confirmed"),
+                        Ok(CommandReply::Refused(failure)) => tell_refusal(failure).await,
+                        Ok(CommandReply::Accepted | CommandReply::Duplicate | CommandReply::Logs(_)) | Err(_) => {}
                     }
                 });
             }
             Err(failure) => {
-                let (handle, request) = (self.handle.clone(), refused(failure));
-                tokio::spawn(async move { handle.requests.send(request).await });
+                tokio::spawn(tell_refusal(failure));
             }
         }
     }

@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fleetwright_certs::{Authority, Signer, TrustedKeys, fingerprint, store};
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 
+/// How long the lock of the coordinator is asked for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// The name of a state folder, when it is looked for in the present folder and those above it.
 pub(crate) const STATE_DIR_NAME: &str = ".fleetwright";
 
@@ -169,7 +172,13 @@ impl StateDir {
     /// Takes the lock of the coordinator; it holds the number of this process.
     pub(crate) fn lock(&self) -> Result<fs::File> {
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(self.lock_file())?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // Whoever looks whether a coordinator lives takes the lock for a moment, so one refusal proves nothing.
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
             bail!(
                 "another coordinator works on {}\n  hint: stop it first, or give this one another --state-dir",
                 self.folder.display()

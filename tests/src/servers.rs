@@ -1,8 +1,8 @@
 //! MCP servers made for tests: small, without packages, and able to fail in every way that real ones do.
 
 /// An MCP server over standard input and output, in Python without packages. Its first argument says how it
-/// behaves: `ok`, `mute` (never answers), `slow` (answers after as many seconds as its third argument says),
-/// `crash` (ends after as many). The second names its only tool.
+/// behaves: `ok`, `mute` (never answers), `wait` (answers once the file that its third argument names
+/// is there), `crash` (ends after as many seconds as its third argument says). The second names its only tool.
 const PROGRAM: &str = r#"
 import json, os, sys, threading, time
 mode, tool = sys.argv[1], sys.argv[2]
@@ -12,8 +12,8 @@ if mode == "crash":
         print("about to crash", file=sys.stderr, flush=True)
         os._exit(7)
     threading.Thread(target=end, daemon=True).start()
-if mode == "slow":
-    time.sleep(float(sys.argv[3]))
+while mode == "wait" and not os.path.exists(sys.argv[3]):
+    time.sleep(0.05)
 print("serving as", mode, file=sys.stderr, flush=True)
 for line in sys.stdin:
     message = json.loads(line)

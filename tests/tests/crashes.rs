@@ -2,6 +2,7 @@
 //! runs twice, nothing is lost.
 
 use std::fs;
+use std::path::PathBuf;
 
 use fleetwright_tests::fleet::{Fleet, text};
 use fleetwright_tests::servers::TestServer;
@@ -29,15 +30,22 @@ fn empty_fleet() -> Fleet {
     fleet
 }
 
-/// Starts the deployment of two servers that need three seconds each to answer, and waits for the moment.
+/// The file without which the second server does not answer: so the test decides how long it is being checked.
+fn gate(fleet: &Fleet) -> PathBuf {
+    fleet.path().join("gate")
+}
+
+/// Starts the deployment of two servers, and waits for the moment. The second server waits for its gate.
 fn deploy_until(fleet: &Fleet, moment: Moment) -> String {
-    let slow = |name, port| TestServer::works(name, port, "one").behaves("slow, one, 3");
-    let manifest = fleet.configure(&[slow("alpha", 9201), slow("beta", 9202)], ONE);
-    let renamed = fs::read_to_string(&manifest)
-        .expect("manifest")
-        .replace("name: test", "name: second")
-        .replace("bake: 1s", "bake: 6s");
-    fs::write(&manifest, renamed).expect("write");
+    let alpha = TestServer::works("alpha", 9201, "one");
+    let beta = TestServer::works("beta", 9202, "one").behaves(&format!("wait, one, {}", gate(fleet).display()));
+    let manifest = fleet.configure(&[alpha, beta], ONE);
+    let text_of = fs::read_to_string(&manifest).expect("manifest").replace("name: test", "name: second");
+    let patient = text_of.replace("bake: 1s", "bake: 10s").replace("healthy_deadline: 20s", "healthy_deadline: 80s");
+    fs::write(&manifest, patient).expect("write");
+    if !matches!(moment, Moment::Verifying) {
+        fs::write(gate(fleet), "open").expect("write");
+    }
     let started = fleet.json(&["deploy", "start", &manifest.to_string_lossy()]);
     let id = text(&started["id"]).to_owned();
     let reached = |deployment: &Value| match moment {
@@ -99,6 +107,7 @@ fn coordinator_is_killed_when(moment: Moment) {
     let id = deploy_until(&fleet, moment);
     fleet.kill_coordinator();
     let mut coordinator = fleet.start_coordinator();
+    fs::write(gate(&fleet), "open").expect("write");
     expect_success(&fleet, &id);
     drop(fleet);
     coordinator.wait().expect("ended by `down`");
@@ -112,6 +121,7 @@ fn agent_is_killed_when(moment: Moment) {
     let id = deploy_until(&fleet, moment);
     fleet.kill_agent("host-1");
     let mut agent = fleet.start_agent("host-1");
+    fs::write(gate(&fleet), "open").expect("write");
     expect_success(&fleet, &id);
     drop(fleet);
     agent.wait().expect("ended by `down`");
@@ -154,12 +164,10 @@ fn a_host_that_is_not_confirmed_puts_itself_back_without_the_coordinator() {
     }
     let fleet = empty_fleet();
     let before = fleet.files("host-1", "first");
-    let changed = TestServer::works("first", 9200, "zero").behaves("slow, zero, 6");
+    let changed = TestServer::works("first", 9200, "zero").behaves(&format!("wait, zero, {}", gate(&fleet).display()));
     let manifest = fleet.configure(&[changed], "servers:\n  - { server: first }\n");
     let text_of = fs::read_to_string(&manifest).expect("manifest");
-    let hasty = text_of
-        .replace("healthy_deadline: 20s", "healthy_deadline: 12s")
-        .replace("confirm_timeout: 20s", "confirm_timeout: 3s");
+    let hasty = text_of.replace("confirm_timeout: 20s", "confirm_timeout: 3s");
     fs::write(&manifest, hasty).expect("write");
     let started = fleet.json(&["deploy", "start", &manifest.to_string_lossy()]);
     let id = text(&started["id"]).to_owned();
@@ -167,6 +175,10 @@ fn a_host_that_is_not_confirmed_puts_itself_back_without_the_coordinator() {
         step_state(&fleet.json(&["deploy", "show", &id]), "first@host-1") == "verifying"
     });
     fleet.kill_coordinator();
+    fs::write(gate(&fleet), "open").expect("write");
+    fleet.wait_until("the new release is healthy, and waits to be confirmed", || {
+        fleet.agent_log("host-1").matches("became_healthy").count() == 2
+    });
     fleet.wait_until("the host has put itself back", || fleet.agent_log("host-1").contains("restore_succeeded"));
     assert_eq!(fleet.files("host-1", "first"), before);
     assert_eq!(processes_of(&fleet, "first"), 1);
