@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
-use crate::deployment::{Action, Deployment, DeploymentEvent, Effects, IllegalEvent, Note, Options};
+use crate::deployment::{Action, Deployment, DeploymentEvent, Effects, IllegalEvent, Note, Options, Step, StepState};
 use crate::failure::{Failure, FailureKind};
 use crate::health::{HealthReport, HealthStatus};
 use crate::host::HostView;
@@ -299,8 +299,8 @@ impl Fleet {
         };
         let newer: Vec<&Deployment> = self.deployments().rev().take_while(|other| other.id() != id).collect();
         for (_, step) in deployment.plan().changes() {
-            let touches = |other: &Deployment| other.steps().get(&step.instance).is_some_and(|step| step.touched);
-            if let Some(other) = newer.iter().find(|other| touches(other)) {
+            let changed = |step: &Step| step.touched && !matches!(step.state, StepState::Restored);
+            if let Some(other) = newer.iter().find(|other| other.steps().get(&step.instance).is_some_and(changed)) {
                 let message = format!("deployment {} has changed {} since", other.id(), step.instance);
                 let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
                 return Err(Box::new(failure.hint(format!("roll back {} first", other.id()))));

@@ -181,6 +181,28 @@ fn a_deployment_without_rollback_leaves_the_failed_server_to_look_at_and_the_nex
 }
 
 #[test]
+fn the_manual_strategy_waits_for_a_person() {
+    if !have(&[Tool::Python]) {
+        return;
+    }
+    let fleet = running_fleet();
+    let before = snapshot(&fleet);
+    let manual = format!("{TWO}rollback: {{ strategy: manual }}\n");
+    let manifest = fleet.configure(&[alpha().behaves("ok, another"), beta().behaves("crash, two, 0")], &manual);
+    let outcome = fleet.deploy(&manifest, &[]).expect_code(5);
+    assert!(outcome.stderr.contains("waits for a person"), "{}", outcome.stderr);
+    let deployment = fleet.newest_deployment();
+    assert_eq!(deployment["summary"]["phase"], "awaiting_operator");
+    let id = text(&deployment["summary"]["id"]);
+    let explained = fleet.run(&["explain", id]).expect_code(0);
+    assert!(explained.stdout.contains(&format!("fleetwright rollback {id}")), "{}", explained.stdout);
+    let second = fleet.deploy(&manifest, &[]).expect_code(1);
+    assert!(second.stderr.contains(&format!("deployment {id}, started by")), "{}", second.stderr);
+    fleet.run(&["rollback", id]).expect_code(ROLLED_BACK);
+    expect_as_before(&fleet, &before);
+}
+
+#[test]
 fn a_deployment_that_succeeded_can_be_undone_and_only_while_it_is_the_newest() {
     if !have(&[Tool::Python]) {
         return;
@@ -195,6 +217,9 @@ fn a_deployment_that_succeeded_can_be_undone_and_only_while_it_is_the_newest() {
     let refused = fleet.run(&["rollback", first_id]).expect_code(1);
     assert!(refused.stderr.contains(text(&second["summary"]["id"])), "{}", refused.stderr);
     std::fs::write(fleet.host("host-1").join("servers/beta/data/state"), "changed by the second").expect("data");
+    // A later deployment that was rolled back itself is no obstacle.
+    let manifest = fleet.configure(&[alpha(), beta().behaves("crash, two, 0")], TWO);
+    fleet.deploy(&manifest, &[]).expect_code(ROLLED_BACK);
     fleet.run(&["rollback", text(&second["summary"]["id"])]).expect_code(ROLLED_BACK);
     expect_as_before(&fleet, &before);
 }

@@ -11,11 +11,15 @@ use crate::api::views::DeploymentView;
 use crate::client::Client;
 use crate::journal::EventRecord;
 
-/// Tells what happens to a deployment after event `after`, until it ends; gives it as it ended.
+/// The phase in which nothing goes on without a person.
+const AWAITING_OPERATOR: &str = "awaiting_operator";
+
+/// Tells what happens to a deployment after event `after`, until it ends or waits for a person; gives it as it is
+/// then.
 pub(super) async fn follow(client: &Client, id: &DeploymentId, after: u64, ui: &Ui) -> Result<DeploymentView> {
     let before: DeploymentView = client.get(&format!("/v1/deployments/{id}")).await?;
     let mut progress = Progress::new(&before, ui);
-    if before.summary.outcome.is_none() {
+    if before.summary.outcome.is_none() && before.summary.phase != AWAITING_OPERATOR {
         let mut events = client.events(after, true).await?;
         'following: loop {
             let record = events.next().await?.context(
@@ -23,7 +27,8 @@ pub(super) async fn follow(client: &Client, id: &DeploymentId, after: u64, ui: &
             )?;
             for note in record.notes.iter().filter(|note| note.deployment.as_ref() == Some(id)) {
                 progress.tell(&record, note, ui);
-                if note.what == "finished" {
+                let waits = note.what == "phase" && note.message.starts_with(AWAITING_OPERATOR);
+                if waits || note.what == "finished" {
                     break 'following;
                 }
             }
@@ -35,16 +40,18 @@ pub(super) async fn follow(client: &Client, id: &DeploymentId, after: u64, ui: &
 
 /// Prints how a deployment ended, with every failure it met; gives the exit code.
 pub(super) fn conclude(view: &DeploymentView, ui: &Ui) -> u8 {
-    let Some(outcome) = view.summary.outcome else { return super::exit::FAILED };
-    let code = exit_code(outcome);
+    let code = view.summary.outcome.map_or(super::exit::STUCK, exit_code);
     if code != super::exit::DONE {
         let failures = tables::failures(&view.failures);
         if !failures.is_empty() {
             ui.say(&format!("\n{failures}\n"));
         }
     }
-    let word: &'static str = outcome.into();
-    ui.say(&format!("deployment {}: {}", view.summary.id, word.replace('_', " ")));
+    let id = &view.summary.id;
+    match view.summary.outcome {
+        Some(outcome) => ui.say(&format!("deployment {id}: {}", <&'static str>::from(outcome).replace('_', " "))),
+        None => ui.say(&format!("deployment {id} waits for a person: look at it, then `fleetwright rollback {id}`")),
+    }
     code
 }
 
