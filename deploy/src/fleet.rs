@@ -511,3 +511,6 @@ fn one_note(what: &str, message: String) -> Note {
 fn note(what: &str, message: String) -> Effects {
     Effects { actions: Vec::new(), notes: vec![one_note(what, message)] }
 }
+
+#[cfg(test)]
+mod tests;
