@@ -1,7 +1,7 @@
 //! Fleetwright's agent: what runs on every host. It stages, snapshots, switches, checks, restores and reports.
 //!
 //! Decisions are [`fleetwright_deploy::instance`]'s; this crate performs them. Everything flows through one
-//! bounded channel into [`engine`], which makes an event durable before anything is done about it.
+//! bounded channel into `engine`, which makes an event durable before anything is done about it.
 
 pub mod bridge;
 mod check;

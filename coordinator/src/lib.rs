@@ -1,7 +1,7 @@
 //! Fleetwright's coordinator and the `fleetwright` command.
 //!
 //! Decisions are [`fleetwright_deploy`]'s; this crate performs them. Everything that changes the fleet flows
-//! through one bounded channel into [`engine`], which makes an event durable before anything is done about it.
+//! through one bounded channel into `engine`, which makes an event durable before anything is done about it.
 
 mod api;
 pub mod cli;
