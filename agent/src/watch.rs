@@ -17,6 +17,10 @@ use crate::supervise::read_status;
 /// How often the process is looked at, and, while a server is not yet available, its checks are run.
 const TICK: Duration = Duration::from_millis(500);
 
+/// How long a server may take until its checks pass for the first time, before their failures count. A gate has a
+/// deadline of its own.
+const START_GRACE: Duration = Duration::from_secs(60);
+
 /// What was seen in one look.
 #[derive(Clone, Debug)]
 pub(crate) struct Observation {
@@ -44,6 +48,7 @@ pub(crate) async fn watch(layout: ServerLayout, id: ReleaseId, release: Release,
     let Ok(mut checker) = Checker::new() else { return };
     let mut memories: BTreeMap<&str, Memory> = BTreeMap::new();
     let mut mcp: Option<McpInfo> = None;
+    let began = Instant::now();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -60,7 +65,8 @@ pub(crate) async fn watch(layout: ServerLayout, id: ReleaseId, release: Release,
             if found.mcp.is_some() {
                 mcp = found.mcp;
             }
-            memory.remember(found.outcome, check.failure_threshold);
+            let starting = began.elapsed() < START_GRACE;
+            memory.remember(found.outcome, check.failure_threshold, starting);
             let settled = memory.counted.as_ref() == memory.last.as_ref();
             memory.due = settled.then(|| Instant::now() + check.interval.into());
         }
@@ -77,10 +83,10 @@ pub(crate) async fn watch(layout: ServerLayout, id: ReleaseId, release: Release,
 }
 
 impl Memory {
-    fn remember(&mut self, outcome: CheckOutcome, failure_threshold: u32) {
+    fn remember(&mut self, outcome: CheckOutcome, failure_threshold: u32, starting: bool) {
         if matches!(outcome, CheckOutcome::Failing { .. }) {
             self.failures = self.failures.saturating_add(1);
-            if self.failures >= failure_threshold && self.counted.is_some() {
+            if self.failures >= failure_threshold && (self.counted.is_some() || !starting) {
                 self.counted = Some(outcome.clone());
             }
         } else {
@@ -92,7 +98,7 @@ impl Memory {
 }
 
 /// A server that does not run is unhealthy whatever its checks said last. Until a check has passed once, its
-/// failures mean that the server is still starting.
+/// failures mean for a while that the server is still starting.
 fn report(
     release: &Release,
     memories: &BTreeMap<&str, Memory>,
@@ -131,14 +137,19 @@ mod tests {
     #[test]
     fn a_failure_counts_only_after_as_many_in_a_row_as_the_check_says_and_never_before_the_first_success() {
         let mut memory = Memory::default();
-        memory.remember(failing(), 2);
-        memory.remember(failing(), 2);
+        memory.remember(failing(), 2, true);
+        memory.remember(failing(), 2, true);
         assert_eq!(memory.counted, None, "the server is still starting");
         let passing = CheckOutcome::Passing { message: "yes".to_owned() };
-        memory.remember(passing.clone(), 2);
-        memory.remember(failing(), 2);
+        memory.remember(passing.clone(), 2, true);
+        memory.remember(failing(), 2, true);
         assert_eq!(memory.counted, Some(passing), "one failure is not enough");
-        memory.remember(failing(), 2);
+        memory.remember(failing(), 2, true);
         assert_eq!(memory.counted, Some(failing()));
+        let mut late = Memory::default();
+        late.remember(failing(), 2, false);
+        assert_eq!(late.counted, None, "one failure is not enough");
+        late.remember(failing(), 2, false);
+        assert_eq!(late.counted, Some(failing()), "a server that never starts is unhealthy in the end");
     }
 }

@@ -233,7 +233,7 @@ impl Deployment {
         effects: &mut Effects,
     ) -> Result<(), IllegalEvent> {
         let confirmed = self.steps.get(id).is_some_and(|step| step.state.is_confirmed());
-        if status.is_available() || !self.is_forward() || !confirmed {
+        if status != HealthStatus::Unhealthy || !self.is_forward() || !confirmed {
             return Err(self.illegal("health_changed", format!("; the health of {id} decides nothing now")));
         }
         let failure = Failure::new(FailureKind::HealthCheckError, "health validation", reason)
