@@ -406,7 +406,9 @@ impl Deployment {
         if !self.steps.keys().any(|id| id.host == host) || self.unreachable.contains(&host) {
             return Err(self.illegal("host_disconnected", format!("; it does not wait for {host}")));
         }
-        effects.notes.push(self.note(None, "host_disconnected", format!("{host} is no longer connected")));
+        if self.outcome().is_none() {
+            effects.notes.push(self.note(None, "host_disconnected", format!("{host} is no longer connected")));
+        }
         self.unreachable.insert(host);
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Following a deployment to its end.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use fleetwright_deploy::deployment::Note;
 use fleetwright_deploy::ids::DeploymentId;
@@ -11,6 +13,8 @@ use crate::api::views::DeploymentView;
 use crate::client::Client;
 use crate::journal::EventRecord;
 
+/// How often the spinner turns.
+const SPINNER_TICK: Duration = Duration::from_millis(200);
 /// The phase in which nothing goes on without a person.
 const AWAITING_OPERATOR: &str = "awaiting_operator";
 
@@ -70,6 +74,7 @@ impl Progress {
             {
                 bar.set_style(style);
             }
+            bar.enable_steady_tick(SPINNER_TICK);
             bar
         });
         Self { bar }

@@ -378,21 +378,8 @@ fn the_manual_strategy_moves_nothing_until_a_person_says_so() {
     assert_eq!(driver.finish(), Outcome::RolledBack);
 }
 
-#[test]
-fn every_report_in_every_state_is_either_taken_or_refused_without_a_change() {
-    let reports = |kind: StepReportDiscriminants| match kind {
-        StepReportDiscriminants::Staged => StepReport::Staged,
-        StepReportDiscriminants::Switched => StepReport::Switched,
-        StepReportDiscriminants::Verified => StepReport::Verified,
-        StepReportDiscriminants::Confirmed => StepReport::Confirmed,
-        StepReportDiscriminants::Failed => StepReport::Failed(failure()),
-        StepReportDiscriminants::Restored => StepReport::Restored(RestoreCause::Commanded),
-        StepReportDiscriminants::Stuck => StepReport::Stuck(failure()),
-        StepReportDiscriminants::Tested => StepReport::Tested,
-        StepReportDiscriminants::TestFailed => StepReport::TestFailed(failure()),
-        StepReportDiscriminants::Cleaned => StepReport::Cleaned,
-    };
-    // One instance on its way through a whole deployment, then through a rollback.
+/// One instance on its way through a whole deployment and then through a rollback: every state on the way.
+fn whole_life() -> (InstanceId, Vec<Deployment>) {
     let mut states: Vec<Deployment> = Vec::new();
     let mut driver = Driver::start(&Shape::of(&[&[1]]));
     let id = instance("s0-0@h0");
@@ -413,6 +400,64 @@ fn every_report_in_every_state_is_either_taken_or_refused_without_a_change() {
     states.push(driver.live.clone());
     driver.report(&id, StepReport::Restored(RestoreCause::Commanded)).expect("legal");
     states.push(driver.live.clone());
+    (id, states)
+}
+
+#[test]
+fn every_event_in_every_phase_is_either_taken_or_refused_without_a_change() {
+    let (id, states) = whole_life();
+    let fresh = Shape::of(&[&[1]]).deployment();
+    let mut table = String::new();
+    for before in std::iter::once(&fresh).chain(&states) {
+        for kind in DeploymentEventDiscriminants::iter() {
+            let host = id.host.clone();
+            let event = match kind {
+                DeploymentEventDiscriminants::Started => DeploymentEvent::Started,
+                // Reports have a table of their own.
+                DeploymentEventDiscriminants::StepReported => continue,
+                DeploymentEventDiscriminants::HealthChanged => DeploymentEvent::HealthChanged {
+                    instance: id.clone(),
+                    status: HealthStatus::Unhealthy,
+                    reason: "it failed".to_owned(),
+                    output: Vec::new(),
+                },
+                DeploymentEventDiscriminants::HostConnected => DeploymentEvent::HostConnected { host },
+                DeploymentEventDiscriminants::HostDisconnected => DeploymentEvent::HostDisconnected { host },
+                DeploymentEventDiscriminants::RollbackRequested => {
+                    DeploymentEvent::RollbackRequested { by: "op".to_owned() }
+                }
+                DeploymentEventDiscriminants::DeadlinePassed => DeploymentEvent::DeadlinePassed,
+            };
+            let mut after = before.clone();
+            let (phase, step): (&str, &str) =
+                (PhaseName::from(before.phase()).into(), before.steps()[&id].state.name());
+            match after.apply(event, at(20_000)) {
+                Ok(_) => {
+                    let (by, to): (&str, &str) = (kind.into(), PhaseName::from(after.phase()).into());
+                    table.push_str(&format!("{phase} ({step}) + {by} = {to} ({})\n", after.steps()[&id].state.name()));
+                }
+                Err(_) => assert_eq!(&after, before, "{phase} was changed by the refused {kind:?}"),
+            }
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn every_report_in_every_state_is_either_taken_or_refused_without_a_change() {
+    let reports = |kind: StepReportDiscriminants| match kind {
+        StepReportDiscriminants::Staged => StepReport::Staged,
+        StepReportDiscriminants::Switched => StepReport::Switched,
+        StepReportDiscriminants::Verified => StepReport::Verified,
+        StepReportDiscriminants::Confirmed => StepReport::Confirmed,
+        StepReportDiscriminants::Failed => StepReport::Failed(failure()),
+        StepReportDiscriminants::Restored => StepReport::Restored(RestoreCause::Commanded),
+        StepReportDiscriminants::Stuck => StepReport::Stuck(failure()),
+        StepReportDiscriminants::Tested => StepReport::Tested,
+        StepReportDiscriminants::TestFailed => StepReport::TestFailed(failure()),
+        StepReportDiscriminants::Cleaned => StepReport::Cleaned,
+    };
+    let (id, states) = whole_life();
     let mut table = String::new();
     for before in states {
         for kind in StepReportDiscriminants::iter() {
