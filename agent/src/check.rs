@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::process::KillGroup;
+
 pub(crate) use mcp::{McpClient, call_tool, end as end_session};
 
 /// Most of a response body that is searched, in bytes.
@@ -110,20 +112,9 @@ async fn run_command(command: &[String]) -> Result<String, String> {
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| format!("`{program}` could not be started: {error}"))?;
-    let _group = KillGroup(child.id());
+    let _group = KillGroup::of(child.id());
     let exit = child.wait().await.map_err(|error| error.to_string())?;
     if exit.success() { Ok(format!("`{program}` succeeded")) } else { Err(format!("`{program}` failed with {exit}")) }
-}
-
-/// Ends whatever a check has started, also when the check is given up.
-struct KillGroup(Option<u32>);
-
-impl Drop for KillGroup {
-    fn drop(&mut self) {
-        if let Some(pid) = self.0.and_then(|pid| i32::try_from(pid).ok()) {
-            crate::supervise::kill_group(pid, rustix::process::Signal::KILL);
-        }
-    }
 }
 
 fn file(path: &str, age_max: Option<Length>) -> Result<String, String> {
@@ -209,7 +200,7 @@ mod tests {
         let pid: i32 = std::fs::read_to_string(&pid_file).expect("pid").trim().parse().expect("number");
         // A killed process is gone as soon as it is scheduled again, which on a busy machine is not at once.
         let gone = async {
-            while crate::supervise::Process::find(pid).is_some() {
+            while crate::process::Process::find(pid).is_some() {
                 tokio::task::yield_now().await;
             }
         };

@@ -7,45 +7,51 @@ use std::time::Duration;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::host::Requirement;
 use fleetwright_deploy::release::{Package, Release};
+use rustix::process::Signal;
 use tokio::process::Command;
 
 use crate::facts;
 use crate::layout::ReleaseLayout;
+use crate::process::{KillGroup, Process, kill_group};
 
 /// How long one call of a package client may take.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(600);
 const STEP: &str = "install";
 
-/// Installs the package of a release and keeps the list of everything that came with it.
-pub(crate) async fn install(release: &Release, layout: &ReleaseLayout) -> Result<(), Failure> {
+/// Installs the package of a release and keeps the list of everything that came with it. While a client is at
+/// work, `installer` names its process.
+pub(crate) async fn install(release: &Release, layout: &ReleaseLayout, installer: &Path) -> Result<(), Failure> {
     match &release.package {
         Package::None => Ok(()),
-        Package::Pypi { name, version, with } => pypi(release, layout, name, version, with).await,
-        Package::Npm { name, version } => npm(layout, name, version).await,
+        Package::Pypi { name, version, with } => {
+            let wanted = format!("{name}=={version}");
+            pypi(release, layout, &wanted, with, installer).await
+        }
+        Package::Npm { name, version } => npm(layout, &format!("{name}@{version}"), installer).await,
     }
 }
 
 async fn pypi(
     release: &Release,
     layout: &ReleaseLayout,
-    name: &str,
-    version: &str,
+    wanted: &str,
     with: &[String],
+    installer: &Path,
 ) -> Result<(), Failure> {
     let app = layout.app();
     let least = release.requires.iter().find(|requirement| requirement.runtime == "python");
     let python = suitable_python(least).await?;
-    run(Command::new(&python).args(["-m", "venv"]).arg(&app), "python -m venv").await?;
+    run(Command::new(&python).args(["-m", "venv"]).arg(&app), "python -m venv", installer).await?;
     let pip = app.join("bin/python");
-    let wanted = format!("{name}=={version}");
     let mut install = Command::new(&pip);
     install
         .args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--quiet", "--"])
-        .arg(&wanted)
+        .arg(wanted)
         .args(with);
-    run(&mut install, "pip install").await.map_err(|failure| explain(failure, &wanted, "PyPI"))?;
-    let freeze =
-        run(Command::new(&pip).args(["-m", "pip", "freeze", "--disable-pip-version-check"]), "pip freeze").await?;
+    run(&mut install, "pip install", installer).await.map_err(|failure| explain(failure, wanted, "PyPI"))?;
+    let mut list = Command::new(&pip);
+    list.args(["-m", "pip", "freeze", "--disable-pip-version-check"]);
+    let freeze = run(&mut list, "pip freeze", installer).await?;
     write(&layout.lock_file(), freeze.as_bytes())
 }
 
@@ -71,10 +77,9 @@ fn preferred_python() -> fleetwright_deploy::host::Version {
     fleetwright_deploy::host::Version::from([3, 10])
 }
 
-async fn npm(layout: &ReleaseLayout, name: &str, version: &str) -> Result<(), Failure> {
+async fn npm(layout: &ReleaseLayout, wanted: &str, installer: &Path) -> Result<(), Failure> {
     let app = layout.app();
     std::fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
-    let wanted = format!("{name}@{version}");
     let mut install = Command::new("npm");
     install
         .args([
@@ -88,8 +93,10 @@ async fn npm(layout: &ReleaseLayout, name: &str, version: &str) -> Result<(), Fa
         ])
         .arg(&app)
         .arg("--")
-        .arg(&wanted);
-    run(&mut install, "npm install").await.map_err(|failure| explain(failure, &wanted, "the npm registry"))?;
+        .arg(wanted);
+    run(&mut install, "npm install", installer)
+        .await
+        .map_err(|failure| explain(failure, wanted, "the npm registry"))?;
     let lock = std::fs::read(app.join("package-lock.json")).map_err(|error| file_failure(&app, &error))?;
     write(&layout.lock_file(), &lock)
 }
@@ -122,19 +129,44 @@ fn explain(failure: Failure, wanted: &str, registry: &str) -> Failure {
     told.output(output_lines.iter().map(String::as_str))
 }
 
-/// Runs a client to its end and gives its standard output.
-async fn run(command: &mut Command, what: &str) -> Result<String, Failure> {
-    let child = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = match tokio::time::timeout(CLIENT_TIMEOUT, child).await {
+/// Ends a package client that an agent which was killed has left behind: two at work on one folder spoil it.
+pub(crate) fn end_leftover(installer: &Path) {
+    let left = std::fs::read(installer).ok().and_then(|bytes| serde_json::from_slice::<Process>(&bytes).ok());
+    if let Some(left) = left.filter(|left| left.is_alive()) {
+        kill_group(left.pid, Signal::KILL);
+        while left.is_alive() {
+            std::thread::yield_now();
+        }
+    }
+    let _ = std::fs::remove_file(installer);
+}
+
+/// Runs a client to its end, in a process group of its own, and gives its standard output.
+async fn run(command: &mut Command, what: &str, installer: &Path) -> Result<String, Failure> {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| {
+            let message = format!("`{what}` could not be started: {error}");
+            Failure::new(FailureKind::DependencyError, STEP, message).hint("install it on the host")
+        })?;
+    let _group = KillGroup::of(child.id());
+    if let Some(process) = child.id().and_then(|pid| Process::find(i32::try_from(pid).ok()?)) {
+        write(installer, &serde_json::to_vec(&process).unwrap_or_default())?;
+    }
+    let ended = tokio::time::timeout(CLIENT_TIMEOUT, child.wait_with_output()).await;
+    let _ = std::fs::remove_file(installer);
+    let output = match ended {
         Err(_) => {
             let message = format!("`{what}` did not end within {} s", CLIENT_TIMEOUT.as_secs());
             return Err(Failure::new(FailureKind::TimeoutError, STEP, message)
                 .hint("check the host's connection to the registry"));
         }
-        Ok(Err(error)) => {
-            let message = format!("`{what}` could not be started: {error}");
-            return Err(Failure::new(FailureKind::DependencyError, STEP, message).hint("install it on the host"));
-        }
+        Ok(Err(error)) => return Err(file_failure(Path::new(what), &error)),
         Ok(Ok(output)) => output,
     };
     if output.status.success() {
@@ -158,4 +190,36 @@ pub(crate) fn file_failure(path: &Path, error: &std::io::Error) -> Failure {
         _ => FailureKind::DeploymentError,
     };
     Failure::new(kind, "files", format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_a_killed_agent_left_behind_is_ended_with_all_it_started() {
+        let folder = tempfile::tempdir().expect("folder");
+        let installer = folder.path().join("installer.json");
+        let mut left = Command::new("sh");
+        let mut left = left.args(["-c", "sleep 1000 & wait"]).process_group(0).spawn().expect("spawn");
+        let process = Process::find(i32::try_from(left.id().expect("pid")).expect("pid")).expect("a process");
+        std::fs::write(&installer, serde_json::to_vec(&process).expect("JSON")).expect("write");
+        end_leftover(&installer);
+        assert!(!process.is_alive() && !installer.exists());
+        left.wait().await.expect("wait");
+        end_leftover(&installer);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_fails_is_told_with_its_output() {
+        let folder = tempfile::tempdir().expect("folder");
+        let installer = folder.path().join("installer.json");
+        let mut client = Command::new("sh");
+        client.args(["-c", "echo ERROR: No matching distribution found for nothing==1 >&2; exit 1"]);
+        let failure = run(&mut client, "pip install", &installer).await.expect_err("it fails");
+        let told = explain(failure, "nothing==1", "PyPI");
+        assert_eq!(told.kind, FailureKind::DependencyError);
+        assert_eq!(told.output, ["ERROR: No matching distribution found for nothing==1"]);
+        assert!(!installer.exists());
+    }
 }

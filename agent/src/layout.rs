@@ -119,6 +119,11 @@ impl ServerLayout {
         self.folder.join("supervisor.lock")
     }
 
+    /// The package client that is at work, should the agent end before it.
+    pub(crate) fn installer(&self) -> PathBuf {
+        self.folder.join("installer.json")
+    }
+
     /// There while an operator has stopped the server by hand.
     pub(crate) fn stopped(&self) -> PathBuf {
         self.folder.join("stopped")

@@ -17,6 +17,7 @@ mod layout;
 mod metrics;
 mod output;
 mod preflight;
+mod process;
 mod runtime;
 mod session;
 mod snapshot;

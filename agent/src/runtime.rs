@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::install::file_failure;
 use crate::layout::ServerLayout;
+use crate::process::kill_group;
 use crate::stage;
-use crate::supervise::{kill_group, read_status};
+use crate::supervise::read_status;
 
 /// How often a supervisor that is to end is looked at.
 const POLL: Duration = Duration::from_millis(20);

@@ -41,10 +41,11 @@ pub(crate) async fn stage(server: &ServerLayout, id: &ReleaseId, running: Option
     if load(&layout).is_none() {
         let (release, secrets) = received(&incoming)?;
         preflight::check(&release, server, running).await?;
+        install::end_leftover(&server.installer());
         remove_folder(layout.folder())?;
         fs::create_dir_all(layout.config()).map_err(|error| file_failure(layout.folder(), &error))?;
         fs::create_dir_all(server.data()).map_err(|error| file_failure(&server.data(), &error))?;
-        install::install(&release, &layout).await?;
+        install::install(&release, &layout, &server.installer()).await?;
         write_files(&release, &layout, &secrets)?;
         let bytes = fs::read(incoming.join("release.json")).map_err(|error| file_failure(&incoming, &error))?;
         store::write_private(&layout.manifest(), &bytes)

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use fleetwright_deploy::release::{Release, RestartPolicy, Transport};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::clock;
 use crate::layout::ServerLayout;
 use crate::output::OWN_LINE;
+use crate::process::{Process, kill_group};
 use crate::stage;
 
 /// The first pause before a server is started again; it doubles up to [`BACKOFF_MAX`].
@@ -49,31 +50,6 @@ pub(crate) struct Status {
     pub(crate) last_exit: Option<String>,
     /// Whether it will not be started again.
     pub(crate) given_up: bool,
-}
-
-/// A process, told apart from a later one with the same number by when it was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Process {
-    pub(crate) pid: i32,
-    started: u64,
-}
-
-impl Process {
-    /// The process with this number, if there is one.
-    pub(crate) fn find(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command in the second field may hold anything, so count from its closing bracket.
-        let after = stat.rsplit_once(") ")?.1;
-        let mut fields = after.split(' ');
-        let state = fields.next()?;
-        let started = fields.nth(18)?.parse().ok()?;
-        (state != "Z").then_some(Self { pid, started })
-    }
-
-    /// Whether it is still there.
-    pub(crate) fn is_alive(self) -> bool {
-        Self::find(self.pid) == Some(self)
-    }
 }
 
 /// Reads what a supervisor said last.
@@ -265,13 +241,6 @@ fn words(exit: ExitStatus) -> String {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => exit.to_string(),
-    }
-}
-
-pub(crate) fn kill_group(pid: i32, signal: Signal) {
-    if let Some(group) = Pid::from_raw(pid) {
-        // That the group is gone already is what was wanted.
-        let _ = kill_process_group(group, signal);
     }
 }
 
