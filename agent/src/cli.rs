@@ -197,7 +197,7 @@ async fn stop(state_dir: &Path, mut servers: Vec<ServerName>) -> Result<ExitCode
             bail!("this host has no server {name}");
         }
         std::fs::write(server.stopped(), b"")?;
-        runtime::stop(&server).await?;
+        runtime::stop(&server, true).await?;
         tracing::info!("stopped {name}");
     }
     Ok(ExitCode::SUCCESS)

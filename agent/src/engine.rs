@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use fleetwright_deploy::admission::{Admission, Admitted, Stamp};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::ids::{ReleaseId, ServerName};
@@ -27,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use self::gate::Gate;
 use crate::clock;
-use crate::journal::{Commit, ConnectionSerial, Journal, JournalError, ObeyedCommand, Outgoing};
+use crate::journal::{Commit, ConnectionSerial, Journal, JournalError, Outgoing};
 use crate::layout::Layout;
 use crate::output;
 use crate::stage;
@@ -70,6 +71,7 @@ pub(crate) struct Engine {
     layout: Layout,
     verifier: Verifier,
     journal: Journal,
+    admission: Admission,
     instances: BTreeMap<ServerName, Instance>,
     /// The one piece of work under way on each instance.
     work: BTreeMap<ServerName, JoinHandle<()>>,
@@ -104,6 +106,7 @@ impl Engine {
         let engine = Self {
             layout,
             verifier,
+            admission: journal.admission()?,
             journal,
             instances,
             work: BTreeMap::new(),
@@ -192,9 +195,8 @@ impl Engine {
             Ok(verified) => verified,
             Err(rejection) => return refuse(rejection.to_string()),
         };
-        if command.generation < self.journal.generation()? {
-            let highest = self.journal.generation()?;
-            return refuse(format!("it is of generation {}; this host has seen {highest}", command.generation));
+        if let Err(older) = self.admission.admit_reading(command.generation) {
+            return refuse(older.to_string());
         }
         let (server, key, order) = match command.body {
             CommandBody::Logs { server, lines } => {
@@ -211,21 +213,13 @@ impl Engine {
             }
         };
         let Some(intent) = intent else { return refuse("it comes without the operator's intent".to_owned()) };
-        let followed = self.journal.intent_generation(&server)?;
-        if intent.generation < followed {
-            return refuse(format!(
-                "its intent is of generation {}; for {server} this host has followed {followed}",
-                intent.generation
-            ));
+        let obeyed =
+            Stamp { id: command.id, generation: command.generation, intent: (server.clone(), intent.generation) };
+        match self.admission.admit(&obeyed) {
+            Ok(Admitted::New) => {}
+            Ok(Admitted::Again) => return Ok(CommandReply::Duplicate),
+            Err(older) => return refuse(older.to_string()),
         }
-        if self.journal.was_obeyed(command.id)? {
-            return Ok(CommandReply::Duplicate);
-        }
-        let obeyed = ObeyedCommand {
-            id: command.id,
-            generation: command.generation,
-            intent: (server.clone(), intent.generation),
-        };
         let event = match self.event_of(&server, key.clone(), order, over, now) {
             Ok(Some(event)) => event,
             // Testing and cleaning are not remembered: after a crash they must be asked for again, and doing
@@ -277,7 +271,8 @@ impl Engine {
                 }
                 InstanceEvent::ConfirmRequested { key }
             }
-            StepOrder::Restore => InstanceEvent::RestoreRequested { key },
+            StepOrder::Restore { drain } => InstanceEvent::RestoreRequested { key, drain },
+            StepOrder::Resolve => InstanceEvent::ResolveRequested { key },
             StepOrder::Test => {
                 self.start_test(server, key);
                 return Ok(None);
@@ -296,7 +291,7 @@ impl Engine {
         &mut self,
         server: &ServerName,
         event: InstanceEvent,
-        command: Option<ObeyedCommand>,
+        command: Option<Stamp>,
         now: Timestamp,
     ) -> Result<()> {
         let instance = self.instances.entry(server.clone()).or_insert_with(|| Instance::new(server.clone()));
@@ -333,6 +328,9 @@ impl Engine {
 
     fn commit(&mut self, commit: &Commit, now: Timestamp) -> Result<()> {
         self.journal.commit(commit, now)?;
+        if let Some(stamp) = &commit.command {
+            self.admission.obey(stamp.clone(), now);
+        }
         if !commit.reports.is_empty() {
             self.publish_outbox()?;
         }

@@ -4,18 +4,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fleetwright_deploy::ids::{Generation, ServerName};
+use fleetwright_deploy::admission::{Admission, OBEYED_KEPT, Stamp};
+use fleetwright_deploy::ids::{CommandId, Generation, ServerName};
 use fleetwright_deploy::instance::{Instance, InstanceEvent};
 use fleetwright_deploy::time::Timestamp;
-use fleetwright_protocol::CommandId;
 use fleetwright_protocol::report::AgentMessageV1;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, Transaction, params};
 
 /// The version of the tables below.
 const SCHEMA_VERSION: i64 = 1;
-/// How long the id of an obeyed command is kept: far longer than a command stays valid.
-const SEEN_KEPT_MS: i64 = 7 * 24 * 3_600 * 1_000;
-
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JournalError {
@@ -37,16 +34,9 @@ pub(crate) struct Commit {
     /// An event of an instance.
     pub(crate) event: Option<(ServerName, InstanceEvent)>,
     /// A command that is obeyed by it, and the generations it raises.
-    pub(crate) command: Option<ObeyedCommand>,
+    pub(crate) command: Option<Stamp>,
     /// What the coordinator must be told.
     pub(crate) reports: Vec<Outgoing>,
-}
-
-/// A command that is obeyed.
-pub(crate) struct ObeyedCommand {
-    pub(crate) id: CommandId,
-    pub(crate) generation: Generation,
-    pub(crate) intent: (ServerName, Generation),
 }
 
 /// A report that waits for its acknowledgement.
@@ -136,26 +126,24 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether a command was obeyed before.
-    pub(crate) fn was_obeyed(&self, id: CommandId) -> Result<bool, JournalError> {
-        let found = self.connection.query_row("SELECT 1 FROM seen WHERE command = ?1", params![id.0], |_| Ok(()));
-        Ok(found.optional()?.is_some())
-    }
-
-    /// The highest generation seen in any command.
-    pub(crate) fn generation(&self) -> Result<Generation, JournalError> {
-        self.stored_generation(FLEET_GENERATION)
-    }
-
-    /// The highest generation of an intent that was followed for a server.
-    pub(crate) fn intent_generation(&self, server: &ServerName) -> Result<Generation, JournalError> {
-        self.stored_generation(&intent_key(server))
-    }
-
-    fn stored_generation(&self, name: &str) -> Result<Generation, JournalError> {
-        let query = "SELECT generation FROM generations WHERE name = ?1";
-        let stored: Option<i64> = self.connection.query_row(query, params![name], |row| row.get(0)).optional()?;
-        Ok(Generation(stored.and_then(|generation| u64::try_from(generation).ok()).unwrap_or(0)))
+    /// What is remembered of the commands that were obeyed.
+    pub(crate) fn admission(&self) -> Result<Admission, JournalError> {
+        let mut statement = self.connection.prepare("SELECT command, at FROM seen")?;
+        let seen = statement.query_map([], |row| Ok((CommandId(row.get(0)?), Timestamp::from_unix_ms(row.get(1)?))))?;
+        let obeyed = seen.collect::<rusqlite::Result<_>>()?;
+        let mut statement = self.connection.prepare("SELECT name, generation FROM generations")?;
+        let mut rows = statement.query([])?;
+        let (mut fleet, mut intents) = (Generation::default(), BTreeMap::new());
+        while let Some(row) = rows.next()? {
+            let name: String = row.get(0)?;
+            let generation = Generation(u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0));
+            match name.strip_prefix(INTENT_PREFIX).map(str::parse) {
+                None => fleet = generation,
+                Some(Ok(server)) => drop(intents.insert(server, generation)),
+                Some(Err(_)) => {}
+            }
+        }
+        Ok(Admission::new(fleet, intents, obeyed))
     }
 
     /// Everything that has yet to be told, the oldest first.
@@ -185,16 +173,18 @@ impl Journal {
 }
 
 const FLEET_GENERATION: &str = "fleet";
+const INTENT_PREFIX: &str = "intent/";
 
-fn intent_key(server: &ServerName) -> String {
-    format!("intent/{server}")
-}
-
-fn obey(transaction: &Transaction<'_>, command: &ObeyedCommand, now: Timestamp) -> Result<(), JournalError> {
-    transaction.execute("DELETE FROM seen WHERE at < ?1", params![now.unix_ms() - SEEN_KEPT_MS])?;
+fn obey(transaction: &Transaction<'_>, command: &Stamp, now: Timestamp) -> Result<(), JournalError> {
+    transaction.execute(
+        "DELETE FROM seen WHERE at < ?1",
+        params![now.unix_ms().saturating_sub(i64::try_from(OBEYED_KEPT.ms()).unwrap_or(i64::MAX))],
+    )?;
     transaction.execute("INSERT INTO seen (command, at) VALUES (?1, ?2)", params![command.id.0, now.unix_ms()])?;
     let (server, intent) = &command.intent;
-    for (name, generation) in [(FLEET_GENERATION.to_owned(), command.generation), (intent_key(server), *intent)] {
+    for (name, generation) in
+        [(FLEET_GENERATION.to_owned(), command.generation), (format!("{INTENT_PREFIX}{server}"), *intent)]
+    {
         transaction.execute(
             "INSERT INTO generations (name, generation) VALUES (?1, ?2)
              ON CONFLICT (name) DO UPDATE SET generation = max(generation, excluded.generation)",
@@ -241,23 +231,21 @@ mod tests {
                 let commit = Commit { event: Some((server(), event)), ..Commit::default() };
                 journal.commit(&commit, now).expect("commit");
             }
-            let command = ObeyedCommand { id, generation: Generation(4), intent: (server(), Generation(3)) };
+            let command = Stamp { id, generation: Generation(4), intent: (server(), Generation(3)) };
             journal.commit(&Commit { command: Some(command), ..Commit::default() }, now).expect("commit");
         }
         let journal = Journal::open(&path).expect("open");
         assert_eq!(journal.instances().expect("fold").get(&server()), Some(&live));
-        assert!(journal.was_obeyed(id).expect("seen"));
-        assert!(!journal.was_obeyed(CommandId([8; 16])).expect("seen"));
-        assert_eq!(journal.generation().expect("generation"), Generation(4));
-        assert_eq!(journal.intent_generation(&server()).expect("generation"), Generation(3));
+        let mut admission = Admission::default();
+        admission.obey(Stamp { id, generation: Generation(4), intent: (server(), Generation(3)) }, now);
+        assert_eq!(journal.admission().expect("admission"), admission);
     }
 
     #[test]
     fn a_command_is_obeyed_once_or_the_whole_commit_is_refused() {
         let folder = tempfile::tempdir().expect("folder");
         let mut journal = Journal::open(&folder.path().join("journal.db")).expect("open");
-        let command =
-            || ObeyedCommand { id: CommandId([7; 16]), generation: Generation(1), intent: (server(), Generation(1)) };
+        let command = || Stamp { id: CommandId([7; 16]), generation: Generation(1), intent: (server(), Generation(1)) };
         let event = InstanceEvent::StageRequested { key: key(), release: ReleaseId::of(b"r") };
         let commit =
             || Commit { event: Some((server(), event.clone())), command: Some(command()), reports: Vec::new() };

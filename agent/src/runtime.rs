@@ -77,13 +77,14 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Stops a server and its supervisor; the whole process group is gone when it returns.
-pub(crate) async fn stop(server: &ServerLayout) -> Result<(), Failure> {
+/// Stops a server and its supervisor; the whole process group is gone when it returns. Unless it is to be drained,
+/// the server gets no time to end by itself.
+pub(crate) async fn stop(server: &ServerLayout, drain: bool) -> Result<(), Failure> {
     let status = read_status(server);
     if is_supervised(server) {
         let stop_timeout = stage::load(&server.current_release()).map(|release| release.run.stop_timeout.into());
         let patience = stop_timeout.unwrap_or(Duration::from_secs(10)) + SUPERVISOR_GRACE;
-        let deadline = Instant::now() + patience;
+        let deadline = if drain { Instant::now() + patience } else { Instant::now() };
         let supervisor = read_status(server).map(|status| status.supervisor);
         let signal = |signal: Signal| {
             if let Some(pid) =
@@ -92,7 +93,7 @@ pub(crate) async fn stop(server: &ServerLayout) -> Result<(), Failure> {
                 let _ = kill_process(pid, signal);
             }
         };
-        signal(Signal::TERM);
+        signal(if drain { Signal::TERM } else { Signal::KILL });
         while is_supervised(server) {
             if Instant::now() > deadline {
                 signal(Signal::KILL);

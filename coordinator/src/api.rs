@@ -3,7 +3,7 @@
 mod events;
 pub(crate) mod views;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,16 +14,20 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use fleetwright_deploy::deployment::Options;
+use fleetwright_deploy::deployment::{DeploymentEvent, Hold, HoldKind, Options};
 use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::fleet::FleetEvent;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
-use fleetwright_deploy::plan::Plan;
+use fleetwright_deploy::plan::{Plan, RollbackStrategy};
 use fleetwright_deploy::release::SecretSource;
-use fleetwright_deploy::time::Length;
+use fleetwright_deploy::time::{Length, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use self::views::{DeploymentSummary, DeploymentView, HostMetrics, HostRow, InstanceRow, PlanningView, StatusView};
+use self::views::{
+    DeploymentSummary, DeploymentView, HostMetrics, HostRow, InstanceRow, PastRow, PlanningView, StatusView,
+};
+use crate::clock;
 use crate::engine::{Handle, Request, Samples};
 
 /// Largest request body, in bytes: a plan with all its releases.
@@ -31,6 +35,11 @@ const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a token is valid unless the request says otherwise, and the longest it may be.
 const TOKEN_LIFETIME: Length = Length::from_secs(3_600);
 const TOKEN_LIFETIME_MAX: Length = Length::from_secs(7 * 24 * 3_600);
+
+/// Longest name of a person, in bytes.
+const PERSON_BYTES_MAX: usize = 256;
+/// Longest reason that a person gives, in bytes.
+const REASON_BYTES_MAX: usize = 4 * 1024;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -52,7 +61,54 @@ pub(crate) struct StartRequest {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct RollbackRequest {
     pub(crate) by: String,
+    /// In which order and manner; as the plan says when it is not said.
+    pub(crate) strategy: Option<RollbackStrategy>,
+    /// Only these instances; all that were touched when it is empty.
+    #[serde(default)]
+    pub(crate) only: BTreeSet<InstanceId>,
     pub(crate) intents: BTreeMap<HostName, String>,
+}
+
+/// What an operator decides about a deployment, and who does.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ControlRequest {
+    pub(crate) by: String,
+    #[serde(default)]
+    pub(crate) reason: String,
+    /// The instances it is about, for `retry`, `skip` and `resolve`; all that fit when it is empty.
+    #[serde(default)]
+    pub(crate) instances: BTreeSet<InstanceId>,
+}
+
+impl ControlRequest {
+    /// The event that a decision is.
+    fn event(self, decision: Decision, now: Timestamp) -> DeploymentEvent {
+        let Self { by, reason, instances } = self;
+        match decision {
+            Decision::Pause => DeploymentEvent::Held(Hold { kind: HoldKind::Pause, by, reason, since: now }),
+            Decision::Resume => DeploymentEvent::Released { kind: HoldKind::Pause, by },
+            Decision::Cancel => DeploymentEvent::Cancelled { by },
+            Decision::Approve => DeploymentEvent::Approved { by },
+            Decision::Reject => DeploymentEvent::Rejected { by, reason },
+            Decision::Retry => DeploymentEvent::RetryRequested { instances, by },
+            Decision::Skip => DeploymentEvent::SkipRequested { instances, by },
+            Decision::Resolve => DeploymentEvent::ResolveRequested { instances, by },
+        }
+    }
+}
+
+/// What an operator can decide about a deployment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Decision {
+    Pause,
+    Resume,
+    Cancel,
+    Approve,
+    Reject,
+    Retry,
+    Skip,
+    Resolve,
 }
 
 /// What a started deployment is called.
@@ -124,6 +180,10 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/deployments", get(deployments).post(start))
         .route("/v1/deployments/{id}", get(deployment))
         .route("/v1/deployments/{id}/rollback", post(roll_back))
+        .route("/v1/deployments/{id}/{decision}", post(control))
+        .route("/v1/halt", post(halt))
+        .route("/v1/unhalt", post(unhalt))
+        .route("/v1/servers/{server}/past", get(past))
         .route("/v1/events", get(events::events))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
@@ -220,10 +280,48 @@ async fn roll_back(
     let Ok(deployment) = id.parse::<DeploymentId>() else {
         return Err(not_found(format!("there is no deployment {id}")));
     };
-    let (id, RollbackRequest { by, intents }) = (deployment.clone(), request);
-    let rolled =
-        api.engine.ask(|reply| Request::RollBack { deployment, by, intents, reply }).await.ok_or_else(ending)?;
+    let (id, RollbackRequest { by, strategy, only, intents }) = (deployment.clone(), request);
+    let rolled = api.engine.ask(|reply| Request::RollBack { deployment, by, strategy, only, intents, reply }).await;
+    let rolled = rolled.ok_or_else(ending)?;
     rolled.map(|()| Json(Started { id })).map_err(Refusal)
+}
+
+async fn control(
+    State(api): State<Api>,
+    UrlPath((id, decision)): UrlPath<(String, Decision)>,
+    Json(request): Json<ControlRequest>,
+) -> Answer<DeploymentView> {
+    let missing = || not_found(format!("there is no deployment {id}"));
+    if request.by.len() > PERSON_BYTES_MAX || request.reason.len() > REASON_BYTES_MAX {
+        return Err(not_found(format!("a reason has at most {REASON_BYTES_MAX} bytes")));
+    }
+    let deployment = id.parse::<DeploymentId>().map_err(|_| missing())?;
+    let event = Box::new(request.event(decision, clock::now()));
+    let asked = deployment.clone();
+    let decided = api.engine.ask(|reply| Request::Control { deployment: asked, event, reply }).await;
+    decided.ok_or_else(ending)?.map_err(Refusal)?;
+    let view = api.engine.look(move |fleet, _, _| fleet.deployment(&deployment).map(DeploymentView::new)).await;
+    view.ok_or_else(ending)?.map(Json).ok_or_else(missing)
+}
+
+async fn halt(State(api): State<Api>, Json(request): Json<ControlRequest>) -> Answer<StatusView> {
+    let ControlRequest { by, reason, instances: _ } = request;
+    hold_fleet(api, FleetEvent::Halted { by, reason }).await
+}
+
+async fn unhalt(State(api): State<Api>, Json(request): Json<ControlRequest>) -> Answer<StatusView> {
+    hold_fleet(api, FleetEvent::Unhalted { by: request.by }).await
+}
+
+async fn hold_fleet(api: Api, event: FleetEvent) -> Answer<StatusView> {
+    let held = api.engine.ask(|reply| Request::Halt { event, reply }).await.ok_or_else(ending)?;
+    held.map_err(Refusal)?;
+    status(State(api)).await
+}
+
+async fn past(State(api): State<Api>, UrlPath(server): UrlPath<String>) -> Answer<Vec<PastRow>> {
+    let server = server.parse().map_err(|error: fleetwright_deploy::ids::InvalidId| not_found(error.to_string()))?;
+    api.engine.look(move |fleet, _, _| PastRow::all(fleet, &server)).await.map(Json).ok_or_else(ending)
 }
 
 async fn token(

@@ -1,12 +1,15 @@
 //! The command line: one file per command. What a command prints as data goes to standard output; everything
 //! else goes to standard error.
 
+mod control;
 mod coordinator;
 mod deploy;
 mod down;
 mod explain;
 mod follow;
+mod halt;
 mod hosts;
+mod journal;
 mod monitor;
 mod output;
 mod plan;
@@ -41,6 +44,8 @@ pub(crate) mod exit {
     pub(crate) const ROLLED_BACK: u8 = 4;
     /// A person is needed.
     pub(crate) const STUCK: u8 = 5;
+    /// The deployment failed, and only a part of it was put back.
+    pub(crate) const PARTLY_ROLLED_BACK: u8 = 6;
     /// The command itself failed.
     pub(crate) const INTERNAL: u8 = 70;
 }
@@ -48,7 +53,7 @@ pub(crate) mod exit {
 /// Deploys MCP servers, and any other daemon, across a fleet of hosts.
 ///
 /// Exit codes: 0 done, 1 the input or the deployment failed, 2 usage, 3 changes pending (plan
-/// --detailed-exitcode), 4 rolled back, 5 stuck and needs a person, 70 internal.
+/// --detailed-exitcode), 4 rolled back, 5 stuck or waiting: needs a person, 6 partly rolled back, 70 internal.
 #[derive(Parser)]
 #[command(name = "fleetwright", version)]
 pub(crate) struct Arguments {
@@ -89,6 +94,10 @@ enum Command {
     Servers(servers::ServersCommand),
     Explain(explain::ExplainArguments),
     Rollback(rollback::RollbackArguments),
+    Halt(halt::HaltArguments),
+    Unhalt(halt::UnhaltArguments),
+    #[command(subcommand)]
+    Journal(journal::JournalCommand),
     Coordinator(coordinator::CoordinatorArguments),
 }
 
@@ -181,6 +190,9 @@ async fn perform(command: Command, context: &Context) -> Result<u8> {
         Command::Servers(command) => servers::servers(command, context).await,
         Command::Explain(arguments) => explain::explain(&arguments, context).await,
         Command::Rollback(arguments) => rollback::rollback(&arguments, context).await,
+        Command::Halt(arguments) => halt::halt(arguments, context).await,
+        Command::Unhalt(arguments) => halt::unhalt(&arguments, context).await,
+        Command::Journal(command) => journal::journal(&command, context),
         Command::Coordinator(arguments) => coordinator::coordinator(&arguments, context).await,
     }
 }
@@ -189,8 +201,9 @@ async fn perform(command: Command, context: &Context) -> Result<u8> {
 pub(crate) fn exit_code(outcome: Outcome) -> u8 {
     match outcome {
         Outcome::Succeeded => exit::DONE,
-        Outcome::Failed => exit::FAILED,
+        Outcome::Failed | Outcome::PartlySucceeded | Outcome::Cancelled => exit::FAILED,
         Outcome::RolledBack => exit::ROLLED_BACK,
-        Outcome::PartlyRolledBack | Outcome::Stuck => exit::STUCK,
+        Outcome::PartlyRolledBack => exit::PARTLY_ROLLED_BACK,
+        Outcome::Stuck => exit::STUCK,
     }
 }

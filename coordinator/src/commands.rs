@@ -4,12 +4,12 @@ use fleetwright_certs::{Signer, TrustedKeys};
 use fleetwright_deploy::deployment::{Deployment, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::Fleet;
-use fleetwright_deploy::ids::{DeploymentId, Generation, HostName, InstanceId, PlanId, ServerName};
+use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, HostName, InstanceId, PlanId, ServerName};
 use fleetwright_deploy::plan::Plan;
 use fleetwright_deploy::time::{Length, Timestamp};
 use fleetwright_protocol::command::{COMMAND_LIFETIME, Command, CommandBody, CommandV1, IntentV1, StepOrder};
 use fleetwright_protocol::frame::{decode, encode};
-use fleetwright_protocol::{CommandId, Envelope, FrameError, Intent};
+use fleetwright_protocol::{Envelope, FrameError, Intent};
 
 use crate::secrets::Secrets;
 
@@ -42,7 +42,7 @@ impl CommandMaker {
         let intent = open_text(intent).map_err(|error| failed(error.to_string()))?;
         let Intent::V1(meant) = decode(&intent.payload).map_err(|error| failed(error.to_string()))?;
         let name: &'static str = OrderName::from(order).into();
-        let id = command_id(deployment.id(), instance, attempt, name, meant.generation);
+        let id = CommandId::of(deployment.id(), instance, attempt, name, meant.generation);
         let order = match order {
             Order::Stage { .. } => {
                 let release = deployment
@@ -57,7 +57,8 @@ impl CommandMaker {
                 min_healthy_time: *min_healthy_time,
             },
             Order::Confirm => StepOrder::Confirm,
-            Order::Restore => StepOrder::Restore,
+            Order::Restore { drain } => StepOrder::Restore { drain: *drain },
+            Order::Resolve => StepOrder::Resolve,
             Order::Test => StepOrder::Test,
             Order::Clean => StepOrder::Clean,
         };
@@ -105,20 +106,6 @@ impl CommandMaker {
         };
         Envelope::seal(&Command::V1(command), &self.signer)
     }
-}
-
-/// A restore that was asked for anew, with a newer intent, is another command than the one before.
-fn command_id(
-    deployment: &DeploymentId,
-    instance: &InstanceId,
-    attempt: u32,
-    order: &str,
-    intent: Generation,
-) -> CommandId {
-    let text = format!("{deployment}/{instance}/{attempt}/{order}/{intent}");
-    let mut id = [0; 16];
-    id.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
-    CommandId(id)
 }
 
 /// What an operator signs: for each host, which servers a plan lets run which release.

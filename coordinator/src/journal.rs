@@ -1,166 +1,308 @@
 //! The coordinator's journal: every event of the fleet, in order, durable before anything is done about it.
+//!
+//! Entries form a hash chain, so that a changed or missing one is noticed. A snapshot of the fold is kept from
+//! time to time, so that starting takes about as long with a million entries as with ten thousand. What stores
+//! entries is behind the few methods of [`Store`].
 
-use std::path::Path;
+mod sqlite;
+mod store;
+
+use std::path::{Path, PathBuf};
 
 use fleetwright_deploy::deployment::Note;
 use fleetwright_deploy::fleet::{Fleet, FleetEvent};
 use fleetwright_deploy::ids::FleetName;
+use fleetwright_deploy::mutant::{Mutant, is_active};
 use fleetwright_deploy::time::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-/// The version of the tables below.
-const SCHEMA_VERSION: i64 = 1;
+pub use sqlite::SqliteStore;
+pub use store::{EntryHash, Store, StoreError, StoredEntry, StoredSnapshot};
+
+/// How many entries are folded between two snapshots.
+pub const SNAPSHOT_EVERY: u64 = 10_000;
+/// How many entries are read at once.
+const PAGE: usize = 1_000;
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum JournalError {
+pub enum JournalError {
+    /// What stores the entries does not do so.
     #[error("journal: {0}")]
-    Sqlite(#[from] rusqlite::Error),
-    #[error("journal: an entry cannot be written or read: {0}")]
+    Store(#[from] StoreError),
+    /// An entry is no JSON.
+    #[error("journal: an entry cannot be written: {0}")]
     Entry(#[from] serde_json::Error),
-    #[error("journal: it was written by a newer coordinator (version {0}); install that one again")]
-    Newer(i64),
-    #[error("journal: another process wrote entry {0}")]
-    Conflict(u64),
+    /// An entry is broken although later ones are whole: this is no torn tail.
+    #[error(
+        "journal: entry {0} is damaged ({1}), but later ones are whole\n  hint: `fleetwright journal verify` tells more; put the journal back from a backup"
+    )]
+    Damaged(u64, String),
+    /// An entry does not fit the state that those before it led to.
     #[error("journal: entry {0} does not fit those before it: {1}")]
     Inconsistent(u64, String),
 }
 
-/// What people are told about one entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct EventRecord {
-    /// The number of the entry, from 1; what comes after it can be asked for by it.
-    pub(crate) seq: u64,
-    /// When.
-    pub(crate) at: Timestamp,
-    /// The type of the entry.
-    #[serde(rename = "type")]
-    pub(crate) event_type: String,
-    /// What happened.
-    pub(crate) notes: Vec<Note>,
-}
-
-/// The whole interface that the engine needs of a store of events.
-pub(crate) trait Journal: Send {
-    /// Makes an entry durable as number `seq`, which must be the next one.
-    fn append(&mut self, seq: u64, at: Timestamp, event: &FleetEvent, notes: &[Note]) -> Result<(), JournalError>;
-    /// What people are told about entries after `after`, at most `limit` of them.
-    fn records(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>, JournalError>;
-    /// Folds every entry into a fleet; gives it with the number of the last one.
-    fn fold(&self, name: FleetName) -> Result<(Fleet, u64), JournalError>;
-}
-
-/// A journal in one SQLite file: write-ahead log, one writer, every commit synchronised to disk.
-pub(crate) struct SqliteJournal {
-    connection: Connection,
-}
-
-impl SqliteJournal {
-    pub(crate) fn open(path: &Path) -> Result<Self, JournalError> {
-        let connection = Connection::open(path)?;
-        connection
-            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000;")?;
-        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        if version > SCHEMA_VERSION {
-            return Err(JournalError::Newer(version));
-        }
-        connection.execute_batch(
-            "BEGIN;
-             CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, type TEXT NOT NULL, event TEXT NOT NULL, notes TEXT NOT NULL) STRICT;
-             PRAGMA user_version = 1;
-             COMMIT;",
-        )?;
-        Ok(Self { connection })
+impl JournalError {
+    /// Whether there is just no room left.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Full(_)))
     }
 }
 
-fn sql_seq(seq: u64) -> i64 {
-    i64::try_from(seq).unwrap_or(i64::MAX)
+/// What people are told about one entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// The number of the entry, from 1; what comes after it can be asked for by it.
+    pub seq: u64,
+    /// When.
+    pub at: Timestamp,
+    /// The type of the entry.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// What happened.
+    pub notes: Vec<Note>,
 }
 
-fn seq_of(sql: i64) -> u64 {
-    u64::try_from(sql).unwrap_or(0)
+/// An event that was applied and is to be made durable.
+#[derive(Clone, Debug)]
+pub struct NewEntry {
+    /// When it was applied.
+    pub at: Timestamp,
+    /// The event.
+    pub event: FleetEvent,
+    /// What people are told about it.
+    pub notes: Vec<Note>,
 }
 
-impl Journal for SqliteJournal {
-    fn append(&mut self, seq: u64, at: Timestamp, event: &FleetEvent, notes: &[Note]) -> Result<(), JournalError> {
-        let name: &'static str = event.into();
-        let transaction = self.connection.transaction()?;
-        let last: Option<i64> =
-            transaction.query_row("SELECT max(seq) FROM events", [], |row| row.get(0)).optional()?.flatten();
-        if seq_of(last.unwrap_or(0)) + 1 != seq {
-            return Err(JournalError::Conflict(seq_of(last.unwrap_or(0))));
+/// How a journal was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// The entry of the snapshot that was started from; 0 for none.
+    pub snapshot: u64,
+    /// How many entries were folded on top of it.
+    pub folded: u64,
+    /// How many entries at the end were torn, and were set aside.
+    pub set_aside: u64,
+}
+
+/// The journal of a fleet.
+pub struct Journal<S> {
+    store: S,
+    fleet: FleetName,
+    last: u64,
+    last_hash: EntryHash,
+    snapshot: u64,
+    snapshot_every: u64,
+}
+
+impl<S: Store> Journal<S> {
+    /// Opens a journal and folds it. A torn tail is set aside: what was not wholly written was not acted upon.
+    pub fn open(mut store: S, fleet: FleetName) -> Result<(Self, Fleet, Opened), JournalError> {
+        let (mut folded, snapshot, mut last_hash) = newest_snapshot(&store, &fleet)?;
+        let mut opened = Opened { snapshot, ..Opened::default() };
+        let mut last = snapshot;
+        'pages: loop {
+            let page = store.read(last, PAGE)?;
+            let full = page.len() == PAGE;
+            for entry in page {
+                let event = match check(&entry, last, &last_hash) {
+                    Ok(event) => event,
+                    Err(why) => {
+                        if let Some(whole) = first_whole_after(&store, entry.seq)? {
+                            return Err(JournalError::Damaged(last + 1, format!("{why}; entry {whole} is whole")));
+                        }
+                        opened.set_aside = store.set_aside_after(last)?;
+                        break 'pages;
+                    }
+                };
+                (last, last_hash) = (entry.seq, entry.hash);
+                let applied = folded.apply(event, entry.at);
+                applied.map_err(|refused| JournalError::Inconsistent(last, refused.to_string()))?;
+                opened.folded += 1;
+            }
+            if !full {
+                break;
+            }
         }
-        transaction.execute(
-            "INSERT INTO events (seq, at, type, event, notes) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![sql_seq(seq), at.unix_ms(), name, serde_json::to_string(event)?, serde_json::to_string(notes)?],
-        )?;
-        transaction.commit()?;
+        let journal = Self { store, fleet, last, last_hash, snapshot, snapshot_every: SNAPSHOT_EVERY };
+        Ok((journal, folded, opened))
+    }
+
+    /// The same journal with another number of entries between two snapshots than [`SNAPSHOT_EVERY`].
+    #[must_use]
+    pub fn with_snapshots_every(self, entries: u64) -> Self {
+        Self { snapshot_every: entries, ..self }
+    }
+
+    /// The number of the last entry; 0 when there is none.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// What stores the entries.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Makes entries durable, all of them or none, in one commit.
+    pub fn append(&mut self, entries: &[NewEntry]) -> Result<(), JournalError> {
+        let mut stored = Vec::with_capacity(entries.len());
+        let (mut last, mut hash) = (self.last, self.last_hash);
+        for entry in entries {
+            let event_type: &'static str = (&entry.event).into();
+            let mut next = StoredEntry {
+                seq: last + 1,
+                at: entry.at,
+                event_type: event_type.to_owned(),
+                event: serde_json::to_string(&entry.event)?,
+                notes: serde_json::to_string(&entry.notes)?,
+                hash,
+            };
+            next.hash = next.chained_to(&hash);
+            (last, hash) = (next.seq, next.hash);
+            stored.push(next);
+        }
+        // The mutant loses what is written while its number ends in 7.
+        if !(is_active(Mutant::SkipDurableWrite) && last % 10 == 7) {
+            self.store.append(self.last, &stored)?;
+        }
+        (self.last, self.last_hash) = (last, hash);
         Ok(())
     }
 
-    fn records(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {
-        let query = "SELECT seq, at, type, notes FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-        let mut statement = self.connection.prepare(query)?;
-        let mut rows = statement.query(params![sql_seq(after), i64::try_from(limit).unwrap_or(i64::MAX)])?;
-        let mut records = Vec::new();
-        while let Some(row) = rows.next()? {
-            records.push(EventRecord {
-                seq: seq_of(row.get(0)?),
-                at: Timestamp::from_unix_ms(row.get(1)?),
-                event_type: row.get(2)?,
-                notes: serde_json::from_str(&row.get::<_, String>(3)?)?,
-            });
-        }
-        Ok(records)
+    /// Folds what is durable anew, as after an append that failed.
+    pub fn fold_again(self) -> Result<(Self, Fleet), JournalError> {
+        let (journal, fleet, _) = Self::open(self.store, self.fleet)?;
+        Ok((journal.with_snapshots_every(self.snapshot_every), fleet))
     }
 
-    fn fold(&self, name: FleetName) -> Result<(Fleet, u64), JournalError> {
-        let mut fleet = Fleet::new(name);
-        let mut last = 0;
-        let mut statement = self.connection.prepare("SELECT seq, at, event FROM events ORDER BY seq")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            last = seq_of(row.get(0)?);
-            let event: FleetEvent = serde_json::from_str(&row.get::<_, String>(2)?)?;
-            let applied = fleet.apply(event, Timestamp::from_unix_ms(row.get(1)?));
-            applied.map_err(|refused| JournalError::Inconsistent(last, refused.to_string()))?;
+    /// Keeps a snapshot of the fold when enough entries have come since the last one.
+    pub fn snapshot_if_due(&mut self, fleet: &Fleet) -> Result<(), JournalError> {
+        if self.last < self.snapshot + self.snapshot_every {
+            return Ok(());
         }
-        Ok((fleet, last))
+        let state = serde_json::to_string(fleet)?;
+        self.store.keep_snapshot(&StoredSnapshot::new(self.last, self.last_hash, state))?;
+        self.snapshot = self.last;
+        Ok(())
+    }
+
+    /// What people are told about entries after `after`, at most `limit` of them.
+    pub fn records(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {
+        let entries = self.store.read(after, limit)?.into_iter().map(|entry| {
+            let notes = serde_json::from_str(&entry.notes)?;
+            Ok(EventRecord { seq: entry.seq, at: entry.at, event_type: entry.event_type, notes })
+        });
+        entries.collect()
+    }
+}
+
+/// Opens the journal in a file. One that was cut off or overwritten is put aside first, and begins anew with the
+/// entries before the damage; where it was put is given too.
+pub fn open_file(
+    path: &Path,
+    fleet: &FleetName,
+) -> Result<(Journal<SqliteStore>, Fleet, Opened, Option<PathBuf>), JournalError> {
+    let opened = SqliteStore::open(path).map_err(Into::into).and_then(|store| Journal::open(store, fleet.clone()));
+    match opened {
+        Err(JournalError::Store(StoreError::Damaged(_))) => {
+            let (store, aside) = SqliteStore::salvage(path)?;
+            let (journal, fleet, opened) = Journal::open(store, fleet.clone())?;
+            Ok((journal, fleet, opened, Some(aside)))
+        }
+        Ok((journal, fleet, opened)) => Ok((journal, fleet, opened, None)),
+        Err(error) => Err(error),
+    }
+}
+
+/// What [`verify`] has found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// How many entries there are.
+    pub entries: u64,
+    /// How many snapshots there are.
+    pub snapshots: usize,
+    /// The hash of the last entry, which stands for all before it too; hexadecimal.
+    pub head: String,
+}
+
+/// Checks every entry and every snapshot from the first one on, and changes nothing.
+pub fn verify(store: &impl Store, name: &FleetName) -> Result<Verified, JournalError> {
+    let mut fleet = Fleet::new(name.clone());
+    let (mut last, mut hash) = (0, EntryHash::default());
+    let snapshots = store.snapshots()?;
+    loop {
+        let page = store.read(last, PAGE)?;
+        let full = page.len() == PAGE;
+        for entry in page {
+            let event = check(&entry, last, &hash).map_err(|why| match first_whole_after(store, entry.seq) {
+                Ok(Some(_)) => JournalError::Damaged(last + 1, why),
+                Ok(None) => JournalError::Inconsistent(last + 1, format!("{why}; it is the end of the journal")),
+                Err(error) => error,
+            })?;
+            (last, hash) = (entry.seq, entry.hash);
+            let applied = fleet.apply(event, entry.at);
+            applied.map_err(|refused| JournalError::Inconsistent(last, refused.to_string()))?;
+            for snapshot in snapshots.iter().filter(|snapshot| snapshot.seq == last && snapshot.is_ours()) {
+                if snapshot.restore(&hash).as_ref() != Some(&fleet) {
+                    let why = "the snapshot taken after it is not what the entries lead to";
+                    return Err(JournalError::Damaged(last, why.to_owned()));
+                }
+            }
+        }
+        if !full {
+            return Ok(Verified { entries: last, snapshots: snapshots.len(), head: hash.to_string() });
+        }
+    }
+}
+
+/// The newest snapshot that is whole, of this version, and about entries that are there.
+fn newest_snapshot(store: &impl Store, name: &FleetName) -> Result<(Fleet, u64, EntryHash), JournalError> {
+    for snapshot in store.snapshots()? {
+        let Some(entry) = store.read(snapshot.seq.saturating_sub(1), 1)?.into_iter().next() else { continue };
+        if entry.seq == snapshot.seq
+            && let Some(fleet) = snapshot.restore(&entry.hash)
+            && fleet.name() == name
+        {
+            return Ok((fleet, snapshot.seq, entry.hash));
+        }
+    }
+    Ok((Fleet::new(name.clone()), 0, EntryHash::default()))
+}
+
+/// The event of an entry, if the entry is whole and the one after `last`.
+fn check(entry: &StoredEntry, last: u64, last_hash: &EntryHash) -> Result<FleetEvent, String> {
+    if entry.seq != last + 1 {
+        return Err(format!("it is missing; the next one is {}", entry.seq));
+    }
+    if entry.chained_to(last_hash) != entry.hash && !is_active(Mutant::TakeTornEntry) {
+        return Err("its hash is wrong".to_owned());
+    }
+    serde_json::from_str(&entry.event).map_err(|error| error.to_string())
+}
+
+/// The first entry after a broken one that is chained to the one before it: proof that the broken one is not
+/// the torn end of the last commit.
+fn first_whole_after(store: &impl Store, broken: u64) -> Result<Option<u64>, JournalError> {
+    let mut before: Option<StoredEntry> = None;
+    let mut last = broken.saturating_sub(1);
+    loop {
+        let page = store.read(last, PAGE)?;
+        let full = page.len() == PAGE;
+        for entry in page {
+            last = entry.seq;
+            let follows = before.as_ref().is_some_and(|before| before.seq + 1 == entry.seq);
+            if follows && before.as_ref().is_some_and(|before| entry.chained_to(&before.hash) == entry.hash) {
+                return Ok(Some(entry.seq));
+            }
+            before = Some(entry);
+        }
+        if !full {
+            return Ok(None);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entries_are_there_after_opening_again_and_a_second_writer_is_noticed() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("journal.db");
-        let at = Timestamp::from_unix_ms(5);
-        let token = FleetEvent::TokenIssued {
-            host: "h1".parse().expect("name"),
-            token_sha256: "aa".to_owned(),
-            not_after: Timestamp::from_unix_ms(10),
-        };
-        let mut live = Fleet::new("demo".parse().expect("name"));
-        {
-            let mut journal = SqliteJournal::open(&path).expect("open");
-            for (seq, event) in [(1, FleetEvent::CoordinatorStarted), (2, token)] {
-                let effects = live.apply(event.clone(), at).expect("apply");
-                journal.append(seq, at, &event, &effects.notes).expect("append");
-            }
-            assert!(matches!(
-                journal.append(2, at, &FleetEvent::CoordinatorStarted, &[]),
-                Err(JournalError::Conflict(2))
-            ));
-        }
-        let journal = SqliteJournal::open(&path).expect("open");
-        assert_eq!(journal.fold("demo".parse().expect("name")).expect("fold"), (live, 2));
-        let records = journal.records(1, 10).expect("records");
-        assert_eq!(records.len(), 1);
-        assert_eq!(records[0].event_type, "token_issued");
-    }
-}
+mod tests;

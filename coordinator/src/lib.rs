@@ -9,7 +9,7 @@ mod client;
 mod clock;
 mod commands;
 mod engine;
-mod journal;
+pub mod journal;
 mod local;
 mod project;
 mod secrets;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
+use fleetwright_deploy::fleet::Fleet;
 use fleetwright_deploy::ids::FleetName;
 use fleetwright_protocol::endpoint;
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api::{self, Api};
 use crate::commands::CommandMaker;
 use crate::engine::{Authorities, Engine};
-use crate::journal::{Journal, SqliteJournal};
+use crate::journal::{self, Journal, SqliteStore};
 use crate::secrets::Secrets;
 use crate::sessions;
 use crate::state_dir::{FleetFile, StateDir};
@@ -19,8 +20,7 @@ use crate::state_dir::{FleetFile, StateDir};
 pub(crate) async fn serve(state_dir: &StateDir) -> Result<()> {
     let FleetFile { name, listen } = state_dir.fleet()?;
     let _lock = state_dir.lock()?;
-    let journal = SqliteJournal::open(&state_dir.journal())?;
-    let (fleet, seq) = journal.fold(name.clone())?;
+    let (journal, fleet) = open_journal(state_dir, &name)?;
     let authorities = Authorities {
         authority: state_dir.authority(&name)?,
         commands: CommandMaker {
@@ -31,7 +31,7 @@ pub(crate) async fn serve(state_dir: &StateDir) -> Result<()> {
         operator: state_dir.operator_signer()?,
     };
     let (endpoint, listen) = bind(state_dir, name.clone(), &listen)?;
-    let (engine, handle) = Engine::open(fleet, seq, Box::new(journal), authorities);
+    let (engine, handle) = Engine::open(fleet, journal, authorities);
     let api = Api {
         engine: handle.clone(),
         listen: listen.clone(),
@@ -52,6 +52,25 @@ pub(crate) async fn serve(state_dir: &StateDir) -> Result<()> {
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), endpoint.wait_idle()).await;
     let _ = std::fs::remove_file(state_dir.socket());
     ended
+}
+
+/// Opens the journal, and says what was found wrong with it.
+fn open_journal(state_dir: &StateDir, name: &FleetName) -> Result<(Journal<SqliteStore>, Fleet)> {
+    let path = state_dir.journal();
+    let (journal, fleet, opened, damaged) = journal::open_file(&path, name)?;
+    if let Some(damaged) = damaged {
+        let damaged = damaged.display();
+        tracing::error!(%damaged, entries = journal.last(), "the journal was damaged: it goes on with its whole entries, and the damaged file is kept");
+    }
+    if opened.set_aside > 0 {
+        tracing::warn!(
+            entries = opened.set_aside,
+            after = journal.last(),
+            "the journal ended in torn entries: they were set aside"
+        );
+    }
+    tracing::info!(entries = journal.last(), snapshot = opened.snapshot, folded = opened.folded, "the journal is open");
+    Ok((journal, fleet))
 }
 
 /// Binds the port of this fleet. A fleet without one gets a free one, and keeps it: its agents know it.

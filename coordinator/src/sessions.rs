@@ -52,6 +52,11 @@ impl SessionHandle {
         self.connection.close(close::NOT_PERMITTED.into(), b"the host has enrolled anew");
     }
 
+    /// Ends the connection: the host is to come back and tell again what was not taken.
+    pub(crate) fn let_go(&self) {
+        self.connection.close(close::GOODBYE.into(), b"the coordinator cannot take anything now; come back");
+    }
+
     /// Ends the connection after answers on their way have had time to arrive: a newer one took over.
     pub(crate) fn supersede(self) {
         tokio::spawn(async move {

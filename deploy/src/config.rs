@@ -4,13 +4,14 @@
 //! error can say file, line and column.
 
 mod problem;
+mod rollout;
 mod written;
 
 pub use problem::{Problem, Problems, Source, near_miss};
+pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, RolloutWritten, Share};
 pub use written::{
-    API_VERSION, CheckType, Environment, Manifest, ManifestHost, ManifestServer, PackageWritten, Place,
-    RollbackWritten, RolloutWritten, Rules, RunWritten, SecretWritten, Server, SnapshotWritten, WrittenCheck,
-    WrittenFile, WrittenToolCall,
+    API_VERSION, CheckType, Environment, Manifest, ManifestHost, ManifestServer, PackageWritten, Place, Rules,
+    RunWritten, SecretWritten, Server, SnapshotWritten, WrittenCheck, WrittenFile, WrittenToolCall,
 };
 
 use serde::de::DeserializeOwned;

@@ -4,7 +4,11 @@
 //! [`Deployment::outstanding`] gives the orders that are not answered yet, so a restarted coordinator, or one
 //! that a host has just come back to, simply sends them again: an agent obeys each order at most once.
 
+mod control;
+mod event;
+mod failing;
 mod forward;
+mod reports;
 mod rollback;
 mod step;
 mod waiting;
@@ -12,242 +16,22 @@ mod waiting;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use strum::{EnumDiscriminants, IntoStaticStr};
 
+use self::failing::Left;
+use self::rollback::RollbackChoice;
 use crate::failure::{Failure, FailureKind};
-use crate::health::HealthStatus;
-use crate::ids::{DeploymentId, HostName, InstanceId, PlanId, ReleaseId};
-use crate::instance::StepReport;
-use crate::plan::{Plan, StepAction};
+use crate::ids::{DeploymentId, HostName, InstanceId, PlanId};
+use crate::plan::{OnTimeout, Plan, StepAction};
 use crate::release::Release;
-use crate::time::{Length, Timestamp};
+use crate::time::Timestamp;
 
-pub use step::{Step, StepState};
-pub use waiting::Waiting;
-
-/// What the operator chose besides the plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Options {
-    /// Whether a failure puts everything back; `false` leaves the failed instances for a person to look at.
-    pub rollback: bool,
-    /// Who started it.
-    pub started_by: String,
-}
-
-/// Where a deployment stands: its eight phases, and what may follow a failure.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, EnumDiscriminants)]
-#[strum_discriminants(
-    name(PhaseName),
-    derive(IntoStaticStr, Serialize, Deserialize),
-    strum(serialize_all = "snake_case")
-)]
-#[strum_discriminants(serde(rename_all = "snake_case"))]
-#[serde(rename_all = "snake_case", tag = "phase")]
-pub enum Phase {
-    /// The plan is checked against what runs.
-    PreValidation,
-    /// Groups are fixed, external dependencies answer.
-    DependencyResolution,
-    /// Every host gets every new release ready beside the old one.
-    EnvironmentSetup,
-    /// Group by group, instances are switched, checked and confirmed.
-    ServerDeployment {
-        /// The group at work, from 0.
-        group: usize,
-    },
-    /// All checks of all servers hold together for the bake time.
-    HealthValidation {
-        /// Since when.
-        since: Timestamp,
-    },
-    /// Tools are listed and called.
-    IntegrationTesting,
-    /// Continuous checks are armed.
-    PostDeployment,
-    /// Old releases and snapshots are pruned.
-    Cleanup,
-    /// Something failed and rollback is off: what is in motion settles, nothing new starts.
-    Stopping {
-        /// What failed.
-        cause: Failure,
-    },
-    /// Something failed and the strategy is `manual`: nothing moves until a person says so.
-    AwaitingOperator {
-        /// What failed.
-        cause: Failure,
-        /// Since when.
-        since: Timestamp,
-    },
-    /// What was touched is being put back.
-    RollingBack {
-        /// Why.
-        cause: Failure,
-        /// Since when.
-        since: Timestamp,
-    },
-    /// It ended.
-    Finished {
-        /// How.
-        outcome: Outcome,
-        /// When.
-        at: Timestamp,
-        /// Why it did not succeed.
-        cause: Option<Failure>,
-    },
-}
-
-/// How a deployment ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum Outcome {
-    /// Every instance runs the planned release and is healthy.
-    Succeeded,
-    /// Something failed and nothing was put back, as asked.
-    Failed,
-    /// Something failed and everything touched is exactly as it was.
-    RolledBack,
-    /// Something failed, and some instances could not be put back.
-    PartlyRolledBack,
-    /// Something failed, and nothing could be put back: a person is needed.
-    Stuck,
-}
-
-/// What can happen to a deployment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, EnumDiscriminants)]
-#[strum_discriminants(derive(strum::EnumIter, IntoStaticStr), strum(serialize_all = "snake_case"))]
-#[serde(rename_all = "snake_case", tag = "event")]
-pub enum DeploymentEvent {
-    /// It begins.
-    Started,
-    /// An agent tells about a step.
-    StepReported {
-        /// The instance.
-        instance: InstanceId,
-        /// The attempt it is about.
-        attempt: u32,
-        /// What it tells.
-        report: StepReport,
-    },
-    /// The health of an instance changed.
-    HealthChanged {
-        /// The instance.
-        instance: InstanceId,
-        /// How it is now.
-        status: HealthStatus,
-        /// Why, in words.
-        reason: String,
-        /// The last lines of its output.
-        output: Vec<String>,
-    },
-    /// A host's agent connected.
-    HostConnected {
-        /// The host.
-        host: HostName,
-    },
-    /// A host's agent is no longer connected.
-    HostDisconnected {
-        /// The host.
-        host: HostName,
-    },
-    /// A person asks to undo it.
-    RollbackRequested {
-        /// Who.
-        by: String,
-    },
-    /// The time of [`Deployment::deadline`] has come.
-    DeadlinePassed,
-}
-
-/// What an agent is asked to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, EnumDiscriminants)]
-#[strum_discriminants(name(OrderName), derive(IntoStaticStr, Hash), strum(serialize_all = "snake_case"))]
-#[serde(rename_all = "snake_case")]
-pub enum Order {
-    /// Get the release ready beside the running one.
-    Stage {
-        /// The release.
-        release: ReleaseId,
-    },
-    /// Switch to the target, check it, and wait to be confirmed.
-    Switch {
-        /// The release to run; nothing to remove the instance.
-        target: Option<ReleaseId>,
-        /// How long the host waits, from the switch on, before it puts itself back; nothing where it never does.
-        confirm_within: Option<Length>,
-        /// How long the release has to become healthy.
-        healthy_deadline: Length,
-        /// How long it must be healthy without a break.
-        min_healthy_time: Length,
-    },
-    /// Keep what was switched to.
-    Confirm,
-    /// Undo what the deployment did.
-    Restore,
-    /// Speak to the server as a client would.
-    Test,
-    /// Prune old releases and snapshots.
-    Clean,
-}
-
-/// What the coordinator must do, after the event that led to it is durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send an order to the agent of an instance's host.
-    Send {
-        /// The deployment whose order it is.
-        deployment: DeploymentId,
-        /// The instance.
-        instance: InstanceId,
-        /// The attempt.
-        attempt: u32,
-        /// The order.
-        order: Order,
-    },
-    /// Remember what an instance runs from now on.
-    Settled {
-        /// The instance.
-        instance: InstanceId,
-        /// The release, or nothing when it is gone.
-        release: Option<Box<Release>>,
-        /// What is wrong with it, when a person should look.
-        trouble: Option<Failure>,
-    },
-}
-
-/// Something worth telling people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Note {
-    /// The deployment it concerns.
-    pub deployment: Option<DeploymentId>,
-    /// The instance it concerns.
-    pub instance: Option<InstanceId>,
-    /// What happened, in one stable word such as `staged` or `phase`.
-    pub what: String,
-    /// What happened, in a sentence.
-    pub message: String,
-    /// What went wrong, where something did.
-    pub failure: Option<Failure>,
-}
-
-/// What follows from an event.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Effects {
-    /// What to do, in order.
-    pub actions: Vec<Action>,
-    /// What to tell, in order.
-    pub notes: Vec<Note>,
-}
-
-/// An event that does not fit the state it came upon. The state is as it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{event} does not fit deployment {deployment}, which is in {phase}{detail}")]
-pub struct IllegalEvent {
-    event: &'static str,
-    deployment: DeploymentId,
-    phase: &'static str,
-    detail: String,
-}
+pub use control::Checkpoint;
+pub use event::{
+    Action, DeploymentEvent, DeploymentEventDiscriminants, Effects, Hold, HoldKind, IllegalEvent, Note, Options, Order,
+    OrderName, Outcome, Phase, PhaseName,
+};
+pub use step::{Aside, Step, StepState};
+pub use waiting::{WaitKind, Waiting};
 
 /// One execution of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,6 +46,9 @@ pub struct Deployment {
     steps: BTreeMap<InstanceId, Step>,
     unreachable: BTreeSet<HostName>,
     failures: Vec<Failure>,
+    checkpoints: Vec<Checkpoint>,
+    held: Vec<Hold>,
+    held_since: Option<Timestamp>,
 }
 
 impl Deployment {
@@ -287,6 +74,7 @@ impl Deployment {
             id: DeploymentId::new(plan.parent.next(), &plan_id),
             plan_id,
             unreachable: hosts.difference(connected).cloned().collect(),
+            checkpoints: vec![Checkpoint::Ahead; plan.rollout.pauses.len()],
             plan,
             options,
             started_at: now,
@@ -294,6 +82,8 @@ impl Deployment {
             phase: Phase::PreValidation,
             steps,
             failures: Vec::new(),
+            held: Vec::new(),
+            held_since: None,
         }
     }
 
@@ -337,6 +127,16 @@ impl Deployment {
         &self.failures
     }
 
+    /// Why it starts nothing new, if it does not.
+    pub fn holds_by_people(&self) -> &[Hold] {
+        &self.held
+    }
+
+    /// The hosts of its instances whose agents are not connected.
+    pub fn unreachable(&self) -> &BTreeSet<HostName> {
+        &self.unreachable
+    }
+
     /// How it ended, once it has.
     pub fn outcome(&self) -> Option<Outcome> {
         match &self.phase {
@@ -352,7 +152,7 @@ impl Deployment {
 
     /// The orders that are not answered yet, in the order of the instances' names.
     pub fn outstanding(&self) -> impl Iterator<Item = (&InstanceId, u32, Order)> {
-        self.steps.iter().filter_map(|(id, step)| Some((id, step.attempt, self.order_for(step)?)))
+        self.steps.iter().filter_map(|(id, step)| Some((id, step.attempt, self.order_for(id)?)))
     }
 
     /// The release that a stage order for this instance names.
@@ -368,8 +168,11 @@ impl Deployment {
             DeploymentEvent::StepReported { instance, attempt, report } => {
                 self.step_reported(&instance, attempt, report, now, &mut effects)?;
             }
-            DeploymentEvent::HealthChanged { instance, status, reason, output } => {
-                self.health_changed(&instance, status, &reason, &output, now, &mut effects)?;
+            DeploymentEvent::OrderRefused { instance, attempt, order, failure } => {
+                self.order_refused(&instance, attempt, order, failure, now, &mut effects)?;
+            }
+            DeploymentEvent::HealthChanged { instance, was, status, reason, output } => {
+                self.health_changed(&instance, (was, status), &reason, &output, now, &mut effects)?;
             }
             DeploymentEvent::HostConnected { host } => {
                 if !self.unreachable.remove(&host) {
@@ -377,7 +180,23 @@ impl Deployment {
                 }
             }
             DeploymentEvent::HostDisconnected { host } => self.host_disconnected(host, &mut effects)?,
-            DeploymentEvent::RollbackRequested { by } => self.rollback_requested(&by, now, &mut effects)?,
+            DeploymentEvent::Held(hold) => self.hold(hold, &mut effects)?,
+            DeploymentEvent::Released { kind, by } => self.release(kind, &by, now, &mut effects)?,
+            DeploymentEvent::Approved { by } => self.approved(&by, now, &mut effects)?,
+            DeploymentEvent::Rejected { by, reason } => self.rejected(&by, &reason, now, &mut effects)?,
+            DeploymentEvent::Cancelled { by } => self.cancelled(&by, now, &mut effects)?,
+            DeploymentEvent::RetryRequested { instances, by } => {
+                self.go_on_without(instances, Aside::Retry, &by, now, &mut effects)?;
+            }
+            DeploymentEvent::SkipRequested { instances, by } => {
+                self.go_on_without(instances, Aside::LeaveOut, &by, now, &mut effects)?;
+            }
+            DeploymentEvent::ResolveRequested { instances, by } => {
+                self.resolve_requested(instances, &by, now, &mut effects)?;
+            }
+            DeploymentEvent::RollbackRequested { by, strategy, only } => {
+                self.rollback_requested(&by, RollbackChoice { strategy, only }, now, &mut effects)?;
+            }
             DeploymentEvent::DeadlinePassed => self.deadline_passed(now, &mut effects)?,
         }
         self.advance(now, &mut effects);
@@ -413,49 +232,106 @@ impl Deployment {
         Ok(())
     }
 
-    fn rollback_requested(&mut self, by: &str, now: Timestamp, effects: &mut Effects) -> Result<(), IllegalEvent> {
-        if let Phase::RollingBack { .. } = self.phase {
-            return Err(self.illegal("rollback_requested", "; it is being rolled back already".to_owned()));
-        }
-        if self.outcome() == Some(Outcome::RolledBack) {
-            return Err(self.illegal("rollback_requested", "; it was rolled back already".to_owned()));
-        }
-        for id in self.ids_where(|state| matches!(state, StepState::Stuck { .. })) {
-            let failure = Failure::new(FailureKind::DeploymentError, "rollback", "it was stuck before");
-            self.set(&id, StepState::Failed { failure }, effects);
-        }
-        let cause = Failure::new(FailureKind::DeploymentError, "operator", format!("rollback was asked for by {by}"));
-        self.start_rollback(cause, now, effects);
-        Ok(())
-    }
-
     /// A deadline that has passed is dealt with by what waits for it.
     fn deadline_passed(&mut self, now: Timestamp, effects: &mut Effects) -> Result<(), IllegalEvent> {
         let Some(waiting) = self.deadline().filter(|waiting| waiting.until.is_some_and(|until| until <= now)) else {
             return Err(self.illegal("deadline_passed", "; no deadline has passed".to_owned()));
         };
-        match self.phase {
-            Phase::RollingBack { .. } => self.give_up_restoring(now, effects),
-            Phase::Stopping { .. } => self.give_up_stopping(now, effects),
-            Phase::HealthValidation { .. } | Phase::ServerDeployment { .. } if waiting.is_bake => {
-                self.progress_at = now
+        match (waiting.kind, &waiting.instance) {
+            (WaitKind::Bake, _) => self.progress_at = now,
+            (WaitKind::BackOff, Some(id)) => self.try_again(id, now, effects),
+            (WaitKind::Host, Some(id)) => {
+                self.step_failed(id, waited_too_long(&waiting), Left::Touched, now, effects);
             }
-            Phase::Cleanup => self.give_up_cleaning(effects),
-            _ => {
-                let failure =
-                    Failure::new(FailureKind::TimeoutError, "deployment", format!("waited too long for {waiting}"))
-                        .hint("look at `fleetwright explain` and at the agent's log on the host; then deploy again");
-                let failure = match &waiting.instance {
-                    Some(id) => failure.at(&id.host, &id.server),
-                    None => failure,
-                };
-                if let Some(id) = waiting.instance {
-                    self.set(&id, StepState::Failed { failure: failure.clone() }, effects);
+            (WaitKind::Approval, _) => self.approval_timed_out(now, effects),
+            (WaitKind::Rollback, _) => self.give_up_restoring(now, effects),
+            (WaitKind::Progress | WaitKind::Person | WaitKind::BackOff | WaitKind::Host, _) => match self.phase {
+                Phase::Stopping { .. } => self.give_up_stopping(now, effects),
+                Phase::Cleanup if self.any(|state| matches!(state, StepState::Cleaning)) => {
+                    self.give_up_cleaning(effects);
                 }
-                self.fail(failure, now, effects);
-            }
+                _ => self.progress_lost(&waiting, now, effects),
+            },
         }
         Ok(())
+    }
+
+    /// Begins the next attempt at a step. What was behind it in the plan waits for it again.
+    fn try_again(&mut self, id: &InstanceId, now: Timestamp, effects: &mut Effects) {
+        let Some(step) = self.steps.get_mut(id) else { return };
+        step.attempt += 1;
+        let (attempt, group) = (step.attempt, step.group);
+        let state = match step.action {
+            StepAction::Remove => StepState::Staged,
+            StepAction::Create | StepAction::Update | StepAction::Unchanged => StepState::Staging { since: now },
+        };
+        self.progress_at = now;
+        effects.notes.push(self.note(Some(id), "attempt", format!("attempt {attempt}")));
+        self.set(id, state, effects);
+        let behind = match self.phase {
+            Phase::ServerDeployment { group: present } => group < present,
+            Phase::HealthValidation { .. } | Phase::IntegrationTesting | Phase::PostDeployment | Phase::Cleanup => true,
+            _ => false,
+        };
+        if behind {
+            self.enter(Phase::ServerDeployment { group }, effects);
+        }
+    }
+
+    fn approval_timed_out(&mut self, now: Timestamp, effects: &mut Effects) {
+        let pauses = &self.plan.rollout.pauses;
+        let due = |n: usize, since: Timestamp| pauses[n].timeout.is_some_and(|timeout| since.after(timeout) <= now);
+        let Some((n, _, _)) = self.waiting_points().find(|(n, since, _)| due(*n, *since)) else { return };
+        let point = self.describe_pause(n);
+        match pauses[n].on_timeout {
+            OnTimeout::Approve => {
+                self.checkpoints[n] = Checkpoint::Passed;
+                self.progress_at = now;
+                effects.notes.push(self.note(
+                    None,
+                    "approved",
+                    format!("{point} goes on: nobody has objected in time"),
+                ));
+            }
+            OnTimeout::Reject => self.reject(format!("{point} was not approved in time"), now, effects),
+        }
+    }
+
+    /// Whatever holds up the deployment has failed.
+    fn progress_lost(&mut self, waiting: &Waiting, now: Timestamp, effects: &mut Effects) {
+        let late = self.ids_where(|state| {
+            matches!(
+                state,
+                StepState::Staging { .. } | StepState::SettingAside { .. } | StepState::Testing | StepState::Staged
+            )
+        });
+        let mut found = false;
+        for id in late {
+            if !self.is_forward() {
+                break;
+            }
+            let mut failure = waited_too_long(waiting).at(&id.host, &id.server);
+            failure.transient = false;
+            let left = match &self.steps[&id].state {
+                StepState::SettingAside { .. } => {
+                    let failure = self.give_up(&id, "setting aside", effects);
+                    self.fail(failure, now, effects);
+                    found = true;
+                    continue;
+                }
+                StepState::Staged if !self.unreachable.contains(&id.host) => continue,
+                StepState::Testing => Left::Touched,
+                _ => Left::Untouched,
+            };
+            found = true;
+            self.step_failed(&id, failure, left, now, effects);
+        }
+        if !found {
+            let failure = waited_too_long(waiting);
+            self.failures.push(failure.clone());
+            self.fail(failure, now, effects);
+        }
+        self.progress_at = now;
     }
 
     /// Enters a phase and tells.
@@ -468,9 +344,10 @@ impl Deployment {
             }
             Phase::HealthValidation { .. } => format!("every check must hold for {}", self.plan.rollout.bake),
             Phase::Finished { outcome, .. } => <&'static str>::from(outcome).replace('_', " "),
-            Phase::RollingBack { cause, .. } | Phase::Stopping { cause } | Phase::AwaitingOperator { cause, .. } => {
-                format!("because of: {cause}")
+            Phase::RollingBack { cause, strategy, .. } => {
+                format!("{}, because of: {cause}", <&'static str>::from(strategy))
             }
+            Phase::Stopping { cause, .. } | Phase::AwaitingOperator { cause, .. } => format!("because of: {cause}"),
             _ => String::new(),
         };
         let mut note =
@@ -488,35 +365,47 @@ impl Deployment {
         let Some(step) = self.steps.get_mut(id) else { return };
         step.touched |= state.is_touched();
         step.state = state;
-        let step = &self.steps[id];
-        if let Some(order) = self.order_for(step) {
-            let (deployment, attempt) = (self.id.clone(), step.attempt);
-            effects.actions.push(Action::Send { deployment, instance: id.clone(), attempt, order });
+        let attempt = step.attempt;
+        if let Some(order) = self.order_for(id) {
+            effects.actions.push(Action::Send { deployment: self.id.clone(), instance: id.clone(), attempt, order });
         }
     }
 
-    fn order_for(&self, step: &Step) -> Option<Order> {
-        let rollout = &self.plan.rollout;
+    /// The order that a step's host has yet to answer.
+    fn order_for(&self, id: &InstanceId) -> Option<Order> {
+        let (step, pace) = (self.steps.get(id)?, self.plan.pace(&id.server));
         match &step.state {
             StepState::Staging { .. } => Some(Order::Stage { release: step.release_id.clone()? }),
             StepState::Switching { .. } => Some(Order::Switch {
                 target: step.release_id.clone(),
-                confirm_within: self.options.rollback.then(|| rollout.healthy_deadline.plus(rollout.confirm_timeout)),
-                healthy_deadline: rollout.healthy_deadline,
-                min_healthy_time: rollout.min_healthy_time,
+                confirm_within: self
+                    .options
+                    .rollback
+                    .then(|| pace.healthy_deadline.plus(self.plan.rollout.confirm_timeout)),
+                healthy_deadline: pace.healthy_deadline,
+                min_healthy_time: pace.min_healthy_time,
             }),
             StepState::Confirming { .. } => Some(Order::Confirm),
-            StepState::Restoring { .. } => Some(Order::Restore),
+            StepState::SettingAside { .. } => Some(Order::Restore { drain: true }),
+            StepState::Restoring { .. } => Some(Order::Restore {
+                drain: match &self.phase {
+                    Phase::RollingBack { strategy, .. } => strategy.drains(),
+                    _ => true,
+                },
+            }),
+            StepState::Resolving { .. } => Some(Order::Resolve),
             StepState::Testing => Some(Order::Test),
             StepState::Cleaning => Some(Order::Clean),
             StepState::Unchanged
             | StepState::Pending
+            | StepState::BackingOff { .. }
             | StepState::Staged
             | StepState::Verifying { .. }
             | StepState::Confirmed { .. }
             | StepState::Tested
             | StepState::Done
             | StepState::Failed { .. }
+            | StepState::LeftOut { .. }
             | StepState::Untouched
             | StepState::Restored
             | StepState::Stuck { .. } => None,
@@ -535,6 +424,15 @@ impl Deployment {
 
     fn illegal(&self, event: &'static str, detail: String) -> IllegalEvent {
         IllegalEvent { event, deployment: self.id.clone(), phase: PhaseName::from(&self.phase).into(), detail }
+    }
+}
+
+fn waited_too_long(waiting: &Waiting) -> Failure {
+    let failure = Failure::new(FailureKind::TimeoutError, "deployment", format!("waited too long for {waiting}"))
+        .hint("look at `fleetwright explain` and at the agent's log on the host; then deploy again");
+    match &waiting.instance {
+        Some(id) => failure.at(&id.host, &id.server),
+        None => failure,
     }
 }
 

@@ -8,12 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
-use crate::deployment::{Action, Deployment, DeploymentEvent, Effects, IllegalEvent, Note, Options, Step, StepState};
+use crate::deployment::{
+    Action, Deployment, DeploymentEvent, Effects, Hold, HoldKind, IllegalEvent, Note, Options, Step, StepState,
+};
 use crate::failure::{Failure, FailureKind};
 use crate::health::{HealthReport, HealthStatus};
 use crate::host::HostView;
 use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ManifestName, ReleaseId};
-use crate::plan::{Plan, StepAction};
+use crate::mutant::{Mutant, is_active};
+use crate::plan::{Plan, RollbackStrategy, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
 
@@ -78,8 +81,24 @@ pub enum FleetEvent {
         deployment: DeploymentId,
         /// Who asked.
         by: String,
+        /// In which order and manner; as the plan says when it is not said.
+        strategy: Option<RollbackStrategy>,
+        /// Only these instances; all that were touched when it is empty.
+        only: BTreeSet<InstanceId>,
         /// The operator's signed intent for each host.
         intents: BTreeMap<HostName, String>,
+    },
+    /// Everything stops where it is, in all deployments, and no new one may start.
+    Halted {
+        /// Who said so.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+    /// Everything goes on.
+    Unhalted {
+        /// Who said so.
+        by: String,
     },
     /// Something happened to a deployment.
     Deployment {
@@ -144,6 +163,26 @@ pub struct Fleet {
     deployments: BTreeMap<DeploymentId, Deployment>,
     intents: BTreeMap<DeploymentId, BTreeMap<HostName, String>>,
     order: Vec<DeploymentId>,
+    halted: Option<Halt>,
+}
+
+/// Why nothing new starts in the whole fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Halt {
+    /// Who said so.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl Halt {
+    fn refusal(&self, step: &str) -> Failure {
+        let why = if self.reason.is_empty() { String::new() } else { format!(": {}", self.reason) };
+        let message = format!("the fleet is halted since {} by {}{why}", self.since, self.by);
+        Failure::new(FailureKind::PermissionError, step, message).hint("`fleetwright unhalt` lets it go on")
+    }
 }
 
 /// An order for a host, with the deployment it belongs to.
@@ -175,6 +214,7 @@ impl Fleet {
             deployments: BTreeMap::new(),
             intents: BTreeMap::new(),
             order: Vec::new(),
+            halted: None,
         }
     }
 
@@ -196,6 +236,11 @@ impl Fleet {
     /// What runs on them.
     pub fn instances(&self) -> &BTreeMap<InstanceId, InstanceRecord> {
         &self.instances
+    }
+
+    /// Why nothing new starts, if it does not.
+    pub fn halted(&self) -> Option<&Halt> {
+        self.halted.as_ref()
     }
 
     /// A deployment.
@@ -237,6 +282,9 @@ impl Fleet {
     pub fn may_start(&self, plan: &Plan) -> Result<(), Box<Failure>> {
         let refuse =
             |kind, message: String, hint: &str| Err(Box::new(Failure::new(kind, "pre_validation", message).hint(hint)));
+        if let Some(halt) = &self.halted {
+            return Err(Box::new(halt.refusal("pre_validation")));
+        }
         if plan.summary().changes() == 0 {
             return refuse(
                 FailureKind::ConfigurationError,
@@ -246,14 +294,14 @@ impl Fleet {
         }
         for (_, step) in plan.changes() {
             let id = &step.instance;
-            if let Some(owner) = self.deployments().find(|deployment| deployment.holds(id)) {
-                let message =
-                    format!("deployment {}, started by {}, works on {id}", owner.id(), owner.options().started_by);
-                return refuse(
-                    FailureKind::DeploymentError,
-                    message,
-                    "wait for it to end, or undo it with `fleetwright rollback`",
+            let owner = self.deployments().find(|deployment| deployment.holds(id));
+            if let Some(owner) = owner.filter(|_| !is_active(Mutant::TwoOwners)) {
+                let (name, by, since) = (owner.id(), &owner.options().started_by, owner.started_at());
+                let message = format!("deployment {name}, started by {by} at {since}, works on {id}");
+                let hint = format!(
+                    "wait for it (`--wait`), end it (`fleetwright deploy cancel {name}`), or undo it (`fleetwright rollback {name}`)"
                 );
+                return refuse(FailureKind::DeploymentError, message, &hint);
             }
             if self.instances.get(id).map(|record| &record.release_id) != step.previous.as_ref() {
                 return refuse(
@@ -291,15 +339,20 @@ impl Fleet {
     }
 
     /// What must hold for a deployment to be rolled back now.
-    pub fn may_roll_back(&self, id: &DeploymentId) -> Result<&Deployment, Box<Failure>> {
+    pub fn may_roll_back(&self, id: &DeploymentId, only: &BTreeSet<InstanceId>) -> Result<&Deployment, Box<Failure>> {
         let Some(deployment) = self.deployments.get(id) else {
             let failure =
                 Failure::new(FailureKind::ConfigurationError, "rollback", format!("there is no deployment {id}"));
             return Err(Box::new(failure.hint("`fleetwright deploy list` shows all of them")));
         };
         let newer: Vec<&Deployment> = self.deployments().rev().take_while(|other| other.id() != id).collect();
-        for (_, step) in deployment.plan().changes() {
-            let changed = |step: &Step| step.touched && !matches!(step.state, StepState::Restored);
+        if let Some(halt) = self.halted.as_ref().filter(|_| deployment.outcome().is_some()) {
+            return Err(Box::new(halt.refusal("rollback")));
+        }
+        let meant = |id: &InstanceId| only.is_empty() || only.contains(id);
+        for (_, step) in deployment.plan().changes().filter(|(_, step)| meant(&step.instance)) {
+            let back = |state: &StepState| matches!(state, StepState::Restored | StepState::LeftOut { .. });
+            let changed = |step: &Step| step.touched && !back(&step.state);
             if let Some(other) = newer.iter().find(|other| other.steps().get(&step.instance).is_some_and(changed)) {
                 let message = format!("deployment {} has changed {} since", other.id(), step.instance);
                 let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
@@ -334,9 +387,12 @@ impl Fleet {
             FleetEvent::DeploymentStarted { plan, options, intents } => {
                 self.deployment_started(*plan, options, intents, now)
             }
-            FleetEvent::RollbackRequested { deployment, by, intents } => {
-                self.may_roll_back(&deployment)?;
-                let effects = self.tell(&deployment, DeploymentEvent::RollbackRequested { by }, now)?;
+            FleetEvent::Halted { by, reason } => self.halt(by, reason, now),
+            FleetEvent::Unhalted { by } => self.unhalt(by, now),
+            FleetEvent::RollbackRequested { deployment, by, strategy, only, intents } => {
+                self.may_roll_back(&deployment, &only)?;
+                let event = DeploymentEvent::RollbackRequested { by, strategy, only };
+                let effects = self.tell(&deployment, event, now)?;
                 self.generation = self.generation.next();
                 self.intents.entry(deployment).or_default().extend(intents);
                 Ok(effects)
@@ -345,10 +401,31 @@ impl Fleet {
         }
     }
 
+    fn halt(&mut self, by: String, reason: String, now: Timestamp) -> Result<Effects, Refused> {
+        if self.halted.is_some() {
+            return Err(Refused::NoChange);
+        }
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let mut effects = note("halted", format!("the fleet was halted by {by}{why}"));
+        let hold = Hold { kind: HoldKind::Halt, by: by.clone(), reason: reason.clone(), since: now };
+        self.halted = Some(Halt { by, reason, since: now });
+        self.tell_all(&DeploymentEvent::Held(hold), now, &mut effects);
+        Ok(effects)
+    }
+
+    fn unhalt(&mut self, by: String, now: Timestamp) -> Result<Effects, Refused> {
+        if self.halted.take().is_none() {
+            return Err(Refused::NoChange);
+        }
+        let mut effects = note("unhalted", format!("the fleet goes on, says {by}"));
+        self.tell_all(&DeploymentEvent::Released { kind: HoldKind::Halt, by }, now, &mut effects);
+        Ok(effects)
+    }
+
     fn coordinator_started(&mut self, now: Timestamp) -> Effects {
         let mut effects = note("coordinator_started", "the coordinator started".to_owned());
-        let connected: Vec<HostName> =
-            self.hosts.iter().filter(|(_, host)| host.connected).map(|(name, _)| name.clone()).collect();
+        let connected = self.hosts.iter().filter(|(_, host)| host.connected && !is_active(Mutant::RememberConnections));
+        let connected: Vec<HostName> = connected.map(|(name, _)| name.clone()).collect();
         for host in connected {
             if let Ok(more) = self.host_disconnected(&host, now) {
                 effects.actions.extend(more.actions);
@@ -396,7 +473,8 @@ impl Fleet {
         if record.health == report {
             return Err(Refused::NoChange);
         }
-        let changed = record.health.status != status;
+        let was = record.health.status;
+        let changed = was != status;
         record.health = report;
         let mut effects = Effects::default();
         if changed {
@@ -404,7 +482,8 @@ impl Fleet {
             let message = if status == HealthStatus::Healthy { word.to_owned() } else { format!("{word}: {reason}") };
             effects.notes.push(Note { instance: Some(id.clone()), ..one_note("health", message) });
         }
-        let event = DeploymentEvent::HealthChanged { instance: id.clone(), status, reason, output: output.to_vec() };
+        let event =
+            DeploymentEvent::HealthChanged { instance: id.clone(), was, status, reason, output: output.to_vec() };
         self.tell_all(&event, now, &mut effects);
         Ok(effects)
     }

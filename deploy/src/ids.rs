@@ -173,6 +173,39 @@ impl SnapshotId {
     }
 }
 
+/// Identifies a command: the same order of the same attempt always has the same id, so that sending it again
+/// cannot make it happen twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CommandId(pub [u8; 16]);
+
+impl CommandId {
+    /// The id of an order. One that was asked for anew, with a newer intent, is another command than the one before.
+    pub fn of(
+        deployment: &DeploymentId,
+        instance: &InstanceId,
+        attempt: u32,
+        order: &'static str,
+        intent: Generation,
+    ) -> Self {
+        let hash = blake3::hash(format!("{deployment}/{instance}/{attempt}/{order}/{intent}").as_bytes());
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash.as_bytes()[..16]);
+        Self(id)
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
 /// A counter per fleet that only rises; an agent refuses an older one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(pub u64);

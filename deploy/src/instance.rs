@@ -8,6 +8,7 @@ use strum::EnumDiscriminants;
 
 use crate::failure::{Failure, FailureKind};
 use crate::ids::{DeploymentId, ReleaseId, ServerName, SnapshotId};
+use crate::mutant::{Mutant, is_active};
 use crate::time::{Length, Timestamp};
 
 /// Which attempt of which deployment an event belongs to.
@@ -53,6 +54,8 @@ pub enum RestoreCause {
     Commanded,
     /// The host was not confirmed in time.
     NotConfirmed,
+    /// A person has done it by hand.
+    ByHand,
 }
 
 /// Where an instance stands.
@@ -97,6 +100,8 @@ pub enum InstanceState {
         switch: Switch,
         /// Why.
         cause: RestoreCause,
+        /// Whether the server gets its time to end before it is killed.
+        drain: bool,
     },
     /// Putting back failed too: a person is needed.
     Stuck {
@@ -183,6 +188,13 @@ pub enum InstanceEvent {
     RestoreRequested {
         /// Whose step it is.
         key: StepKey,
+        /// Whether the server gets its time to end before it is killed.
+        drain: bool,
+    },
+    /// A person has put the stuck instance back by hand.
+    ResolveRequested {
+        /// Whose step it is.
+        key: StepKey,
     },
     /// The snapshot is back, and what it held runs again.
     RestoreSucceeded {
@@ -227,7 +239,11 @@ pub enum InstanceAction {
         switch: Switch,
         /// Why.
         cause: RestoreCause,
+        /// Whether the server gets its time to end before it is killed.
+        drain: bool,
     },
+    /// Start what is current: nobody knows what runs.
+    Start,
     /// Tell the coordinator, reliably.
     Report {
         /// Whose step it is.
@@ -287,13 +303,16 @@ pub struct Instance {
     current: Option<ReleaseId>,
     state: InstanceState,
     undo: Option<Undo>,
+    /// The last step that was begun here.
     handled: Option<StepKey>,
+    /// The last step that was undone here: what comes late for it is not obeyed any more.
+    undone: Option<StepKey>,
 }
 
 impl Instance {
     /// An instance that does not exist on its host yet.
     pub fn new(server: ServerName) -> Self {
-        Self { server, current: None, state: InstanceState::Idle, undo: None, handled: None }
+        Self { server, current: None, state: InstanceState::Idle, undo: None, handled: None, undone: None }
     }
 
     /// The server.
@@ -318,6 +337,9 @@ impl Instance {
 
     /// When the host puts itself back, if it is to.
     pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
+        if is_active(Mutant::NoDeadMan) {
+            return None;
+        }
         let dead_man = match &self.state {
             InstanceState::Snapshotting(switch)
             | InstanceState::Switching(switch)
@@ -343,8 +365,8 @@ impl Instance {
             InstanceState::Switching(switch) => vec![InstanceAction::Switch(switch.clone())],
             InstanceState::Verifying(switch) => vec![InstanceAction::Verify(switch.clone())],
             InstanceState::Verified(switch) => vec![report(&switch.key, StepReport::Verified)],
-            InstanceState::Restoring { switch, cause } => {
-                vec![InstanceAction::Restore { switch: switch.clone(), cause: *cause }]
+            InstanceState::Restoring { switch, cause, drain } => {
+                vec![InstanceAction::Restore { switch: switch.clone(), cause: *cause, drain: *drain }]
             }
             InstanceState::Idle
             | InstanceState::Staged { .. }
@@ -358,8 +380,9 @@ impl Instance {
         match event {
             InstanceEvent::StageRequested { key, release } => self.stage(key, release),
             InstanceEvent::SwitchRequested { key, spec } => self.switch(key, spec, now),
-            InstanceEvent::RestoreRequested { key } => self.restore(&key),
-            InstanceEvent::ConfirmRequested { key } => self.confirm(&key),
+            InstanceEvent::RestoreRequested { key, drain } => self.restore(&key, drain),
+            InstanceEvent::ResolveRequested { key } => self.resolve(&key),
+            InstanceEvent::ConfirmRequested { key } => self.confirm(&key, now),
             InstanceEvent::DeadlinePassed => self.deadline_passed(now),
             InstanceEvent::StageSucceeded { .. }
             | InstanceEvent::StageFailed { .. }
@@ -376,6 +399,7 @@ impl Instance {
 
     /// A release may be staged while nothing is under way, or over what was staged and not used.
     fn stage(&mut self, key: StepKey, release: ReleaseId) -> Result<Vec<InstanceAction>, IllegalEvent> {
+        self.refuse_late("stage_requested", &key)?;
         let mut actions = Vec::new();
         match &self.state {
             InstanceState::Idle | InstanceState::Stuck { .. } => {}
@@ -400,6 +424,7 @@ impl Instance {
 
     /// A switch needs its release staged by the same step; a removal needs an instance at rest.
     fn switch(&mut self, key: StepKey, spec: SwitchSpec, now: Timestamp) -> Result<Vec<InstanceAction>, IllegalEvent> {
+        self.refuse_late("switch_requested", &key)?;
         if spec.dead_man.is_some_and(|at| at <= now) {
             return Err(self.illegal("switch_requested", "; its dead-man deadline has passed".to_owned()));
         }
@@ -457,10 +482,13 @@ impl Instance {
             (InstanceState::Verifying(switch), InstanceEvent::BecameHealthy { key }) if switch.key == key => {
                 (InstanceState::Verified(switch), vec![report(&key, StepReport::Verified)])
             }
-            (InstanceState::Restoring { switch, cause }, InstanceEvent::RestoreSucceeded { key })
+            (InstanceState::Restoring { switch, cause, .. }, InstanceEvent::RestoreSucceeded { key })
                 if switch.key == key =>
             {
-                self.current = switch.previous;
+                if !is_active(Mutant::ForgetRestored) {
+                    self.current = switch.previous;
+                }
+                self.undone = Some(key.clone());
                 self.undo.take_if(|undo| undo.switch.key.deployment == switch.key.deployment);
                 (InstanceState::Idle, vec![report(&key, StepReport::Restored(cause))])
             }
@@ -478,8 +506,16 @@ impl Instance {
         Ok(actions)
     }
 
-    fn confirm(&mut self, key: &StepKey) -> Result<Vec<InstanceAction>, IllegalEvent> {
+    /// A confirmation counts only before the deadline: then the host puts itself back, however late it notices.
+    fn confirm(&mut self, key: &StepKey, now: Timestamp) -> Result<Vec<InstanceAction>, IllegalEvent> {
+        let too_late = self.deadline().is_some_and(|(at, _)| at <= now) && !is_active(Mutant::ConfirmAfterDeadline);
         match &self.state {
+            InstanceState::Verified(switch) if switch.key == *key && too_late => {
+                Err(self.illegal("confirm_requested", "; its dead-man deadline has passed".to_owned()))
+            }
+            InstanceState::Verified(switch) if switch.key == *key && is_active(Mutant::RevertConfirmed) => {
+                Ok(vec![report(key, StepReport::Confirmed)])
+            }
             InstanceState::Verified(switch) if switch.key == *key => {
                 self.undo = Some(Undo { switch: switch.clone() });
                 self.state = InstanceState::Idle;
@@ -490,7 +526,10 @@ impl Instance {
     }
 
     /// Undoes whatever the deployment did here, from any state. What it did not touch needs no undoing.
-    fn restore(&mut self, key: &StepKey) -> Result<Vec<InstanceAction>, IllegalEvent> {
+    fn restore(&mut self, key: &StepKey, drain: bool) -> Result<Vec<InstanceAction>, IllegalEvent> {
+        if self.handled.as_ref().is_some_and(|handled| is_later(handled, key)) {
+            return Err(self.illegal("restore_requested", "; a later attempt is under way".to_owned()));
+        }
         let deployment = &key.deployment;
         let switch = match &self.state {
             InstanceState::Staging { key: of, release } | InstanceState::Staged { key: of, release }
@@ -499,6 +538,7 @@ impl Instance {
                 let discard = InstanceAction::Discard { release: release.clone() };
                 let unused = self.current.as_ref() != Some(release);
                 self.state = InstanceState::Idle;
+                self.undone = Some(key.clone());
                 let told = report(key, StepReport::Restored(RestoreCause::Commanded));
                 return Ok(if unused { vec![discard, told] } else { vec![told] });
             }
@@ -519,13 +559,49 @@ impl Instance {
                     let owner = format!("; deployment {} has changed it since", undo.switch.key.deployment);
                     return Err(self.illegal("restore_requested", owner));
                 }
-                Some(_) | None => return Ok(vec![report(key, StepReport::Restored(RestoreCause::Commanded))]),
+                Some(_) | None => {
+                    self.undone = Some(key.clone());
+                    return Ok(vec![report(key, StepReport::Restored(RestoreCause::Commanded))]);
+                }
             },
             _ => return Err(self.illegal("restore_requested", self.owner())),
         };
         let switch = Switch { key: key.clone(), ..switch };
-        self.state = InstanceState::Restoring { switch: switch.clone(), cause: RestoreCause::Commanded };
-        Ok(vec![InstanceAction::Restore { switch, cause: RestoreCause::Commanded }])
+        let cause = RestoreCause::Commanded;
+        self.state = InstanceState::Restoring { switch: switch.clone(), cause, drain };
+        Ok(vec![InstanceAction::Restore { switch, cause, drain }])
+    }
+
+    /// Takes it that what ran before the stuck step is back, by somebody's hand.
+    fn resolve(&mut self, key: &StepKey) -> Result<Vec<InstanceAction>, IllegalEvent> {
+        let told = report(key, StepReport::Restored(RestoreCause::ByHand));
+        match &self.state {
+            InstanceState::Stuck { switch, .. } if switch.key.deployment == key.deployment => {
+                self.current.clone_from(&switch.previous);
+                self.undo.take_if(|undo| undo.switch.key.deployment == key.deployment);
+                self.undone = Some(key.clone());
+                self.state = InstanceState::Idle;
+                Ok(vec![InstanceAction::Start, told])
+            }
+            InstanceState::Idle if self.undone.as_ref().is_some_and(|undone| undone.deployment == key.deployment) => {
+                Ok(vec![told])
+            }
+            _ => Err(self.illegal("resolve_requested", self.owner())),
+        }
+    }
+
+    /// What comes late for a step that was undone, or for an attempt before the last one, is not obeyed.
+    fn refuse_late(&self, event: &'static str, key: &StepKey) -> Result<(), IllegalEvent> {
+        if is_active(Mutant::ObeyLate) {
+            return Ok(());
+        }
+        if self.undone.as_ref().is_some_and(|undone| undone == key || is_later(undone, key)) {
+            return Err(self.illegal(event, "; that step was undone".to_owned()));
+        }
+        if self.handled.as_ref().is_some_and(|handled| is_later(handled, key)) {
+            return Err(self.illegal(event, "; a later attempt is under way".to_owned()));
+        }
+        Ok(())
     }
 
     fn deadline_passed(&mut self, now: Timestamp) -> Result<Vec<InstanceAction>, IllegalEvent> {
@@ -538,9 +614,9 @@ impl Instance {
             | InstanceState::Verifying(switch)
             | InstanceState::Verified(switch)
             | InstanceState::Failed { switch, .. } => {
-                let (switch, cause) = (switch.clone(), RestoreCause::NotConfirmed);
-                self.state = InstanceState::Restoring { switch: switch.clone(), cause };
-                Ok(vec![InstanceAction::Restore { switch, cause }])
+                let (switch, cause, drain) = (switch.clone(), RestoreCause::NotConfirmed, true);
+                self.state = InstanceState::Restoring { switch: switch.clone(), cause, drain };
+                Ok(vec![InstanceAction::Restore { switch, cause, drain }])
             }
             InstanceState::Idle
             | InstanceState::Staging { .. }
@@ -576,6 +652,11 @@ impl From<IllegalEvent> for Failure {
     fn from(error: IllegalEvent) -> Self {
         Self::new(FailureKind::DeploymentError, "command", error.to_string())
     }
+}
+
+/// Whether `one` is a later attempt of the same step.
+fn is_later(one: &StepKey, other: &StepKey) -> bool {
+    one.deployment == other.deployment && one.attempt > other.attempt
 }
 
 fn report(key: &StepKey, report: StepReport) -> InstanceAction {

@@ -3,6 +3,7 @@
 //! This crate is pure. It opens no socket or file, reads no clock and draws no random number: times, texts
 //! and keys come in as arguments, effects go out as values for the coordinator and the agent to perform.
 
+pub mod admission;
 #[cfg(feature = "planning")]
 pub mod config;
 pub mod deployment;
@@ -12,6 +13,7 @@ pub mod health;
 pub mod host;
 pub mod ids;
 pub mod instance;
+pub mod mutant;
 pub mod plan;
 #[cfg(feature = "planning")]
 pub mod planning;

@@ -7,7 +7,14 @@ use strum::IntoStaticStr;
 
 use crate::ids::{EnvironmentName, Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId, ServerName};
 use crate::release::Release;
-use crate::time::Length;
+
+mod retry;
+mod rollback;
+mod rollout;
+
+pub use retry::RetryPolicy;
+pub use rollback::{RollbackAction, RollbackPolicy, RollbackStep, RollbackStrategy};
+pub use rollout::{OnFailure, OnTimeout, Pace, PauseAt, PausePoint, Rollout};
 
 /// What a step does to its instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, IntoStaticStr)]
@@ -57,79 +64,6 @@ pub struct Skipped {
     pub reason: String,
 }
 
-/// How carefully a group proceeds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rollout {
-    /// How many instances of each server go first, and must stay healthy for [`Self::bake`] before the others.
-    pub canary: u32,
-    /// How long everything must stay healthy: the canaries before the others, and all servers at the end.
-    pub bake: Length,
-    /// How many instances of one server may be out of service at once; unreachable ones count.
-    pub max_unavailable: u32,
-    /// How many instances may be in motion at once, over all servers.
-    pub max_parallel: u32,
-    /// How long an instance must be healthy before it is confirmed.
-    pub min_healthy_time: Length,
-    /// How long an instance has to become healthy after it was switched.
-    pub healthy_deadline: Length,
-    /// How long the deployment may go without progress.
-    pub progress_deadline: Length,
-    /// How long a host waits to be confirmed before it puts itself back.
-    pub confirm_timeout: Length,
-}
-
-impl Default for Rollout {
-    fn default() -> Self {
-        Self {
-            canary: 0,
-            bake: Length::ZERO,
-            max_unavailable: 1,
-            max_parallel: 16,
-            min_healthy_time: Length::from_secs(1),
-            healthy_deadline: Length::from_secs(120),
-            progress_deadline: Length::from_secs(600),
-            confirm_timeout: Length::from_secs(60),
-        }
-    }
-}
-
-/// In which order and manner touched instances are put back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum RollbackStrategy {
-    /// Everything touched, at once.
-    Immediate,
-    /// In reverse order, a few at a time.
-    Batch,
-    /// In reverse dependency order, one group after the other.
-    #[default]
-    Graceful,
-    /// At once, without waiting for servers to stop.
-    Aggressive,
-    /// Nothing moves until a person says so.
-    Manual,
-}
-
-/// What happens when a deployment fails.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RollbackPolicy {
-    /// Whether touched instances are put back at all.
-    pub enabled: bool,
-    /// In which order and manner.
-    pub strategy: RollbackStrategy,
-    /// How many at a time, for [`RollbackStrategy::Batch`].
-    pub batch_size: u32,
-    /// How long the rollback may take; what is not back by then is stuck.
-    pub deadline: Length,
-}
-
-impl Default for RollbackPolicy {
-    fn default() -> Self {
-        Self { enabled: true, strategy: RollbackStrategy::Graceful, batch_size: 1, deadline: Length::from_secs(300) }
-    }
-}
-
 /// The immutable, ordered outcome of planning. Its id is the hash of its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -143,7 +77,9 @@ pub struct Plan {
     pub groups: Vec<Group>,
     /// Servers left out.
     pub skipped: Vec<Skipped>,
-    /// How carefully groups proceed.
+    /// How fast the instances of each server are switched.
+    pub paces: BTreeMap<ServerName, Pace>,
+    /// How carefully the whole proceeds.
     pub rollout: Rollout,
     /// What happens on failure.
     pub rollback: RollbackPolicy,
@@ -173,6 +109,11 @@ impl Plan {
     /// The content hash of this plan.
     pub fn id(&self) -> PlanId {
         PlanId::of(&serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    /// How fast the instances of a server are switched.
+    pub fn pace(&self, server: &ServerName) -> Pace {
+        self.paces.get(server).copied().unwrap_or_default()
     }
 
     /// All steps, in order.

@@ -5,6 +5,7 @@
 mod diff;
 mod graph;
 mod placement;
+mod policies;
 mod render;
 mod rules;
 
@@ -13,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::{Environment, Manifest, Problem, Problems, Server, Source};
 use crate::host::HostView;
 use crate::ids::{Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId, ServerName};
-use crate::plan::{Group, Plan, PlannedStep, RollbackPolicy, Rollout, StepAction};
+use crate::plan::{Group, Plan, PlannedStep, Rollout, StepAction};
 use crate::release::{Release, SecretSource};
 use crate::time::Timestamp;
 
@@ -112,15 +113,14 @@ pub fn secret_sources(environment: &Environment) -> BTreeMap<String, SecretSourc
 
 /// Checks a configuration as far as that goes without knowing the hosts: rules, dependencies, cycles.
 pub fn check(configuration: &Configuration) -> Result<(), Problems> {
-    let (rollout, rollback) = policies(configuration);
-    rules::check(configuration, &rollout, &rollback)?;
+    rules::check(configuration, &policies::rollout(configuration), &policies::rollback(configuration))?;
     graph::order(&configuration.manifest.0, &configuration.manifest.1).map(drop)
 }
 
 /// Makes the plan that takes the fleet from what runs to what the configuration says.
 pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Result<CheckedPlan, Problems> {
     let (source, manifest) = &configuration.manifest;
-    let (rollout, rollback) = policies(configuration);
+    let (rollout, rollback) = (policies::rollout(configuration), policies::rollback(configuration));
     rules::check(configuration, &rollout, &rollback)?;
     let order = graph::order(source, manifest)?;
     let placed = placement::place(configuration, circumstances)?;
@@ -144,16 +144,41 @@ pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Res
         }
     }
     groups.extend(removals(&manifest.name.value, &planned, circumstances));
+    let paces = policies::paces(configuration, &groups);
+    let rollout = Rollout { pauses: policies::pauses(configuration, &groups, &paces), ..rollout };
     let plan = Plan {
         manifest: manifest.name.value.clone(),
         environment: configuration.environment.1.name.value.clone(),
         parent: circumstances.generation,
         groups,
         skipped: placed.skipped,
+        paces,
         rollout,
         rollback,
     };
     Ok(CheckedPlan { id: plan.id(), plan, warnings })
+}
+
+/// Makes the plan that takes the instances of a server to what an older plan had for them. Its rules were checked
+/// when the older plan was made.
+pub fn go_back(older: &Plan, server: &ServerName, circumstances: &Circumstances) -> CheckedPlan {
+    let steps = older.steps().filter(|step| step.instance.server == *server);
+    let steps = steps.filter_map(|planned| {
+        let release = planned.release.clone()?;
+        Some(step(planned.instance.clone(), release, circumstances.present.get(&planned.instance)))
+    });
+    let group = Group { servers: vec![server.clone()], steps: steps.collect() };
+    let plan = Plan {
+        manifest: older.manifest.clone(),
+        environment: older.environment.clone(),
+        parent: circumstances.generation,
+        groups: vec![group],
+        skipped: Vec::new(),
+        paces: [(server.clone(), older.pace(server))].into(),
+        rollout: Rollout { pauses: Vec::new(), ..older.rollout.clone() },
+        rollback: older.rollback.clone(),
+    };
+    CheckedPlan { id: plan.id(), plan, warnings: Vec::new() }
 }
 
 /// What becomes of an instance that runs `present` and is to run `release`.
@@ -187,30 +212,6 @@ fn removals(manifest: &ManifestName, planned: &BTreeSet<InstanceId>, circumstanc
         });
     }
     by_group.into_values().rev().collect()
-}
-
-/// What the manifest says, else what its environment says, else the defaults.
-fn policies(configuration: &Configuration) -> (Rollout, RollbackPolicy) {
-    let (manifest, environment) = (&configuration.manifest.1, &configuration.environment.1);
-    let (m, e, d) = (manifest.rollout, environment.rollout, Rollout::default());
-    let rollout = Rollout {
-        canary: m.canary.or(e.canary).unwrap_or(d.canary),
-        bake: m.bake.or(e.bake).unwrap_or(d.bake),
-        max_unavailable: m.max_unavailable.or(e.max_unavailable).unwrap_or(d.max_unavailable),
-        max_parallel: m.max_parallel.or(e.max_parallel).unwrap_or(d.max_parallel),
-        min_healthy_time: m.min_healthy_time.or(e.min_healthy_time).unwrap_or(d.min_healthy_time),
-        healthy_deadline: m.healthy_deadline.or(e.healthy_deadline).unwrap_or(d.healthy_deadline),
-        progress_deadline: m.progress_deadline.or(e.progress_deadline).unwrap_or(d.progress_deadline),
-        confirm_timeout: m.confirm_timeout.or(e.confirm_timeout).unwrap_or(d.confirm_timeout),
-    };
-    let (m, e, d) = (manifest.rollback, environment.rollback, RollbackPolicy::default());
-    let rollback = RollbackPolicy {
-        enabled: m.enabled.or(e.enabled).unwrap_or(d.enabled),
-        strategy: m.strategy.or(e.strategy).unwrap_or(d.strategy),
-        batch_size: m.batch_size.or(e.batch_size).unwrap_or(d.batch_size),
-        deadline: m.deadline.or(e.deadline).unwrap_or(d.deadline),
-    };
-    (rollout, rollback)
 }
 
 /// The definition of a server, or the problem that there is none.

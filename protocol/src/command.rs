@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use fleetwright_certs::{BadSignature, Signature, Signer, TrustedKeys};
 use fleetwright_deploy::failure::Failure;
-use fleetwright_deploy::ids::{DeploymentId, FleetName, Generation, HostName, PlanId, ReleaseId, ServerName};
+use fleetwright_deploy::ids::{
+    CommandId, DeploymentId, FleetName, Generation, HostName, PlanId, ReleaseId, ServerName,
+};
 use fleetwright_deploy::time::{Length, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -40,23 +42,6 @@ impl Envelope {
         let payload = encode(message, COMMAND_BYTES_MAX)?;
         let signature = signer.sign(&payload);
         Ok(Self { payload, signature })
-    }
-}
-
-/// Identifies a command: the same order of the same attempt always has the same id, so that sending it again
-/// cannot make it happen twice.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct CommandId(pub [u8; 16]);
-
-impl std::fmt::Display for CommandId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl std::fmt::Debug for CommandId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self}")
     }
 }
 
@@ -135,7 +120,12 @@ pub enum StepOrder {
     /// Keep what was switched to.
     Confirm,
     /// Undo what the deployment did.
-    Restore,
+    Restore {
+        /// Whether the server gets its time to end before it is killed.
+        drain: bool,
+    },
+    /// Take it that a person has put the stuck instance back by hand.
+    Resolve,
     /// Speak to the server as a client would.
     Test,
     /// Prune old releases and snapshots.
@@ -288,7 +278,9 @@ fn check_intended(body: &CommandBody, intent: &IntentV1) -> Result<(), Rejection
     let asked = match order {
         StepOrder::Stage { release, .. } => Some(ReleaseId::of(release)),
         StepOrder::Switch { target, .. } => target.clone(),
-        StepOrder::Confirm | StepOrder::Restore | StepOrder::Test | StepOrder::Clean => return Ok(()),
+        StepOrder::Confirm | StepOrder::Restore { .. } | StepOrder::Resolve | StepOrder::Test | StepOrder::Clean => {
+            return Ok(());
+        }
     };
     if asked == *allowed {
         return Ok(());

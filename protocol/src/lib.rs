@@ -10,7 +10,7 @@ pub mod frame;
 pub mod report;
 
 pub use command::{
-    Command, CommandBody, CommandId, CommandReply, Envelope, Intent, Rejection, StepOrder, VerifiedCommand, Verifier,
+    Command, CommandBody, CommandReply, Envelope, Intent, Rejection, StepOrder, VerifiedCommand, Verifier,
 };
 pub use frame::{FrameError, read_frame, write_frame};
 

@@ -108,7 +108,8 @@ fn messages_have_the_bytes_that_were_recorded() {
         ("stage", stage),
         ("switch", switch),
         ("confirm", StepOrder::Confirm),
-        ("restore", StepOrder::Restore),
+        ("restore", StepOrder::Restore { drain: true }),
+        ("resolve", StepOrder::Resolve),
         ("test", StepOrder::Test),
         ("clean", StepOrder::Clean),
     ] {

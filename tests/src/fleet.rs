@@ -115,7 +115,7 @@ impl Fleet {
         self.write("config/environments/test.yaml", "apiVersion: fleetwright/v1\nname: test\n");
         let text = format!(
             "apiVersion: fleetwright/v1\nname: test\nenvironment: test\n\
-             rollout: {{ bake: 1s, min_healthy_time: 300ms, healthy_deadline: 20s, confirm_timeout: 20s, progress_deadline: 90s }}\n{manifest}"
+             rollout: {{ bake: 1s, min_healthy_time: 300ms, healthy_deadline: 20s, retry: {{ attempts: 1 }}, confirm_timeout: 20s, progress_deadline: 90s }}\n{manifest}"
         );
         self.write("manifests/test.yaml", &text)
     }

@@ -6,4 +6,5 @@
 pub mod fleet;
 pub mod impostor;
 pub mod servers;
+pub mod sim;
 pub mod tools;

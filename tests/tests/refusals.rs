@@ -7,11 +7,11 @@ use std::process::{Child, Command, Stdio};
 
 use fleetwright_certs::{Authority, COORDINATOR_DNS_NAME, Signer, key_and_request};
 use fleetwright_deploy::failure::FailureKind;
-use fleetwright_deploy::ids::{DeploymentId, Generation, PlanId, ReleaseId};
+use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, PlanId, ReleaseId};
 use fleetwright_deploy::time::{Length, Timestamp};
 use fleetwright_protocol::command::{
-    COMMAND_PURPOSE, Command as WireCommand, CommandBody, CommandId, CommandReply, CommandV1, INTENT_PURPOSE, Intent,
-    IntentV1, StepOrder,
+    COMMAND_PURPOSE, Command as WireCommand, CommandBody, CommandReply, CommandV1, INTENT_PURPOSE, Intent, IntentV1,
+    StepOrder,
 };
 use fleetwright_protocol::endpoint::{self, TlsIdentity};
 use fleetwright_protocol::frame::COMMAND_BYTES_MAX;

@@ -39,7 +39,8 @@ impl Engine {
                 InstanceAction::TakeSnapshot(switch) => self.start_snapshot(server, switch).await,
                 InstanceAction::Switch(switch) => self.start_switch(server, switch).await,
                 InstanceAction::Verify(_) => self.watch_current(server),
-                InstanceAction::Restore { switch, .. } => self.start_restore(server, switch).await,
+                InstanceAction::Restore { switch, drain, .. } => self.start_restore(server, switch, drain).await,
+                InstanceAction::Start => self.start_current(server).await,
                 InstanceAction::Report { .. } => {}
             }
         }
@@ -97,13 +98,13 @@ impl Engine {
         });
     }
 
-    async fn start_restore(&mut self, server: &ServerName, switch: Switch) {
+    async fn start_restore(&mut self, server: &ServerName, switch: Switch, drain: bool) {
         self.end_work(server).await;
         self.unwatch(server);
         let (layout, server_layout, kept) = (self.layout.clone(), self.layout.server(server), self.kept(server));
         self.start_work(server, async move {
             let key = switch.key.clone();
-            match restore(&layout, &server_layout, &switch, &kept).await {
+            match restore(&layout, &server_layout, &switch, drain, &kept).await {
                 Ok(()) => InstanceEvent::RestoreSucceeded { key },
                 Err(failure) => {
                     let lines = output::tail_of_this_run(&server_layout.log(), OUTPUT_LINES);
@@ -195,7 +196,7 @@ impl Engine {
 
 /// Stops what runs, makes the target current, and starts it.
 async fn run_release(layout: &ServerLayout, target: Option<&ReleaseId>) -> Result<(), Failure> {
-    runtime::stop(layout).await?;
+    runtime::stop(layout, true).await?;
     runtime::switch(layout, target)?;
     match target {
         Some(_) => runtime::start(layout).await,
@@ -205,8 +206,14 @@ async fn run_release(layout: &ServerLayout, target: Option<&ReleaseId>) -> Resul
 
 /// Puts a snapshot back. What ran before must run again, with its own checks passing; a server whose checks
 /// did not pass before the switch either is only started.
-async fn restore(layout: &Layout, server: &ServerLayout, switch: &Switch, kept: &[ReleaseId]) -> Result<(), Failure> {
-    runtime::stop(server).await?;
+async fn restore(
+    layout: &Layout,
+    server: &ServerLayout,
+    switch: &Switch,
+    drain: bool,
+    kept: &[ReleaseId],
+) -> Result<(), Failure> {
+    runtime::stop(server, drain).await?;
     // Without a snapshot nothing was touched yet: what ran before only has to run again.
     if server.snapshot(&switch.snapshot).exists() {
         let (layout, server, id) = (layout.clone(), server.clone(), switch.snapshot.clone());

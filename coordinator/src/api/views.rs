@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fleetwright_deploy::deployment::{Deployment, Outcome, Phase, PhaseName, Waiting};
+use fleetwright_deploy::deployment::{Deployment, Hold, Outcome, Phase, PhaseName, StepState, Waiting};
 use fleetwright_deploy::failure::Failure;
-use fleetwright_deploy::fleet::Fleet;
+use fleetwright_deploy::fleet::{Fleet, Halt};
 use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{
     DeploymentId, EnvironmentName, FleetName, Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId,
     ServerName,
 };
-use fleetwright_deploy::plan::{PlanSummary, StepAction};
+use fleetwright_deploy::plan::{Plan, PlanSummary, StepAction};
 use fleetwright_deploy::planning::{Circumstances, Present};
 use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
@@ -30,6 +30,8 @@ pub(crate) struct StatusView {
     pub(crate) instances: usize,
     pub(crate) instances_available: usize,
     pub(crate) running_deployments: Vec<DeploymentSummary>,
+    /// Why nothing new starts in the whole fleet, if it does not.
+    pub(crate) halted: Option<Halt>,
 }
 
 impl StatusView {
@@ -50,6 +52,7 @@ impl StatusView {
                 .filter(|d| d.outcome().is_none())
                 .map(DeploymentSummary::new)
                 .collect(),
+            halted: fleet.halted().cloned(),
         }
     }
 }
@@ -166,6 +169,10 @@ pub(crate) struct StepRow {
     pub(crate) attempt: u32,
     pub(crate) state: String,
     pub(crate) release: Option<ReleaseId>,
+    /// What ran before.
+    pub(crate) before: Option<ReleaseId>,
+    /// Why it failed, is stuck or was left out.
+    pub(crate) failure: Option<Failure>,
 }
 
 /// Everything about a deployment.
@@ -176,9 +183,13 @@ pub(crate) struct DeploymentView {
     pub(crate) cause: Option<Failure>,
     pub(crate) failures: Vec<Failure>,
     pub(crate) waiting: Vec<Waiting>,
+    /// Why it starts nothing new, if it does not.
+    pub(crate) held: Vec<Hold>,
+    /// What a person may do now, as commands.
+    pub(crate) moves: Vec<String>,
     pub(crate) steps: Vec<StepRow>,
     /// The plan itself, so that a rollback can be signed for exactly what it covered.
-    pub(crate) content: fleetwright_deploy::plan::Plan,
+    pub(crate) content: Plan,
 }
 
 impl DeploymentView {
@@ -193,6 +204,14 @@ impl DeploymentView {
                 attempt: step.attempt,
                 state: step.state.name().to_owned(),
                 release: step.release_id.clone(),
+                before: planned.previous.clone(),
+                failure: match &step.state {
+                    StepState::Failed { failure }
+                    | StepState::Stuck { failure }
+                    | StepState::LeftOut { failure }
+                    | StepState::SettingAside { failure, .. } => Some(failure.clone()),
+                    _ => None,
+                },
             })
         });
         Self {
@@ -201,15 +220,51 @@ impl DeploymentView {
             cause: match deployment.phase() {
                 Phase::Finished { cause, .. } => cause.clone(),
                 Phase::RollingBack { cause, .. }
-                | Phase::Stopping { cause }
+                | Phase::Stopping { cause, .. }
                 | Phase::AwaitingOperator { cause, .. } => Some(cause.clone()),
                 _ => None,
             },
             failures: deployment.failures().to_vec(),
             waiting: deployment.waiting(),
+            held: deployment.holds_by_people().to_vec(),
+            moves: deployment.moves(),
             steps: steps.collect(),
             content: deployment.plan().clone(),
         }
+    }
+}
+
+/// What a deployment planned for one server: what can be gone back to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PastRow {
+    pub(crate) deployment: DeploymentId,
+    pub(crate) started_at: Timestamp,
+    pub(crate) outcome: Option<Outcome>,
+    /// The whole plan: going back is planned with its policies.
+    pub(crate) plan: Plan,
+    /// The releases that the plan had for the server.
+    pub(crate) releases: Vec<ReleaseId>,
+    /// The instances of the server that the deployment has changed and not put back.
+    pub(crate) changed: Vec<InstanceId>,
+}
+
+impl PastRow {
+    /// The deployments that had a server in their plan, the newest first.
+    pub(crate) fn all(fleet: &Fleet, server: &ServerName) -> Vec<Self> {
+        let rows = fleet.deployments().rev().map(|deployment| {
+            let of_server = deployment.steps().iter().filter(|(id, _)| id.server == *server);
+            let changed = of_server.filter(|(_, step)| step.state.is_touched()).map(|(id, _)| id.clone());
+            let planned = deployment.plan().steps().filter(|step| step.instance.server == *server);
+            Self {
+                deployment: deployment.id().clone(),
+                started_at: deployment.started_at(),
+                outcome: deployment.outcome(),
+                plan: deployment.plan().clone(),
+                releases: planned.filter_map(|step| step.release_id.clone()).collect(),
+                changed: changed.collect(),
+            }
+        });
+        rows.filter(|row| !row.releases.is_empty() || !row.changed.is_empty()).collect()
     }
 }
 

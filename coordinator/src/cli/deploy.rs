@@ -1,17 +1,20 @@
 //! `fleetwright deploy`
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Subcommand;
 use fleetwright_deploy::deployment::Options;
-use fleetwright_deploy::ids::{DeploymentId, EnvironmentName};
+use fleetwright_deploy::ids::{DeploymentId, EnvironmentName, InstanceId};
+use fleetwright_deploy::plan::RollbackStrategy;
 use fleetwright_deploy::planning::CheckedPlan;
 
+use super::control::{self, ReasonArguments};
 use super::output::{Color, table};
 use super::{Context, exit, follow, plan, tables};
 use crate::api::views::{DeploymentSummary, DeploymentView, PlanningView, StatusView};
-use crate::api::{StartRequest, Started};
+use crate::api::{Decision, RollbackRequest, StartRequest, Started};
 use crate::client::Client;
 use crate::commands::sign_intents;
 use crate::state_dir::StateDir;
@@ -29,6 +32,22 @@ pub(crate) enum DeployCommand {
         /// The deployment.
         id: DeploymentId,
     },
+    /// Starts nothing new of a deployment until it is resumed. What is in motion settles; time does not count.
+    Pause(ReasonArguments),
+    /// Lets a paused deployment go on.
+    Resume(control::DecisionArguments),
+    /// Ends a deployment where it is: what is in motion settles, and what is confirmed stays.
+    Cancel(control::DecisionArguments),
+    /// Lets a deployment pass the point at which it waits to be approved.
+    Approve(control::DecisionArguments),
+    /// Does not let it pass: it fails, and is undone.
+    Reject(ReasonArguments),
+    /// Tries failed instances again, where a deployment waits for a person's decision.
+    Retry(control::InstancesArguments),
+    /// Puts failed instances back and goes on without them, where a deployment waits for a person's decision.
+    Skip(control::InstancesArguments),
+    /// Says that stuck instances were put in order by hand: they run what they ran before.
+    Resolve(control::InstancesArguments),
 }
 
 #[derive(clap::Args)]
@@ -41,6 +60,12 @@ pub(crate) struct StartArguments {
     /// Stay until it has ended, and exit with how it did.
     #[arg(long)]
     watch: bool,
+    /// Where another deployment works on the same instances, wait for its end, plan again, and start then.
+    #[arg(long)]
+    wait: bool,
+    /// In which order and manner to put back, should it fail; as the manifest says if it is not given.
+    #[arg(long, value_name = "STRATEGY", value_parser = control::strategy)]
+    rollback_strategy: Option<RollbackStrategy>,
     /// Only show the plan.
     #[arg(long)]
     dry_run: bool,
@@ -63,13 +88,37 @@ pub(super) async fn deploy(command: DeployCommand, context: &Context) -> Result<
             context.ui.data(&view, || show(&view));
             Ok(exit::DONE)
         }
+        DeployCommand::Pause(of) => control::decide(&of.id, Decision::Pause, of.reason, &[], context).await,
+        DeployCommand::Resume(of) => control::decide(&of.id, Decision::Resume, String::new(), &[], context).await,
+        DeployCommand::Cancel(of) => control::decide(&of.id, Decision::Cancel, String::new(), &[], context).await,
+        DeployCommand::Approve(of) => control::decide(&of.id, Decision::Approve, String::new(), &[], context).await,
+        DeployCommand::Reject(of) => control::decide(&of.id, Decision::Reject, of.reason, &[], context).await,
+        DeployCommand::Retry(of) => {
+            control::decide(&of.id, Decision::Retry, String::new(), &of.instances, context).await
+        }
+        DeployCommand::Skip(of) => control::decide(&of.id, Decision::Skip, String::new(), &of.instances, context).await,
+        DeployCommand::Resolve(of) => {
+            control::decide(&of.id, Decision::Resolve, String::new(), &of.instances, context).await
+        }
     }
 }
 
 async fn start(arguments: &StartArguments, client: &Client, context: &Context) -> Result<u8> {
     let ui = &context.ui;
-    let configuration = project::load(&arguments.manifest, arguments.environment.as_ref())?;
-    let (checked, circumstances) = plan::make(&configuration, Some(client)).await?;
+    let mut configuration = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    if let Some(strategy) = arguments.rollback_strategy {
+        configuration.manifest.1.rollback.strategy = Some(strategy);
+    }
+    let (checked, circumstances) = loop {
+        let (checked, circumstances) = plan::make(&configuration, Some(client)).await?;
+        match owner(&checked, client).await? {
+            Some(owner) if arguments.wait && !arguments.dry_run => {
+                ui.say(&format!("deployment {} works on the same instances; waiting for its end", owner.id));
+                wait_for(&owner.id, client).await?;
+            }
+            Some(_) | None => break (checked, circumstances),
+        }
+    };
     if !ui.is_json() || arguments.dry_run {
         plan::show(&checked, &circumstances, ui);
     }
@@ -94,6 +143,31 @@ async fn start(arguments: &StartArguments, client: &Client, context: &Context) -
         ui.data(&view, String::new);
     }
     Ok(follow::conclude(&view, ui))
+}
+
+/// The deployment that works on an instance that a plan changes, if one does.
+async fn owner(checked: &CheckedPlan, client: &Client) -> Result<Option<DeploymentSummary>> {
+    let StatusView { running_deployments, .. } = client.get("/v1/status").await?;
+    for summary in running_deployments {
+        let view: DeploymentView = client.get(&format!("/v1/deployments/{}", summary.id)).await?;
+        let held = |id: &InstanceId| view.steps.iter().any(|step| step.instance == *id && step.state != "unchanged");
+        if checked.plan().changes().any(|(_, step)| held(&step.instance)) {
+            return Ok(Some(summary));
+        }
+    }
+    Ok(None)
+}
+
+/// Waits until a deployment has ended, however it does.
+async fn wait_for(id: &DeploymentId, client: &Client) -> Result<()> {
+    let StatusView { last_event, .. } = client.get("/v1/status").await?;
+    let mut events = client.events(last_event, true).await?;
+    loop {
+        let view: DeploymentView = client.get(&format!("/v1/deployments/{id}")).await?;
+        if view.summary.outcome.is_some() || events.next().await?.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// Signs a plan and starts it; gives its id and the number of the last event before it.
@@ -124,17 +198,20 @@ pub(super) fn operator(context: &Context) -> Result<StateDir> {
 /// The signer of an intent to undo a deployment; it has the generation after the present one.
 pub(super) async fn sign_rollback(
     view: &DeploymentView,
+    strategy: Option<RollbackStrategy>,
+    only: BTreeSet<InstanceId>,
     client: &Client,
     context: &Context,
-) -> Result<crate::api::RollbackRequest> {
+) -> Result<RollbackRequest> {
     let planning: PlanningView = client.get("/v1/planning").await?;
     let signer = operator(context)?.operator_signer()?;
     let generation = planning.generation.next();
     let intents = sign_intents(&planning.fleet, &view.summary.id, &view.content, generation, &signer, clock::now())?;
-    Ok(crate::api::RollbackRequest { by: who(), intents })
+    Ok(RollbackRequest { by: who(), strategy, only, intents })
 }
 
-fn who() -> String {
+/// Who is at the keyboard.
+pub(super) fn who() -> String {
     std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "operator".to_owned())
 }
 

@@ -54,7 +54,10 @@ pub(super) fn conclude(view: &DeploymentView, ui: &Ui) -> u8 {
     let id = &view.summary.id;
     match view.summary.outcome {
         Some(outcome) => ui.say(&format!("deployment {id}: {}", <&'static str>::from(outcome).replace('_', " "))),
-        None => ui.say(&format!("deployment {id} waits for a person: look at it, then `fleetwright rollback {id}`")),
+        None => {
+            let moves: Vec<String> = view.moves.iter().map(|command| format!("\n  {command}")).collect();
+            ui.say(&format!("deployment {id} waits for a person; look at it, then one of{}", moves.concat()));
+        }
     }
     code
 }

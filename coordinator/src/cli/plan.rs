@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use fleetwright_deploy::host::{Facts, HostView};
 use fleetwright_deploy::ids::EnvironmentName;
-use fleetwright_deploy::plan::{PlannedStep, StepAction};
+use fleetwright_deploy::plan::{OnFailure, OnTimeout, Pace, PauseAt, PausePoint, PlannedStep, StepAction};
 use fleetwright_deploy::planning::{self, Change, CheckedPlan, Circumstances, Configuration, changes, secret_sources};
+use fleetwright_deploy::time::Length;
 use serde_json::json;
 use similar::{ChangeTag, TextDiff};
 
@@ -34,6 +35,9 @@ pub(crate) struct PlanArguments {
     /// Plan for the hosts that the manifest lists, even if there is a coordinator.
     #[arg(long)]
     offline: bool,
+    /// Show how it would be put back, too.
+    #[arg(long)]
+    rollback: bool,
     /// Exit with 3 if the plan changes something.
     #[arg(long)]
     detailed_exitcode: bool,
@@ -44,6 +48,9 @@ pub(super) async fn plan(arguments: &PlanArguments, context: &Context) -> Result
     let client = if arguments.offline { None } else { reachable(context).await };
     let (checked, circumstances) = make(&configuration, client.as_ref()).await?;
     show(&checked, &circumstances, &context.ui);
+    if arguments.rollback {
+        rollback_plan(&checked, &context.ui);
+    }
     let pending = arguments.detailed_exitcode && checked.plan().summary().changes() > 0;
     Ok(if pending { exit::CHANGES_PENDING } else { exit::DONE })
 }
@@ -108,6 +115,56 @@ pub(super) fn show(checked: &CheckedPlan, circumstances: &Circumstances, ui: &Ui
     ui.data(&value, || human(checked, circumstances, ui));
 }
 
+/// Prints how what a plan changes would be put back.
+fn rollback_plan(checked: &CheckedPlan, ui: &Ui) {
+    let policy = &checked.plan().rollback;
+    let rounds = checked.plan().rollback_rounds(policy.strategy);
+    let value = json!({ "strategy": policy.strategy, "enabled": policy.enabled, "rounds": rounds });
+    ui.data(&value, || {
+        let name: &'static str = policy.strategy.into();
+        let off = if policy.enabled { "" } else { " (off: only when asked for)" };
+        let mut text = format!("\nrollback plan: {name}{off}: {}", policy.strategy.describe());
+        for (number, round) in rounds.iter().enumerate() {
+            let _ = write!(text, "\n  round {} of {}", number + 1, rounds.len());
+            for step in round {
+                let actions: Vec<&'static str> = step.actions.iter().map(Into::into).collect();
+                let _ = write!(text, "\n    {:<32} {}", step.instance.to_string(), actions.join(" → "));
+            }
+        }
+        text
+    });
+}
+
+fn pace_words(pace: &Pace) -> Vec<String> {
+    let mut words = Vec::new();
+    match pace.canary {
+        0 => words.push("no canary".to_owned()),
+        n => words.push(format!("canary {n}, healthy for {} first", pace.bake)),
+    }
+    if pace.batch > 0 {
+        words.push(format!("then batches of {}", pace.batch));
+    }
+    words.push(format!("at most {} unavailable", pace.max_unavailable));
+    words
+}
+
+fn pause_words(pause: &PausePoint) -> String {
+    let at = match &pause.at {
+        PauseAt::BeforeGroup(group) => format!("before group {}", group + 1),
+        PauseAt::AfterCanary(server) => format!("after the canary of {server}"),
+    };
+    let needed = match pause.approvals {
+        0 => "waits".to_owned(),
+        1 => "waits to be approved".to_owned(),
+        n => format!("waits for {n} to approve"),
+    };
+    match (pause.timeout, pause.on_timeout) {
+        (None, _) => format!("{at}: {needed}"),
+        (Some(timeout), OnTimeout::Approve) => format!("{at}: {needed}, at most {timeout}, then goes on"),
+        (Some(timeout), OnTimeout::Reject) => format!("{at}: {needed}, at most {timeout}, then is rejected"),
+    }
+}
+
 fn human(checked: &CheckedPlan, circumstances: &Circumstances, ui: &Ui) -> String {
     let plan = checked.plan();
     let title = format!("plan {} of {} for {}", checked.id().short(), plan.manifest, plan.environment);
@@ -128,12 +185,24 @@ fn human(checked: &CheckedPlan, circumstances: &Circumstances, ui: &Ui) -> Strin
     let (rollout, rollback) = (&plan.rollout, &plan.rollback);
     let strategy: &'static str = rollback.strategy.into();
     let undo = if rollback.enabled { format!("{strategy} rollback") } else { "no rollback".to_owned() };
-    let canary = if rollout.canary == 0 { "no canary".to_owned() } else { format!("canary {}", rollout.canary) };
-    let _ = writeln!(
-        text,
-        "\nrollout: {canary}, bake {}, at most {} unavailable per server; on failure: {undo}",
-        rollout.bake, rollout.max_unavailable
-    );
+    let on_failure = match rollout.on_failure {
+        OnFailure::Rollback => undo,
+        OnFailure::Pause => format!("a person decides, then {undo}"),
+        OnFailure::Continue => "the failed instance is left out, the others go on".to_owned(),
+    };
+    text.push_str("\nrollout:");
+    for (server, pace) in &plan.paces {
+        let _ = write!(text, "\n  {server}: {}", pace_words(pace).join(", "));
+    }
+    for pause in &plan.rollout.pauses {
+        let _ = write!(text, "\n  {}", pause_words(pause));
+    }
+    let bake = if rollout.bake == Length::ZERO { String::new() } else { format!("bake {} at the end; ", rollout.bake) };
+    let tolerated = match rollout.failure_threshold {
+        0 => String::new(),
+        n => format!("up to {n} failed instances are left out; then "),
+    };
+    let _ = writeln!(text, "\n  {bake}on failure: {tolerated}{on_failure}");
     let summary = plan.summary();
     let _ = write!(
         text,

@@ -20,6 +20,10 @@ pub(super) async fn status(_: &StatusArguments, context: &Context) -> Result<u8>
             status.fleet, status.generation, status.listen,
             status.hosts_connected, status.hosts, status.instances_available, status.instances,
         );
+        if let Some(halt) = &status.halted {
+            let why = if halt.reason.is_empty() { String::new() } else { format!(": {}", halt.reason) };
+            text.push_str(&format!("\nHALTED since {} by {}{why}; `fleetwright unhalt` lets everything go on", halt.since, halt.by));
+        }
         for deployment in &status.running_deployments {
             text.push_str(&format!("\ndeployment {} of {} is in {}; `fleetwright explain {0}` says what it waits for", deployment.id, deployment.manifest, deployment.phase));
         }

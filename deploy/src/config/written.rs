@@ -9,9 +9,10 @@ use strum::IntoStaticStr;
 use crate::health::Severity;
 use crate::host::{Requirement, Version};
 use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
-use crate::plan::RollbackStrategy;
 use crate::release::{RestartPolicy, Transport};
 use crate::time::Length;
+
+use super::rollout::{PaceWritten, RollbackWritten, RolloutWritten};
 
 /// The version of the format that this release reads.
 pub const API_VERSION: &str = "fleetwright/v1";
@@ -79,6 +80,9 @@ pub struct ManifestServer {
     /// Where it runs.
     #[serde(default)]
     pub place: Place,
+    /// How fast its instances are switched, where that is not as for the others.
+    #[serde(default)]
+    pub rollout: PaceWritten,
 }
 
 /// Where a server runs.
@@ -94,32 +98,6 @@ pub struct Place {
     /// Exactly these hosts.
     #[serde(default)]
     pub hosts: Vec<Spanned<HostName>>,
-}
-
-/// [`crate::plan::Rollout`], each field optional.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::Rollout")]
-pub struct RolloutWritten {
-    pub canary: Option<u32>,
-    pub bake: Option<Length>,
-    pub max_unavailable: Option<u32>,
-    pub max_parallel: Option<u32>,
-    pub min_healthy_time: Option<Length>,
-    pub healthy_deadline: Option<Length>,
-    pub progress_deadline: Option<Length>,
-    pub confirm_timeout: Option<Length>,
-}
-
-/// [`crate::plan::RollbackPolicy`], each field optional.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::RollbackPolicy")]
-pub struct RollbackWritten {
-    pub enabled: Option<bool>,
-    pub strategy: Option<RollbackStrategy>,
-    pub batch_size: Option<u32>,
-    pub deadline: Option<Length>,
 }
 
 /// An environment: named settings, secrets and rules.

@@ -1,43 +1,44 @@
-//! The way back: what a failure sets off, and in which order touched instances are put back.
+//! The way back: in which order touched instances are put back, and how that ends.
+
+use std::collections::BTreeSet;
 
 use super::{Deployment, Effects, Outcome, Phase, StepState};
-use crate::deployment::Action;
 use crate::failure::{Failure, FailureKind};
 use crate::ids::InstanceId;
+use crate::mutant::{Mutant, is_active};
 use crate::plan::RollbackStrategy;
 use crate::time::Timestamp;
 
+/// What a person asks of a rollback besides what the plan says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct RollbackChoice {
+    pub(super) strategy: Option<RollbackStrategy>,
+    pub(super) only: BTreeSet<InstanceId>,
+}
+
 impl Deployment {
-    /// Takes a failure in: the first one ends the way forward.
-    pub(super) fn fail(&mut self, failure: Failure, now: Timestamp, effects: &mut Effects) {
-        self.failures.push(failure.clone());
-        match self.phase {
-            Phase::RollingBack { .. }
-            | Phase::Stopping { .. }
-            | Phase::AwaitingOperator { .. }
-            | Phase::Finished { .. } => {}
-            _ if !self.options.rollback => {
-                self.progress_at = now;
-                self.discard_unused(now, effects);
-                self.enter(Phase::Stopping { cause: failure }, effects);
-            }
-            _ if self.plan.rollback.strategy == RollbackStrategy::Manual => {
-                self.enter(Phase::AwaitingOperator { cause: failure, since: now }, effects);
-            }
-            _ => self.start_rollback(failure, now, effects),
-        }
-    }
-
-    /// Begins to put everything back. What was only staged is discarded at once: nothing runs from it.
-    pub(super) fn start_rollback(&mut self, cause: Failure, now: Timestamp, effects: &mut Effects) {
+    /// Begins to put back what was touched.
+    pub(super) fn start_rollback(
+        &mut self,
+        cause: Failure,
+        choice: Option<RollbackChoice>,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) {
         self.progress_at = now;
-        self.discard_unused(now, effects);
-        self.enter(Phase::RollingBack { cause, since: now }, effects);
+        let RollbackChoice { strategy, only } = choice.unwrap_or_default();
+        let strategy = strategy.unwrap_or(self.plan.rollback.strategy);
+        self.enter(Phase::RollingBack { cause, since: now, strategy, only }, effects);
     }
 
-    fn discard_unused(&mut self, now: Timestamp, effects: &mut Effects) {
+    /// What was only staged is discarded at once: nothing runs from it.
+    pub(super) fn discard_unused(&mut self, now: Timestamp, effects: &mut Effects) {
         for id in self.ids_where(|state| matches!(state, StepState::Pending)) {
             self.set(&id, StepState::Untouched, effects);
+        }
+        for id in self.ids_where(|state| matches!(state, StepState::BackingOff { .. })) {
+            let rest = if self.steps[&id].touched { StepState::Restored } else { StepState::Untouched };
+            self.set(&id, rest, effects);
         }
         for id in self.ids_where(|state| matches!(state, StepState::Staging { .. } | StepState::Staged)) {
             self.set(&id, StepState::Restoring { since: now }, effects);
@@ -46,11 +47,14 @@ impl Deployment {
 
     /// Starts as many restores as the strategy allows now.
     pub(super) fn start_restores(&mut self, now: Timestamp, effects: &mut Effects) {
+        let Phase::RollingBack { strategy, only, .. } = &self.phase else { return };
+        let (strategy, only) = (*strategy, only.clone());
+        self.discard_unused(now, effects);
         let reverse: Vec<(usize, InstanceId)> = self
             .plan
             .changes()
             .map(|(group, step)| (group, step.instance.clone()))
-            .filter(|(_, id)| needs_restore(&self.steps[id].state))
+            .filter(|(_, id)| needs_restore(&self.steps[id].state) && is_meant(&only, id))
             .collect::<Vec<_>>()
             .into_iter()
             .rev()
@@ -61,7 +65,7 @@ impl Deployment {
             .filter(|step| matches!(step.state, StepState::Restoring { .. }))
             .map(|step| step.group)
             .collect();
-        let next: Vec<InstanceId> = match self.plan.rollback.strategy {
+        let next: Vec<InstanceId> = match strategy {
             RollbackStrategy::Immediate | RollbackStrategy::Aggressive | RollbackStrategy::Manual => {
                 reverse.into_iter().map(|(_, id)| id).collect()
             }
@@ -82,34 +86,49 @@ impl Deployment {
 
     /// The end of a rollback, once nothing is left to put back.
     pub(super) fn rolled_back(&self, now: Timestamp) -> Option<Phase> {
-        let Phase::RollingBack { cause, .. } = &self.phase else { return None };
-        if self.any(|state| matches!(state, StepState::Restoring { .. }) || needs_restore(state)) {
-            return None;
-        }
-        Some(Phase::Finished { outcome: self.rollback_outcome(), at: now, cause: Some(cause.clone()) })
+        let Phase::RollingBack { cause, only, .. } = &self.phase else { return None };
+        let open = self.steps.iter().any(|(id, step)| {
+            matches!(step.state, StepState::Restoring { .. }) || (needs_restore(&step.state) && is_meant(only, id))
+        });
+        (!open).then(|| Phase::Finished { outcome: self.rollback_outcome(), at: now, cause: Some(cause.clone()) })
     }
 
     fn rollback_outcome(&self) -> Outcome {
-        let stuck = self.any(|state| matches!(state, StepState::Stuck { .. }));
+        let stuck = self.any(|state| {
+            matches!(state, StepState::Stuck { .. } | StepState::Resolving { .. } | StepState::Failed { .. })
+        });
+        let kept = self.any(StepState::is_confirmed);
         let restored = self.any(|state| matches!(state, StepState::Restored));
-        match (stuck, restored) {
+        match (stuck || kept, restored) {
             (false, _) => Outcome::RolledBack,
             (true, true) => Outcome::PartlyRolledBack,
-            (true, false) => Outcome::Stuck,
+            (true, false) if stuck => Outcome::Stuck,
+            (true, false) => Outcome::PartlyRolledBack,
         }
     }
 
-    /// The end of a deployment that failed with rollback off, once nothing is in motion.
+    /// The end of a deployment that goes no further, once nothing is in motion.
     pub(super) fn stopped(&self, now: Timestamp) -> Option<Phase> {
-        let Phase::Stopping { cause } = &self.phase else { return None };
+        let Phase::Stopping { cause, outcome } = &self.phase else { return None };
         let moving = self.any(|state| state.is_in_motion() || matches!(state, StepState::Restoring { .. }));
-        (!moving).then(|| Phase::Finished { outcome: Outcome::Failed, at: now, cause: Some(cause.clone()) })
+        let stuck = self.any(|state| matches!(state, StepState::Stuck { .. } | StepState::Resolving { .. }));
+        let failed = self.any(|state| matches!(state, StepState::Failed { .. }));
+        let outcome = match outcome {
+            Outcome::Failed => Outcome::Failed,
+            _ if stuck => Outcome::Stuck,
+            _ if failed => Outcome::Failed,
+            other => *other,
+        };
+        (!moving).then(|| Phase::Finished { outcome, at: now, cause: Some(cause.clone()) })
     }
 
     /// What is not back by the deadline needs a person.
     pub(super) fn give_up_restoring(&mut self, now: Timestamp, effects: &mut Effects) {
-        for id in self.ids_where(|state| matches!(state, StepState::Restoring { .. }) || needs_restore(state)) {
-            self.give_up(&id, "rollback", effects);
+        let Phase::RollingBack { only, .. } = &self.phase else { return };
+        let only = only.clone();
+        let open = |state: &StepState| matches!(state, StepState::Restoring { .. }) || needs_restore(state);
+        for id in self.ids_where(open).iter().filter(|id| is_meant(&only, id)) {
+            self.give_up(id, "rollback", effects);
         }
         self.progress_at = now;
     }
@@ -123,17 +142,18 @@ impl Deployment {
         self.progress_at = now;
     }
 
-    fn give_up(&mut self, id: &InstanceId, step: &str, effects: &mut Effects) {
+    pub(super) fn give_up(&mut self, id: &InstanceId, step: &str, effects: &mut Effects) -> Failure {
         let reachable =
             if self.unreachable.contains(&id.host) { "cannot be reached" } else { "did not answer in time" };
         let failure = Failure::new(FailureKind::TimeoutError, step, format!("{} {reachable}", id.host))
             .hint(format!("bring the agent on {} back: it puts the instance back by itself", id.host))
             .at(&id.host, &id.server);
-        let release = self.steps[id].before.clone();
-        effects.actions.push(Action::Settled { instance: id.clone(), release, trouble: Some(failure.clone()) });
+        let next = StepState::Stuck { failure: failure.clone() };
+        self.settle(id, &next, effects);
         effects.notes.push(self.note(Some(id), "stuck", failure.message.clone()));
         self.failures.push(failure.clone());
-        self.set(id, StepState::Stuck { failure }, effects);
+        self.set(id, next, effects);
+        failure
     }
 
     /// A host that comes back after the end may still report that it put itself back.
@@ -147,6 +167,12 @@ impl Deployment {
     }
 }
 
-fn needs_restore(state: &StepState) -> bool {
-    state.is_touched() && !matches!(state, StepState::Stuck { .. })
+fn is_meant(only: &BTreeSet<InstanceId>, id: &InstanceId) -> bool {
+    only.is_empty() || only.contains(id)
+}
+
+/// Whether a rollback has to put an instance back.
+pub(super) fn needs_restore(state: &StepState) -> bool {
+    let half = is_active(Mutant::RollBackHalf) && state.is_confirmed();
+    state.is_touched() && !matches!(state, StepState::Stuck { .. }) && !half
 }

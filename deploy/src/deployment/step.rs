@@ -1,13 +1,10 @@
-//! A step as its deployment sees it, and what an agent's reports do to it.
+//! A step as its deployment sees it.
 
 use serde::{Deserialize, Serialize};
 use strum::{EnumDiscriminants, IntoStaticStr};
 
-use super::{Action, Deployment, Effects, IllegalEvent, Phase};
-use crate::failure::{Failure, FailureKind};
-use crate::health::HealthStatus;
-use crate::ids::{InstanceId, ReleaseId};
-use crate::instance::{RestoreCause, StepReport, StepReportDiscriminants};
+use crate::failure::Failure;
+use crate::ids::ReleaseId;
 use crate::plan::{PlannedStep, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
@@ -27,8 +24,20 @@ pub struct Step {
     pub attempt: u32,
     /// Whether what ran before may have been touched.
     pub touched: bool,
+    /// When it failed first.
+    pub failed_at: Option<Timestamp>,
     /// Where it stands.
     pub state: StepState,
+}
+
+/// What becomes of a step whose host has put back what was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aside {
+    /// It is tried again.
+    Retry,
+    /// The deployment goes on without it.
+    LeaveOut,
 }
 
 /// Where a step stands.
@@ -44,6 +53,13 @@ pub enum StepState {
     Staging {
         /// Since when.
         since: Timestamp,
+    },
+    /// It failed transiently; the next attempt begins after a pause.
+    BackingOff {
+        /// Since when.
+        since: Timestamp,
+        /// Until when.
+        until: Timestamp,
     },
     /// The release is ready; what runs was not touched.
     Staged,
@@ -80,8 +96,27 @@ pub enum StepState {
         /// Why.
         failure: Failure,
     },
+    /// It failed; the host is putting back what was, and the deployment goes on.
+    SettingAside {
+        /// Since when.
+        since: Timestamp,
+        /// Why.
+        failure: Failure,
+        /// What becomes of the step then.
+        next: Aside,
+    },
+    /// It failed, what was is back, and the deployment went on without it.
+    LeftOut {
+        /// Why.
+        failure: Failure,
+    },
     /// The host is putting back what was.
     Restoring {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// A person has put the stuck instance in order; the host is told.
+    Resolving {
         /// Since when.
         since: Timestamp,
     },
@@ -103,8 +138,18 @@ impl StepState {
     }
 
     /// Between the order to switch and the confirmation.
-    pub fn is_in_motion(&self) -> bool {
+    pub fn is_switching(&self) -> bool {
         matches!(self, Self::Switching { .. } | Self::Verifying { .. } | Self::Confirming { .. })
+    }
+
+    /// Whether it may be out of service because of what its host is doing.
+    pub fn is_in_motion(&self) -> bool {
+        self.is_switching() || matches!(self, Self::SettingAside { .. })
+    }
+
+    /// Whether its host, or a pause that ends by itself, is waited for on the way forward.
+    pub fn is_on_the_way(&self) -> bool {
+        self.is_in_motion() || matches!(self, Self::Staging { .. } | Self::BackingOff { .. })
     }
 
     /// Confirmed, whatever came after that.
@@ -131,165 +176,8 @@ impl Step {
             before: before.map(Box::new),
             attempt: 1,
             touched: false,
+            failed_at: None,
             state,
         }
-    }
-}
-
-impl Deployment {
-    pub(super) fn step_reported(
-        &mut self,
-        id: &InstanceId,
-        attempt: u32,
-        report: StepReport,
-        now: Timestamp,
-        effects: &mut Effects,
-    ) -> Result<(), IllegalEvent> {
-        let name: &'static str = StepReportDiscriminants::from(&report).into();
-        let Some(step) = self.steps.get(id) else {
-            return Err(self.illegal("step_reported", format!("; it has no step for {id}")));
-        };
-        if step.attempt != attempt {
-            return Err(self.illegal("step_reported", format!("; {id} is at attempt {}, not {attempt}", step.attempt)));
-        }
-        let next = match (&step.state, &report) {
-            (StepState::Staging { .. }, StepReport::Staged) => StepState::Staged,
-            (StepState::Staging { .. }, StepReport::Failed(_)) => StepState::Untouched,
-            (StepState::Switching { since }, StepReport::Switched) => StepState::Verifying { since: *since },
-            (StepState::Switching { since } | StepState::Verifying { since }, StepReport::Verified) => {
-                StepState::Confirming { since: *since }
-            }
-            (
-                StepState::Switching { .. } | StepState::Verifying { .. } | StepState::Confirming { .. },
-                StepReport::Failed(failure),
-            ) => StepState::Failed { failure: failure.clone() },
-            (StepState::Confirming { .. }, StepReport::Confirmed) => StepState::Confirmed { since: now },
-            (StepState::Testing, StepReport::Tested) => StepState::Tested,
-            (StepState::Testing, StepReport::TestFailed(failure)) => StepState::Failed { failure: failure.clone() },
-            (StepState::Cleaning, StepReport::Cleaned | StepReport::Failed(_)) => StepState::Done,
-            (StepState::Restoring { .. }, StepReport::Restored(_)) if !step.touched => StepState::Untouched,
-            (
-                StepState::Switching { .. }
-                | StepState::Verifying { .. }
-                | StepState::Confirming { .. }
-                | StepState::Failed { .. }
-                | StepState::Restoring { .. }
-                | StepState::Stuck { .. },
-                StepReport::Restored(_),
-            ) => StepState::Restored,
-            (StepState::Restoring { .. }, StepReport::Failed(failure)) => StepState::Stuck { failure: failure.clone() },
-            (
-                StepState::Switching { .. }
-                | StepState::Verifying { .. }
-                | StepState::Confirming { .. }
-                | StepState::Failed { .. }
-                | StepState::Restoring { .. },
-                StepReport::Stuck(failure),
-            ) => StepState::Stuck { failure: failure.clone() },
-            (state, _) => {
-                return Err(self.illegal("step_reported", format!("; {id} is {} and reports {name}", state.name())));
-            }
-        };
-        let cleaning = matches!(step.state, StepState::Cleaning);
-        self.tell(id, name, &report, effects);
-        self.settle(id, &next, effects);
-        if !cleaning || matches!(report, StepReport::Cleaned) {
-            self.progress_at = now;
-        }
-        self.set(id, next, effects);
-        match report {
-            StepReport::Failed(_) if cleaning => {}
-            StepReport::Failed(failure) | StepReport::TestFailed(failure) | StepReport::Stuck(failure) => {
-                self.fail(failure.at(&id.host, &id.server), now, effects);
-            }
-            StepReport::Restored(cause) if self.is_forward() => {
-                let message = match cause {
-                    RestoreCause::NotConfirmed => "the host was not confirmed in time and put itself back",
-                    RestoreCause::Commanded => "the host was put back, although this deployment did not ask for it",
-                };
-                let failure = Failure::new(FailureKind::TimeoutError, "confirmation", message)
-                    .hint("look at the connection between the host and the coordinator; then deploy again")
-                    .at(&id.host, &id.server);
-                self.fail(failure, now, effects);
-            }
-            StepReport::Restored(_)
-            | StepReport::Staged
-            | StepReport::Switched
-            | StepReport::Verified
-            | StepReport::Confirmed
-            | StepReport::Tested
-            | StepReport::Cleaned => {}
-        }
-        Ok(())
-    }
-
-    pub(super) fn health_changed(
-        &mut self,
-        id: &InstanceId,
-        status: HealthStatus,
-        reason: &str,
-        output: &[String],
-        now: Timestamp,
-        effects: &mut Effects,
-    ) -> Result<(), IllegalEvent> {
-        let confirmed = self.steps.get(id).is_some_and(|step| step.state.is_confirmed());
-        if status != HealthStatus::Unhealthy || !self.is_forward() || !confirmed {
-            return Err(self.illegal("health_changed", format!("; the health of {id} decides nothing now")));
-        }
-        let failure = Failure::new(FailureKind::HealthCheckError, "health validation", reason)
-            .hint(format!("see `fleetwright servers logs {id}`"))
-            .output(output.iter().map(String::as_str))
-            .at(&id.host, &id.server);
-        self.tell(id, "unhealthy", &StepReport::Failed(failure.clone()), effects);
-        let next = StepState::Failed { failure: failure.clone() };
-        self.settle(id, &next, effects);
-        self.set(id, next, effects);
-        self.fail(failure, now, effects);
-        Ok(())
-    }
-
-    /// Whether it still goes towards the plan.
-    fn is_forward(&self) -> bool {
-        !matches!(
-            self.phase,
-            Phase::RollingBack { .. }
-                | Phase::Finished { .. }
-                | Phase::Stopping { .. }
-                | Phase::AwaitingOperator { .. }
-        )
-    }
-
-    /// Remembers what the instance runs once a step has come to rest.
-    fn settle(&self, id: &InstanceId, next: &StepState, effects: &mut Effects) {
-        let step = &self.steps[id];
-        let planned = || self.planned_release(id).cloned().map(Box::new);
-        let (release, trouble) = match next {
-            StepState::Confirmed { .. } => (planned(), None),
-            StepState::Restored => (step.before.clone(), None),
-            StepState::Stuck { failure } => (step.before.clone().or_else(planned), Some(failure.clone())),
-            StepState::Failed { failure } if !self.options.rollback => (planned(), Some(failure.clone())),
-            _ => return,
-        };
-        effects.actions.push(Action::Settled { instance: id.clone(), release, trouble });
-    }
-
-    fn tell(&self, id: &InstanceId, what: &str, report: &StepReport, effects: &mut Effects) {
-        let (message, failure) = match report {
-            StepReport::Staged => ("the new release is ready beside the running one".to_owned(), None),
-            StepReport::Switched => ("started; waiting for its checks".to_owned(), None),
-            StepReport::Verified => ("healthy; confirming".to_owned(), None),
-            StepReport::Confirmed => ("confirmed".to_owned(), None),
-            StepReport::Tested => ("integration test passed".to_owned(), None),
-            StepReport::Cleaned => ("pruned".to_owned(), None),
-            StepReport::Restored(RestoreCause::Commanded) => ("put back".to_owned(), None),
-            StepReport::Restored(RestoreCause::NotConfirmed) => {
-                ("not confirmed in time; put itself back".to_owned(), None)
-            }
-            StepReport::Failed(failure) | StepReport::TestFailed(failure) => (failure.message.clone(), Some(failure)),
-            StepReport::Stuck(failure) => (format!("could not be put back: {}", failure.message), Some(failure)),
-        };
-        let mut note = self.note(Some(id), what, message);
-        note.failure = failure.map(|failure| failure.clone().at(&id.host, &id.server));
-        effects.notes.push(note);
     }
 }

@@ -4,10 +4,14 @@ use proptest::prelude::*;
 use strum::IntoEnumIterator;
 
 use super::*;
-use crate::ids::{Generation, ServerName};
-use crate::instance::{RestoreCause, StepReportDiscriminants};
-use crate::plan::{Group, PlannedStep, RollbackPolicy, RollbackStrategy, Rollout};
-use crate::release::{Endpoint, Package, Release, RestartPolicy, Run, Transport};
+use crate::health::HealthStatus;
+use crate::ids::{Generation, ReleaseId, ServerName};
+use crate::instance::{RestoreCause, StepReport, StepReportDiscriminants};
+use crate::plan::{
+    Group, OnFailure, Pace, PauseAt, PausePoint, PlannedStep, RollbackPolicy, RollbackStrategy, Rollout,
+};
+use crate::release::{Endpoint, Package, RestartPolicy, Run, Transport};
+use crate::time::Length;
 
 fn release(server: &ServerName, version: u32) -> Release {
     Release {
@@ -35,6 +39,10 @@ fn at(ms: i64) -> Timestamp {
     Timestamp::from_unix_ms(ms)
 }
 
+fn rollback() -> DeploymentEvent {
+    DeploymentEvent::RollbackRequested { by: "op".to_owned(), strategy: None, only: BTreeSet::new() }
+}
+
 fn failure() -> Failure {
     Failure::new(FailureKind::DeploymentError, "test", "it failed")
 }
@@ -43,6 +51,7 @@ fn failure() -> Failure {
 #[derive(Clone, Debug)]
 struct Shape {
     groups: Vec<Vec<usize>>,
+    pace: Pace,
     rollout: Rollout,
     strategy: RollbackStrategy,
     rollback: bool,
@@ -53,6 +62,7 @@ impl Shape {
     fn of(groups: &[&[usize]]) -> Self {
         Self {
             groups: groups.iter().map(|group| group.to_vec()).collect(),
+            pace: Pace { bake: Length::from_secs(10), ..Pace::default() },
             rollout: Rollout { bake: Length::from_secs(10), ..Rollout::default() },
             strategy: RollbackStrategy::Graceful,
             rollback: true,
@@ -92,6 +102,7 @@ impl Shape {
             manifest: "test".parse().expect("name"),
             environment: "test".parse().expect("name"),
             parent: Generation(0),
+            paces: groups.iter().flat_map(|group| group.servers.iter().map(|s| (s.clone(), self.pace))).collect(),
             groups,
             skipped: Vec::new(),
             rollout: self.rollout.clone(),
@@ -124,6 +135,7 @@ impl Driver {
         let result = self.live.apply(event.clone(), at(self.now));
         match &result {
             Ok(effects) => {
+                self.check_orders(&before, effects);
                 self.journal.push((at(self.now), serde_json::to_string(&event).expect("JSON")));
                 for action in &effects.actions {
                     if let Action::Settled { instance, release, .. } = action {
@@ -138,7 +150,8 @@ impl Driver {
     }
 
     fn report(&mut self, instance: &InstanceId, report: StepReport) -> Result<Effects, IllegalEvent> {
-        self.apply(DeploymentEvent::StepReported { instance: instance.clone(), attempt: 1, report })
+        let attempt = self.live.steps()[instance].attempt;
+        self.apply(DeploymentEvent::StepReported { instance: instance.clone(), attempt, report })
     }
 
     /// Answers an outstanding order well.
@@ -147,7 +160,8 @@ impl Driver {
             Order::Stage { .. } => vec![StepReport::Staged],
             Order::Switch { .. } => vec![StepReport::Switched, StepReport::Verified],
             Order::Confirm => vec![StepReport::Confirmed],
-            Order::Restore => vec![StepReport::Restored(RestoreCause::Commanded)],
+            Order::Restore { .. } => vec![StepReport::Restored(RestoreCause::Commanded)],
+            Order::Resolve => vec![StepReport::Restored(RestoreCause::ByHand)],
             Order::Test => vec![StepReport::Tested],
             Order::Clean => vec![StepReport::Cleaned],
         };
@@ -176,7 +190,14 @@ impl Driver {
             self.now += 1;
             match self.outstanding().first().cloned() {
                 Some((instance, order)) => self.answer(&instance, &order),
-                None => self.wait(),
+                None if self.live.deadline().is_some() => self.wait(),
+                None if matches!(self.live.phase(), Phase::AwaitingOperator { .. }) => {
+                    self.apply(rollback()).expect("a person decides");
+                }
+                None => {
+                    let by = format!("approver-{}", self.now);
+                    self.apply(DeploymentEvent::Approved { by }).expect("a person approves");
+                }
             }
         }
         panic!("it does not end: {:?}", self.live.waiting());
@@ -184,37 +205,60 @@ impl Driver {
 
     /// What must hold after every event.
     fn check_invariants(&self) {
-        let rollout = &self.live.plan().rollout;
         let steps = self.live.steps();
         let mut per_server: BTreeMap<&ServerName, usize> = BTreeMap::new();
         for (id, step) in steps {
-            *per_server.entry(&id.server).or_default() += usize::from(step.state.is_in_motion());
+            *per_server.entry(&id.server).or_default() += usize::from(step.state.is_switching());
         }
         for (server, in_motion) in per_server {
-            assert!(in_motion <= rollout.max_unavailable as usize, "{in_motion} instances of {server} are in motion");
-        }
-        if let Phase::ServerDeployment { group } = self.live.phase() {
-            for (id, step) in steps {
-                let earlier_is_done = step.group >= *group || step.state.is_confirmed();
-                assert!(earlier_is_done, "{id} of an earlier group is {}", step.state.name());
-                let later_waits = step.group <= *group || matches!(step.state, StepState::Staged);
-                assert!(later_waits, "{id} of a later group is {}", step.state.name());
-            }
+            let most = self.live.plan().pace(server).max_unavailable as usize;
+            assert!(in_motion <= most, "{in_motion} instances of {server} are in motion");
         }
         if let Some(outcome) = self.live.outcome() {
             for (id, step) in steps {
+                let back = matches!(step.state, StepState::Restored | StepState::Untouched | StepState::LeftOut { .. });
+                let stuck = matches!(step.state, StepState::Stuck { .. } | StepState::Resolving { .. });
                 let fits = match outcome {
                     Outcome::Succeeded => matches!(step.state, StepState::Done),
-                    Outcome::RolledBack => matches!(step.state, StepState::Restored | StepState::Untouched),
+                    Outcome::PartlySucceeded | Outcome::Cancelled => step.state.is_confirmed() || back,
+                    Outcome::RolledBack => back,
                     Outcome::PartlyRolledBack | Outcome::Stuck => {
-                        matches!(step.state, StepState::Restored | StepState::Untouched | StepState::Stuck { .. })
+                        // With rollback off, what has failed stays as it is, to be looked at.
+                        step.state.is_confirmed() || back || stuck || !self.live.options().rollback
                     }
                     Outcome::Failed => !step.state.is_in_motion(),
                 };
                 assert!(fits, "{outcome:?}, but {id} is {}", step.state.name());
             }
         } else {
-            assert!(self.live.deadline().is_some() || matches!(self.live.phase(), Phase::AwaitingOperator { .. }));
+            let waits_for_people =
+                self.live.waiting().iter().any(|w| w.kind == WaitKind::Person || w.kind == WaitKind::Approval);
+            assert!(self.live.deadline().is_some() || waits_for_people, "{:?}", self.live);
+        }
+        assert!(self.live.outcome().is_some() || !self.live.moves().is_empty(), "nobody can do anything");
+    }
+
+    /// What must hold about the orders that an event led to.
+    fn check_orders(&self, before: &Deployment, effects: &Effects) {
+        for action in &effects.actions {
+            let Action::Send { instance, order, .. } = action else { continue };
+            assert!(
+                before.holds_by_people().is_empty()
+                    || self.live.holds_by_people().is_empty()
+                    || matches!(order, Order::Confirm | Order::Restore { .. } | Order::Resolve),
+                "{order:?} although held"
+            );
+            if matches!(order, Order::Switch { .. }) {
+                let group = self.live.steps()[instance].group;
+                for (id, step) in self.live.steps().iter().filter(|(_, step)| step.group < group) {
+                    let passed = step.state.is_confirmed() || matches!(step.state, StepState::LeftOut { .. });
+                    assert!(passed, "{instance} is switched, but {id} before it is {}", step.state.name());
+                }
+                assert!(!self.live.unreachable().contains(&instance.host), "{instance} cannot be reached");
+                let unavailable = self.live.unavailable(&instance.server);
+                let most = self.live.plan().pace(&instance.server).max_unavailable as usize;
+                assert!(unavailable <= most, "{unavailable} instances of {} are out of service", instance.server);
+            }
         }
     }
 
@@ -259,8 +303,8 @@ fn nothing_is_switched_before_every_host_is_ready() {
 #[test]
 fn a_canary_must_stay_healthy_for_the_bake_before_the_others_follow() {
     let mut shape = Shape::of(&[&[3]]);
-    shape.rollout.canary = 1;
-    shape.rollout.max_unavailable = 3;
+    shape.pace.canary = 1;
+    shape.pace.max_unavailable = 3;
     let mut driver = Driver::start(&shape);
     for (id, order) in driver.outstanding() {
         driver.answer(&id, &order);
@@ -282,7 +326,7 @@ fn a_failure_while_hosts_get_ready_touches_nothing() {
     let mut driver = Driver::start(&Shape::of(&[&[1], &[1]]));
     driver.report(&instance("s0-0@h0"), StepReport::Staged).expect("staged");
     driver.report(&instance("s1-0@h0"), StepReport::Failed(failure())).expect("failed");
-    assert_eq!(driver.outstanding(), [(instance("s0-0@h0"), Order::Restore)]);
+    assert_eq!(driver.outstanding(), [(instance("s0-0@h0"), Order::Restore { drain: true })]);
     assert_eq!(driver.finish(), Outcome::RolledBack);
     assert_eq!(driver.settled, BTreeMap::new(), "something that runs was touched");
 }
@@ -296,8 +340,8 @@ fn graceful_rollback_goes_back_in_reverse_order_one_group_after_the_other() {
     }
     driver.report(&instance("s2-0@h0"), StepReport::Failed(failure())).expect("failed");
     for expected in ["s2-0@h0", "s1-0@h0", "s0-0@h0"] {
-        assert_eq!(driver.outstanding(), [(instance(expected), Order::Restore)]);
-        driver.answer(&instance(expected), &Order::Restore);
+        assert_eq!(driver.outstanding(), [(instance(expected), Order::Restore { drain: true })]);
+        driver.answer(&instance(expected), &Order::Restore { drain: true });
     }
     assert_eq!(driver.live.outcome(), Some(Outcome::RolledBack));
     assert!(driver.settled.iter().all(|(id, settled)| *settled == Some(release(&id.server, 1).id())));
@@ -312,6 +356,7 @@ fn a_server_that_becomes_unhealthy_during_the_bake_undoes_everything() {
     }
     let unhealthy = DeploymentEvent::HealthChanged {
         instance: instance("s0-0@h0"),
+        was: HealthStatus::Healthy,
         status: HealthStatus::Unhealthy,
         reason: "check `tools`: no answer".to_owned(),
         output: vec!["about to crash".to_owned()],
@@ -374,7 +419,7 @@ fn the_manual_strategy_moves_nothing_until_a_person_says_so() {
     driver.report(&instance("s0-0@h0"), StepReport::Failed(failure())).expect("failed");
     assert_eq!(driver.outstanding(), []);
     assert!(driver.live.deadline().is_none(), "waiting for a person has no end");
-    driver.apply(DeploymentEvent::RollbackRequested { by: "op".to_owned() }).expect("asked");
+    driver.apply(rollback()).expect("asked");
     assert_eq!(driver.finish(), Outcome::RolledBack);
 }
 
@@ -394,13 +439,82 @@ fn whole_life() -> (InstanceId, Vec<Deployment>) {
         driver.report(&id, report).expect("legal");
     }
     states.push(driver.live.clone());
-    driver.apply(DeploymentEvent::RollbackRequested { by: "op".to_owned() }).expect("legal");
+    driver.apply(rollback()).expect("legal");
     states.push(driver.live.clone());
     driver.report(&id, StepReport::Stuck(failure())).expect("legal");
     states.push(driver.live.clone());
     driver.report(&id, StepReport::Restored(RestoreCause::Commanded)).expect("legal");
     states.push(driver.live.clone());
+    states.extend(other_lives(&id));
     (id, states)
+}
+
+/// States that only some deployments come to: tried again, held, waiting for approval or for a decision, stopping.
+fn other_lives(id: &InstanceId) -> Vec<Deployment> {
+    let mut states = Vec::new();
+    let mut shape = Shape::of(&[&[1]]);
+    shape.rollout.on_failure = OnFailure::Pause;
+    let point = PausePoint { at: PauseAt::BeforeGroup(0), approvals: 1, timeout: None, on_timeout: OnTimeout::Reject };
+    shape.rollout.pauses = vec![point];
+    let mut driver = Driver::start(&shape);
+    let transient = || Failure::new(FailureKind::NetworkError, "test", "no route");
+    driver.report(id, StepReport::Failed(transient())).expect("legal");
+    states.push(driver.live.clone());
+    driver.wait();
+    driver.report(id, StepReport::Staged).expect("legal");
+    states.push(driver.live.clone());
+    driver.apply(sample(DeploymentEventDiscriminants::Held, id).expect("an event")).expect("legal");
+    states.push(driver.live.clone());
+    driver.apply(DeploymentEvent::Released { kind: HoldKind::Pause, by: "op".to_owned() }).expect("legal");
+    driver.apply(DeploymentEvent::Approved { by: "op".to_owned() }).expect("legal");
+    driver.report(id, StepReport::Failed(transient())).expect("legal");
+    states.push(driver.live.clone());
+    driver.report(id, StepReport::Restored(RestoreCause::Commanded)).expect("legal");
+    driver.wait();
+    driver.report(id, StepReport::Staged).expect("legal");
+    driver.report(id, StepReport::Failed(failure())).expect("legal");
+    states.push(driver.live.clone());
+    let mut cancelled = driver.live.clone();
+    cancelled.apply(DeploymentEvent::Cancelled { by: "op".to_owned() }, at(driver.now)).expect("legal");
+    states.push(cancelled);
+    states
+}
+
+/// An event of each kind about an instance.
+fn sample(kind: DeploymentEventDiscriminants, id: &InstanceId) -> Option<DeploymentEvent> {
+    use DeploymentEventDiscriminants as Kind;
+    let (by, host, instances) = ("op".to_owned(), id.host.clone(), BTreeSet::new());
+    Some(match kind {
+        Kind::Started => DeploymentEvent::Started,
+        Kind::StepReported => return None,
+        Kind::OrderRefused => DeploymentEvent::OrderRefused {
+            instance: id.clone(),
+            attempt: 1,
+            order: OrderName::Restore,
+            failure: failure(),
+        },
+        Kind::HealthChanged => DeploymentEvent::HealthChanged {
+            instance: id.clone(),
+            was: HealthStatus::Healthy,
+            status: HealthStatus::Unhealthy,
+            reason: "it failed".to_owned(),
+            output: Vec::new(),
+        },
+        Kind::HostConnected => DeploymentEvent::HostConnected { host },
+        Kind::HostDisconnected => DeploymentEvent::HostDisconnected { host },
+        Kind::Held => {
+            DeploymentEvent::Held(Hold { kind: HoldKind::Pause, by, reason: String::new(), since: at(20_000) })
+        }
+        Kind::Released => DeploymentEvent::Released { kind: HoldKind::Pause, by },
+        Kind::Approved => DeploymentEvent::Approved { by },
+        Kind::Rejected => DeploymentEvent::Rejected { by, reason: "no".to_owned() },
+        Kind::Cancelled => DeploymentEvent::Cancelled { by },
+        Kind::RetryRequested => DeploymentEvent::RetryRequested { instances, by },
+        Kind::SkipRequested => DeploymentEvent::SkipRequested { instances, by },
+        Kind::ResolveRequested => DeploymentEvent::ResolveRequested { instances, by },
+        Kind::RollbackRequested => rollback(),
+        Kind::DeadlinePassed => DeploymentEvent::DeadlinePassed,
+    })
 }
 
 #[test]
@@ -410,24 +524,8 @@ fn every_event_in_every_phase_is_either_taken_or_refused_without_a_change() {
     let mut table = String::new();
     for before in std::iter::once(&fresh).chain(&states) {
         for kind in DeploymentEventDiscriminants::iter() {
-            let host = id.host.clone();
-            let event = match kind {
-                DeploymentEventDiscriminants::Started => DeploymentEvent::Started,
-                // Reports have a table of their own.
-                DeploymentEventDiscriminants::StepReported => continue,
-                DeploymentEventDiscriminants::HealthChanged => DeploymentEvent::HealthChanged {
-                    instance: id.clone(),
-                    status: HealthStatus::Unhealthy,
-                    reason: "it failed".to_owned(),
-                    output: Vec::new(),
-                },
-                DeploymentEventDiscriminants::HostConnected => DeploymentEvent::HostConnected { host },
-                DeploymentEventDiscriminants::HostDisconnected => DeploymentEvent::HostDisconnected { host },
-                DeploymentEventDiscriminants::RollbackRequested => {
-                    DeploymentEvent::RollbackRequested { by: "op".to_owned() }
-                }
-                DeploymentEventDiscriminants::DeadlinePassed => DeploymentEvent::DeadlinePassed,
-            };
+            // Reports have a table of their own.
+            let Some(event) = sample(kind, &id) else { continue };
             let mut after = before.clone();
             let (phase, step): (&str, &str) =
                 (PhaseName::from(before.phase()).into(), before.steps()[&id].state.name());
@@ -462,7 +560,8 @@ fn every_report_in_every_state_is_either_taken_or_refused_without_a_change() {
     for before in states {
         for kind in StepReportDiscriminants::iter() {
             let mut after = before.clone();
-            let event = DeploymentEvent::StepReported { instance: id.clone(), attempt: 1, report: reports(kind) };
+            let attempt = before.steps()[&id].attempt;
+            let event = DeploymentEvent::StepReported { instance: id.clone(), attempt, report: reports(kind) };
             let (from, by): (&str, &str) = (before.steps()[&id].state.name(), kind.into());
             match after.apply(event, at(20_000)) {
                 Ok(_) => {
@@ -485,20 +584,36 @@ fn any_shape() -> impl Strategy<Value = Shape> {
         RollbackStrategy::Manual,
     ];
     let groups = prop::collection::vec(prop::collection::vec(1_usize..5, 1..4), 1..4);
-    (groups, 0_u32..3, 1_u32..3, 1_u32..5, prop::sample::select(strategies), prop::bool::weighted(0.8), any::<bool>())
-        .prop_map(|(groups, canary, max_unavailable, max_parallel, strategy, rollback, update)| Shape {
-            groups,
-            rollout: Rollout {
-                canary,
-                max_unavailable,
-                max_parallel,
-                bake: Length::from_secs(10),
-                ..Rollout::default()
-            },
-            strategy,
-            rollback,
-            update,
-        })
+    let pace = (0_u32..3, 0_u32..3, 1_u32..3);
+    let on_failure = prop::sample::select(vec![OnFailure::Rollback, OnFailure::Pause, OnFailure::Continue]);
+    let point = (0_usize..6, 0_u32..3, any::<bool>(), any::<bool>());
+    let pauses = prop::collection::vec(point, 0..2);
+    let rollout = (1_u32..5, 0_u32..3, on_failure, pauses);
+    let strategy = prop::sample::select(strategies);
+    (groups, pace, rollout, strategy, prop::bool::weighted(0.8), any::<bool>()).prop_map(
+        |(groups, (canary, batch, max_unavailable), rollout, strategy, rollback, update)| {
+            let (max_parallel, failure_threshold, on_failure, pauses) = rollout;
+            let bake = Length::from_secs(10);
+            let pauses = pauses.into_iter().map(|(where_, approvals, timed, approve)| PausePoint {
+                at: match where_ % 2 {
+                    0 => PauseAt::BeforeGroup((where_ / 2).min(groups.len() - 1)),
+                    _ => PauseAt::AfterCanary("s0-0".parse().expect("name")),
+                },
+                approvals,
+                timeout: (timed || approvals == 0).then(|| Length::from_secs(60)),
+                on_timeout: if approve { OnTimeout::Approve } else { OnTimeout::Reject },
+            });
+            let pauses = pauses.collect();
+            Shape {
+                pace: Pace { canary, batch, max_unavailable, bake, ..Pace::default() },
+                rollout: Rollout { max_parallel, bake, failure_threshold, on_failure, pauses, ..Rollout::default() },
+                groups,
+                strategy,
+                rollback,
+                update,
+            }
+        },
+    )
 }
 
 proptest! {
@@ -514,26 +629,42 @@ proptest! {
             let outstanding = driver.outstanding();
             let chosen = (!outstanding.is_empty()).then(|| outstanding[usize::from(which) % outstanding.len()].clone());
             let host: HostName = format!("h{}", which % 4).parse().expect("name");
-            match (what % 16, chosen) {
-                (0..=8, Some((id, order))) => driver.answer(&id, &order),
-                (9, Some((id, Order::Test))) => drop(driver.report(&id, StepReport::TestFailed(failure()))),
-                (9, Some((id, Order::Restore))) => drop(driver.report(&id, StepReport::Stuck(failure()))),
-                (9, Some((id, _))) => drop(driver.report(&id, StepReport::Failed(failure()))),
-                (10, _) => drop(driver.apply(DeploymentEvent::HostDisconnected { host })),
-                (11, _) => drop(driver.apply(DeploymentEvent::HostConnected { host })),
-                (12, Some((id, _))) => drop(driver.report(&id, StepReport::Restored(RestoreCause::NotConfirmed))),
-                (13, _) if which < 20 => drop(driver.apply(DeploymentEvent::RollbackRequested { by: "op".to_owned() })),
-                (14, _) if driver.live.deadline().is_some() => driver.wait(),
+            let by = format!("op{}", which % 3);
+            let hold = |kind| Hold { kind, by: "op".to_owned(), reason: String::new(), since: at(driver.now) };
+            let transient = || Failure::new(FailureKind::NetworkError, "test", "no route");
+            match (what % 28, chosen) {
+                (0..=13, Some((id, order))) => driver.answer(&id, &order),
+                (14, Some((id, Order::Test))) => drop(driver.report(&id, StepReport::TestFailed(failure()))),
+                (14, Some((id, Order::Restore { .. }))) => drop(driver.report(&id, StepReport::Stuck(failure()))),
+                (14, Some((id, _))) => drop(driver.report(&id, StepReport::Failed(failure()))),
+                (15, _) => drop(driver.apply(DeploymentEvent::HostDisconnected { host })),
+                (16, _) => drop(driver.apply(DeploymentEvent::HostConnected { host })),
+                (17, Some((id, _))) => drop(driver.report(&id, StepReport::Restored(RestoreCause::NotConfirmed))),
+                (18, _) if which < 20 => drop(driver.apply(rollback())),
+                (19, _) if driver.live.deadline().is_some() => driver.wait(),
+                (20, Some((id, _))) => drop(driver.report(&id, StepReport::Failed(transient()))),
+                (21, _) if which < 60 => drop(driver.apply(DeploymentEvent::Held(hold(HoldKind::Pause)))),
+                (21, _) if which < 90 => drop(driver.apply(DeploymentEvent::Held(hold(HoldKind::Halt)))),
+                (21, _) => drop(driver.apply(DeploymentEvent::Released { kind: HoldKind::Pause, by })),
+                (22, _) => drop(driver.apply(DeploymentEvent::Released { kind: HoldKind::Halt, by })),
+                (23, _) => drop(driver.apply(DeploymentEvent::Approved { by })),
+                (24, _) if which < 20 => drop(driver.apply(DeploymentEvent::Cancelled { by })),
+                (24, _) if which < 40 => {
+                    drop(driver.apply(DeploymentEvent::Rejected { by, reason: "no".to_owned() }));
+                }
+                (25, _) => drop(driver.apply(DeploymentEvent::RetryRequested { instances: BTreeSet::new(), by })),
+                (26, _) => drop(driver.apply(DeploymentEvent::SkipRequested { instances: BTreeSet::new(), by })),
+                (27, _) => drop(driver.apply(DeploymentEvent::ResolveRequested { instances: BTreeSet::new(), by })),
                 _ => {}
             }
         }
         driver.check_fold();
-        // Faults end: hosts come back, a person decides, everything answers.
+        // Faults end: hosts come back, holds end, a person decides, everything answers.
         for n in 0..4 {
             drop(driver.apply(DeploymentEvent::HostConnected { host: format!("h{n}").parse().expect("name") }));
         }
-        if matches!(driver.live.phase(), Phase::AwaitingOperator { .. }) {
-            driver.apply(DeploymentEvent::RollbackRequested { by: "op".to_owned() }).expect("a person decides");
+        for kind in [HoldKind::Pause, HoldKind::Halt] {
+            drop(driver.apply(DeploymentEvent::Released { kind, by: "op".to_owned() }));
         }
         driver.finish();
         driver.check_fold();

@@ -48,7 +48,8 @@ fn event(kind: InstanceEventDiscriminants) -> InstanceEvent {
         Kind::BecameHealthy => InstanceEvent::BecameHealthy { key },
         Kind::BecameUnhealthy => InstanceEvent::BecameUnhealthy { key, failure: failure() },
         Kind::ConfirmRequested => InstanceEvent::ConfirmRequested { key },
-        Kind::RestoreRequested => InstanceEvent::RestoreRequested { key },
+        Kind::RestoreRequested => InstanceEvent::RestoreRequested { key, drain: true },
+        Kind::ResolveRequested => InstanceEvent::ResolveRequested { key },
         Kind::RestoreSucceeded => InstanceEvent::RestoreSucceeded { key },
         Kind::RestoreFailed => InstanceEvent::RestoreFailed { key, failure: failure() },
         Kind::DeadlinePassed => InstanceEvent::DeadlinePassed,
@@ -157,7 +158,7 @@ fn a_confirmed_switch_can_be_undone_until_another_deployment_has_changed_the_ins
     let mut instance = in_state(InstanceStateDiscriminants::Verified);
     instance.apply(InstanceEvent::ConfirmRequested { key: key() }, now()).expect("confirm");
     let mut undone = instance.clone();
-    undone.apply(InstanceEvent::RestoreRequested { key: key() }, now()).expect("restore");
+    undone.apply(InstanceEvent::RestoreRequested { key: key(), drain: true }, now()).expect("restore");
     undone.apply(InstanceEvent::RestoreSucceeded { key: key() }, now()).expect("restored");
     assert_eq!(undone.current(), Some(&old()));
 
@@ -175,7 +176,8 @@ fn a_confirmed_switch_can_be_undone_until_another_deployment_has_changed_the_ins
     ] {
         instance.apply(event, now()).expect("legal");
     }
-    let refused = instance.apply(InstanceEvent::RestoreRequested { key: key() }, now()).expect_err("too late");
+    let refused =
+        instance.apply(InstanceEvent::RestoreRequested { key: key(), drain: true }, now()).expect_err("too late");
     assert!(refused.to_string().contains("d2-bbbbbbbb has changed it since"), "{refused}");
 }
 
@@ -189,26 +191,27 @@ fn a_failed_deployment_that_was_put_back_keeps_the_one_before_undoable() {
         InstanceEvent::StageSucceeded { key: second.clone() },
         InstanceEvent::SwitchRequested { key: second.clone(), spec: SwitchSpec { target: Some(old()), ..spec() } },
         InstanceEvent::SnapshotSucceeded { key: second.clone() },
-        InstanceEvent::RestoreRequested { key: second.clone() },
+        InstanceEvent::RestoreRequested { key: second.clone(), drain: true },
         InstanceEvent::RestoreSucceeded { key: second },
     ];
     for event in events {
         instance.apply(event, now()).expect("legal");
     }
-    let actions = instance.apply(InstanceEvent::RestoreRequested { key: key() }, now()).expect("undo the first");
+    let actions =
+        instance.apply(InstanceEvent::RestoreRequested { key: key(), drain: true }, now()).expect("undo the first");
     assert!(matches!(actions[..], [InstanceAction::Restore { .. }]), "{actions:?}");
 }
 
 #[test]
 fn what_was_staged_and_not_used_is_discarded_but_never_the_release_that_runs() {
     let mut staged = in_state(InstanceStateDiscriminants::Staged);
-    let actions = staged.apply(InstanceEvent::RestoreRequested { key: key() }, now()).expect("restore");
+    let actions = staged.apply(InstanceEvent::RestoreRequested { key: key(), drain: true }, now()).expect("restore");
     assert!(actions.contains(&InstanceAction::Discard { release: new() }));
     let mut again = in_state(InstanceStateDiscriminants::Idle);
     for event in [
         InstanceEvent::StageRequested { key: key(), release: old() },
         InstanceEvent::StageSucceeded { key: key() },
-        InstanceEvent::RestoreRequested { key: key() },
+        InstanceEvent::RestoreRequested { key: key(), drain: true },
     ] {
         let actions = again.apply(event, now()).expect("legal");
         assert!(!actions.contains(&InstanceAction::Discard { release: old() }));

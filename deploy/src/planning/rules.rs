@@ -1,9 +1,10 @@
 //! The rules of an environment, and what every configuration must satisfy. A broken one stops the plan.
 
-use super::{Configuration, definition};
+use super::{Configuration, definition, policies};
 use crate::config::{Problem, Problems, Server, Source};
 use crate::health::Severity;
-use crate::plan::{RollbackPolicy, Rollout};
+use crate::ids::ServerName;
+use crate::plan::{Pace, RollbackPolicy, Rollout};
 use crate::release::Transport;
 
 /// Checks everything that can be said without rendering.
@@ -14,11 +15,21 @@ pub(super) fn check(
 ) -> Result<(), Problems> {
     let (source, manifest) = &configuration.manifest;
     let mut problems = Vec::new();
-    if rollout.max_unavailable == 0 || rollout.max_parallel == 0 {
+    let paces: Vec<(&ServerName, Pace)> = manifest
+        .servers
+        .iter()
+        .map(|entry| (&entry.server.value, policies::pace(configuration, &entry.server.value, 1)))
+        .collect();
+    if rollout.max_parallel == 0 || paces.iter().any(|(_, pace)| pace.max_unavailable == 0) {
         let problem = Problem::in_file(source, "`max_unavailable` and `max_parallel` must be at least 1");
         problems.push(problem.hint("with 0, nothing could ever be deployed"));
     }
-    environment_rules(configuration, rollout, rollback, &mut problems);
+    if rollout.retry.attempts == 0 || rollout.retry.kinds.values().any(|attempts| *attempts == 0) {
+        let problem = Problem::in_file(source, "`retry.attempts` must be at least 1");
+        problems.push(problem.hint("1 means that nothing is tried again"));
+    }
+    problems.extend(policies::pause_problems(configuration));
+    environment_rules(configuration, &paces, rollback, &mut problems);
     for entry in &manifest.servers {
         match definition(configuration, &entry.server) {
             Ok((source, server)) => server_rules(configuration, source, server, &mut problems),
@@ -30,7 +41,7 @@ pub(super) fn check(
 
 fn environment_rules(
     configuration: &Configuration,
-    rollout: &Rollout,
+    paces: &[(&ServerName, Pace)],
     rollback: &RollbackPolicy,
     problems: &mut Vec<Problem>,
 ) {
@@ -44,14 +55,22 @@ fn environment_rules(
     if rules.rollback && !rollback.enabled {
         broken("rollback", "rollback is off".to_owned());
     }
-    if rules.canary && rollout.canary == 0 {
+    let several = paces.len() > 1;
+    let of = |server: &ServerName| if several { format!(" for {server}") } else { String::new() };
+    if rules.canary && paces.iter().all(|(_, pace)| pace.canary == 0) {
         broken("canary", "no canary goes first".to_owned());
+    } else if rules.canary {
+        for (server, _) in paces.iter().filter(|(_, pace)| pace.canary == 0) {
+            broken("canary", format!("no canary goes first{}", of(server)));
+        }
     }
-    if let Some(max) = rules.max_unavailable_max.filter(|max| rollout.max_unavailable > *max) {
-        broken(
-            "max_unavailable_max",
-            format!("max_unavailable is {}, at most {max} is allowed", rollout.max_unavailable),
-        );
+    if let Some(max) = rules.max_unavailable_max {
+        let mut over = paces.iter().filter(|(_, pace)| pace.max_unavailable > max);
+        if let Some((server, pace)) = over.next() {
+            let of = if over.next().is_some() { String::new() } else { of(server) };
+            let message = format!("max_unavailable is {}{of}, at most {max} is allowed", pace.max_unavailable);
+            broken("max_unavailable_max", message);
+        }
     }
     if rules.real_secrets {
         for (secret, written) in &environment.secrets {

@@ -1,0 +1,119 @@
+//! What agents ask of the engine: to enrol, to connect, to be heard.
+
+use anyhow::Result;
+use fleetwright_certs::{Token, fingerprint};
+use fleetwright_deploy::deployment::Order;
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::fleet::FleetEvent;
+use fleetwright_deploy::host::HostView;
+use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
+use fleetwright_deploy::time::Length;
+use fleetwright_protocol::enrol::Credentials;
+use fleetwright_protocol::report::{CoordinatorReply, MetricsSample};
+
+use super::operators::failure_of;
+use super::{Authorities, Engine, Reply};
+use crate::clock;
+use crate::sessions::SessionHandle;
+
+/// How many samples of metrics are kept per host.
+const SAMPLES_KEPT: usize = 360;
+
+impl Engine {
+    pub(super) fn host_connected(
+        &mut self,
+        host: HostName,
+        view: HostView,
+        session: SessionHandle,
+        reply: Reply<CoordinatorReply>,
+    ) {
+        let connected = self.event(FleetEvent::HostConnected { host: host.clone(), view });
+        if connected.is_ok()
+            && let Some(older) = self.sessions.insert(host.clone(), session)
+        {
+            older.supersede();
+        }
+        self.acknowledge(reply, connected);
+        self.after_commit(move |engine, durable| {
+            if durable.is_ok() {
+                engine.send_missed(&host);
+            }
+        });
+    }
+
+    /// The host may have missed what was sent to it; what it did not miss, it will not do again.
+    fn send_missed(&self, host: &HostName) {
+        let missed: Vec<(DeploymentId, InstanceId, u32, Order)> = self
+            .fleet
+            .outstanding(host)
+            .map(|(deployment, id, attempt, order)| (deployment.id().clone(), id.clone(), attempt, order))
+            .collect();
+        let now = clock::now();
+        for (deployment, instance, attempt, order) in missed {
+            self.send(&deployment, &instance, attempt, &order, now);
+        }
+    }
+
+    pub(super) fn keep_sample(&mut self, host: HostName, sample: MetricsSample) {
+        let samples = self.samples.entry(host).or_default();
+        samples.push_back(sample);
+        if samples.len() > SAMPLES_KEPT {
+            samples.pop_front();
+        }
+    }
+
+    pub(super) fn issue_token(&mut self, host: HostName, lifetime: Length, reply: Reply<Result<Token, Failure>>) {
+        let issued = match Token::generate() {
+            Err(error) => Err(Failure::new(FailureKind::ResourceError, "token", error.to_string())),
+            Ok(token) => {
+                let not_after = clock::now().after(lifetime);
+                let token_sha256 = Token::sha256(token.reveal());
+                let issued = self.event(FleetEvent::TokenIssued { host, token_sha256, not_after });
+                issued.map(|()| token).map_err(failure_of)
+            }
+        };
+        self.answer(reply, issued);
+    }
+
+    /// A certificate for the host that the token was made for. The token is used up before the certificate is out.
+    pub(super) fn enrol(
+        &mut self,
+        token: &str,
+        request_der: &[u8],
+        reply: Reply<Result<Credentials, String>>,
+    ) -> Result<()> {
+        let Some(host) = self.fleet.token(&Token::sha256(token), clock::now()).cloned() else {
+            let _ = reply.send(Err("the token is not valid: it is unknown, expired or used up".to_owned()));
+            return Ok(());
+        };
+        let Authorities { authority, commands, operator, .. } = &self.authorities;
+        let certificate = match authority.issue_agent(host.as_str(), request_der, clock::now_unix_s()) {
+            Ok(certificate) => certificate,
+            Err(error) => {
+                let _ = reply.send(Err(error.to_string()));
+                return Ok(());
+            }
+        };
+        let credentials = Credentials {
+            fleet: self.fleet.name().clone(),
+            host: host.clone(),
+            certificate_pem: certificate.pem.clone(),
+            authority_pem: authority.certificate().pem.clone(),
+            command_keys: vec![commands.signer.public_pem()?],
+            intent_keys: vec![operator.public_pem()?],
+        };
+        let certificate_sha256 = fingerprint(&certificate.der);
+        let enrolled = self.event(FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256 });
+        if let Some(session) = self.sessions.remove(&host) {
+            session.revoke();
+        }
+        let enrolled = enrolled.map(|()| credentials).map_err(|refused| refused.to_string());
+        self.after_commit(move |_, durable| {
+            let _ = reply.send(
+                enrolled
+                    .and_then(|credentials| durable.map(|()| credentials).map_err(|failure| failure.message.clone())),
+            );
+        });
+        Ok(())
+    }
+}

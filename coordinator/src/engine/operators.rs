@@ -1,0 +1,126 @@
+//! What operators ask of the engine: to start, undo, hold and decide; and to read a server's output.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fleetwright_deploy::deployment::{DeploymentEvent, Options};
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::fleet::{FleetEvent, Refused};
+use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
+use fleetwright_deploy::plan::{Plan, RollbackStrategy};
+use fleetwright_protocol::command::CommandReply;
+use tokio::sync::oneshot;
+
+use super::{Engine, Reply};
+use crate::clock;
+use crate::commands::check_intents;
+use crate::sessions::Outbound;
+
+impl Engine {
+    pub(super) fn start(
+        &mut self,
+        plan: Box<Plan>,
+        options: Options,
+        intents: BTreeMap<HostName, String>,
+        reply: Reply<Result<DeploymentId, Failure>>,
+    ) {
+        let keys = &self.authorities.operator_keys;
+        let checked = self.fleet.may_start(&plan).map_err(|failure| *failure).and_then(|()| {
+            check_intents(&intents, &plan, plan.parent.next(), keys)
+                .map_err(|why| Failure::new(FailureKind::PermissionError, "pre_validation", why))
+        });
+        let started = checked.and_then(|()| {
+            let id = DeploymentId::new(plan.parent.next(), &plan.id());
+            let started = self.event(FleetEvent::DeploymentStarted { plan, options, intents });
+            started.map(|()| id).map_err(failure_of)
+        });
+        self.answer(reply, started);
+    }
+
+    pub(super) fn roll_back(
+        &mut self,
+        deployment: DeploymentId,
+        by: String,
+        strategy: Option<RollbackStrategy>,
+        only: BTreeSet<InstanceId>,
+        intents: BTreeMap<HostName, String>,
+        reply: Reply<Result<(), Failure>>,
+    ) {
+        let generation = self.fleet.generation().next();
+        let keys = &self.authorities.operator_keys;
+        let checked = match self.fleet.may_roll_back(&deployment, &only) {
+            Ok(found) => check_intents(&intents, found.plan(), generation, keys)
+                .map_err(|why| Failure::new(FailureKind::PermissionError, "rollback", why)),
+            Err(failure) => Err(*failure),
+        };
+        let rolled = checked.and_then(|()| {
+            self.event(FleetEvent::RollbackRequested { deployment, by, strategy, only, intents }).map_err(failure_of)
+        });
+        self.answer(reply, rolled);
+    }
+
+    /// What an operator decides. One that does not fit is answered with what would.
+    pub(super) fn control(
+        &mut self,
+        deployment: DeploymentId,
+        event: DeploymentEvent,
+        reply: Reply<Result<(), Failure>>,
+    ) {
+        let outcome = if self.fleet.deployment(&deployment).is_none() {
+            let failure = Failure::new(
+                FailureKind::ConfigurationError,
+                "control",
+                format!("there is no deployment {deployment}"),
+            );
+            Err(failure.hint("`fleetwright deploy list` shows all of them"))
+        } else {
+            let told = self.event(FleetEvent::Deployment { deployment: deployment.clone(), event });
+            told.map_err(|refused| {
+                let moves = self.fleet.deployment(&deployment).map(|found| found.moves()).unwrap_or_default();
+                let failure = failure_of(refused);
+                if moves.is_empty() { failure } else { failure.hint(format!("now you may: {}", moves.join(", "))) }
+            })
+        };
+        self.answer(reply, outcome);
+    }
+
+    pub(super) fn logs(&self, instance: &InstanceId, lines: u32, reply: Reply<Result<Vec<String>, Failure>>) {
+        let failed = |kind, message: String| Failure::new(kind, "logs", message).at(&instance.host, &instance.server);
+        if !self.fleet.hosts().contains_key(&instance.host) {
+            let failure = failed(FailureKind::ConfigurationError, format!("there is no host {}", instance.host));
+            let _ = reply.send(Err(failure.hint("`fleetwright hosts list` shows them")));
+            return;
+        }
+        let Some(session) = self.sessions.get(&instance.host) else {
+            let failure = failed(FailureKind::NetworkError, format!("{} is not connected", instance.host));
+            let _ = reply.send(Err(failure.hint("look at the agent on that host")));
+            return;
+        };
+        match self.authorities.commands.logs(&self.fleet, instance, lines, clock::now()) {
+            Err(failure) => {
+                let _ = reply.send(Err(failure));
+            }
+            Ok(envelope) => {
+                let (command_reply, answer) = oneshot::channel();
+                session.send(Outbound { envelope, reply: command_reply });
+                let lost = failed(FailureKind::NetworkError, format!("{} did not answer", instance.host));
+                tokio::spawn(async move {
+                    let _ = reply.send(match answer.await {
+                        Ok(CommandReply::Logs(lines)) => Ok(lines),
+                        Ok(CommandReply::Refused(failure)) => Err(failure),
+                        Ok(CommandReply::Accepted | CommandReply::Duplicate) | Err(_) => Err(lost),
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// What an operator is told about an event that was not taken.
+pub(super) fn failure_of(refused: Refused) -> Failure {
+    match refused {
+        Refused::Failure(failure) => *failure,
+        Refused::Deployment(_) | Refused::NoChange => {
+            Failure::new(FailureKind::DeploymentError, "request", refused.to_string())
+        }
+    }
+}

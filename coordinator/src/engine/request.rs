@@ -1,0 +1,116 @@
+//! What comes in to the engine, and how it is asked.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use fleetwright_certs::Token;
+use fleetwright_deploy::deployment::{DeploymentEvent, Options, OrderName};
+use fleetwright_deploy::failure::Failure;
+use fleetwright_deploy::fleet::{Fleet, FleetEvent};
+use fleetwright_deploy::health::HealthReport;
+use fleetwright_deploy::host::HostView;
+use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId, ReleaseId};
+use fleetwright_deploy::instance::StepReport;
+use fleetwright_deploy::plan::{Plan, RollbackStrategy};
+use fleetwright_deploy::release::SecretSource;
+use fleetwright_deploy::time::Length;
+use fleetwright_protocol::enrol::Credentials;
+use fleetwright_protocol::report::{CoordinatorReply, MetricsSample};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::journal::EventRecord;
+use crate::sessions::SessionHandle;
+
+pub(crate) type Reply<T> = oneshot::Sender<T>;
+/// The newest samples of each host's metrics, the oldest first.
+pub(crate) type Samples = BTreeMap<HostName, VecDeque<MetricsSample>>;
+/// A look at the fleet, its metrics and the number of the last entry.
+type Look = dyn FnOnce(&Fleet, &Samples, u64) + Send;
+
+/// What comes in.
+pub(crate) enum Request {
+    /// A host's agent said hello over a new connection.
+    HostConnected { host: HostName, view: HostView, session: SessionHandle, reply: Reply<CoordinatorReply> },
+    /// A connection is gone.
+    HostDisconnected { host: HostName, session: u64 },
+    /// An agent tells about a step.
+    StepReported {
+        instance: InstanceId,
+        deployment: DeploymentId,
+        attempt: u32,
+        report: StepReport,
+        reply: Reply<CoordinatorReply>,
+    },
+    /// An agent tells about health.
+    HealthReported {
+        instance: InstanceId,
+        release: ReleaseId,
+        report: HealthReport,
+        output: Vec<String>,
+        reply: Reply<CoordinatorReply>,
+    },
+    /// An agent's metrics.
+    Metrics { host: HostName, sample: MetricsSample },
+    /// An agent refused an order, or it could not be made.
+    OrderRefused { instance: InstanceId, deployment: DeploymentId, attempt: u32, order: OrderName, failure: Failure },
+    /// A token for a host.
+    IssueToken { host: HostName, lifetime: Length, reply: Reply<Result<Token, Failure>> },
+    /// A host wants to enrol.
+    Enrol { token: String, request_der: Vec<u8>, reply: Reply<Result<Credentials, String>> },
+    /// Start a deployment.
+    Start {
+        plan: Box<Plan>,
+        options: Options,
+        intents: BTreeMap<HostName, String>,
+        reply: Reply<Result<DeploymentId, Failure>>,
+    },
+    /// Undo a deployment.
+    RollBack {
+        deployment: DeploymentId,
+        by: String,
+        strategy: Option<RollbackStrategy>,
+        only: BTreeSet<InstanceId>,
+        intents: BTreeMap<HostName, String>,
+        reply: Reply<Result<(), Failure>>,
+    },
+    /// What an operator decides about a deployment.
+    Control { deployment: DeploymentId, event: Box<DeploymentEvent>, reply: Reply<Result<(), Failure>> },
+    /// Halt the whole fleet, or let it go on.
+    Halt { event: FleetEvent, reply: Reply<Result<(), Failure>> },
+    /// The last lines of a server's output.
+    Logs { instance: InstanceId, lines: u32, reply: Reply<Result<Vec<String>, Failure>> },
+    /// Digests of secrets.
+    Digests { sources: BTreeMap<String, SecretSource>, reply: Reply<BTreeMap<String, String>> },
+    /// What people are told about entries after a number.
+    Records { after: u64, limit: usize, reply: Reply<Vec<EventRecord>> },
+    /// Look at everything.
+    Look(Box<Look>),
+}
+
+/// What others need of the engine.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) records: broadcast::Sender<EventRecord>,
+}
+
+impl Handle {
+    /// Sends a request and waits for its answer; nothing when the engine has ended.
+    pub(crate) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Looks at the fleet.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Fleet, &Samples, u64) -> T + Send + 'static,
+    ) -> Option<T> {
+        self.ask(|reply| {
+            Request::Look(Box::new(move |fleet, samples, seq| {
+                let _ = reply.send(look(fleet, samples, seq));
+            }))
+        })
+        .await
+    }
+}

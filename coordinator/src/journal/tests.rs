@@ -1,0 +1,216 @@
+use rusqlite::{Connection, params};
+
+use super::*;
+
+fn name() -> FleetName {
+    "demo".parse().expect("name")
+}
+
+fn at(ms: u64) -> Timestamp {
+    Timestamp::from_unix_ms(i64::try_from(ms).expect("small"))
+}
+
+/// An event that any fleet takes.
+fn token(n: u64) -> FleetEvent {
+    FleetEvent::TokenIssued {
+        host: format!("h{n}").parse().expect("name"),
+        token_sha256: format!("{n:064x}"),
+        not_after: at(1_000_000_000),
+    }
+}
+
+/// Applies events and appends them in batches.
+fn fill(journal: &mut Journal<SqliteStore>, live: &mut Fleet, count: u64, batch: usize) {
+    let mut entries = Vec::new();
+    let first = journal.last();
+    for n in first + 1..=first + count {
+        let event = token(n);
+        let notes = live.apply(event.clone(), at(n)).expect("apply").notes;
+        entries.push(NewEntry { at: at(n), event, notes });
+    }
+    for chunk in entries.chunks(batch) {
+        journal.append(chunk).expect("append");
+    }
+}
+
+struct File {
+    folder: tempfile::TempDir,
+}
+
+impl File {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("folder") }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("journal.db")
+    }
+
+    fn open(&self) -> (Journal<SqliteStore>, Fleet, Opened) {
+        Journal::open(SqliteStore::open(&self.path()).expect("open"), name()).expect("fold")
+    }
+
+    /// A journal with so many entries, closed; gives what it folds to.
+    fn with(&self, count: u64) -> Fleet {
+        let (mut journal, mut live, _) = self.open();
+        fill(&mut journal, &mut live, count, 7);
+        live
+    }
+
+    fn sql(&self, sql: &str) {
+        Connection::open(self.path()).expect("open").execute(sql, params![]).expect("sql");
+    }
+}
+
+#[test]
+fn entries_are_there_after_opening_again_and_a_second_writer_is_noticed() {
+    let file = File::new();
+    let live = file.with(20);
+    let (mut journal, folded, opened) = file.open();
+    assert_eq!((folded, opened), (live, Opened { snapshot: 0, folded: 20, set_aside: 0 }));
+    let records = journal.records(18, 10).expect("records");
+    assert_eq!(records.iter().map(|record| record.seq).collect::<Vec<_>>(), [19, 20]);
+    assert_eq!(records[0].event_type, "token_issued");
+    let (mut other, _, _) = file.open();
+    let entry = || NewEntry { at: at(1), event: token(1), notes: Vec::new() };
+    journal.append(&[entry()]).expect("the first writer");
+    assert!(matches!(other.append(&[entry()]), Err(JournalError::Store(StoreError::Conflict(21)))));
+}
+
+#[test]
+fn what_was_not_wholly_written_at_the_end_is_set_aside_and_the_rest_goes_on() {
+    for damage in [
+        "UPDATE events SET event = substr(event, 1, 5) WHERE seq = 10",
+        "UPDATE events SET hash = x'00' WHERE seq = 10",
+        "UPDATE events SET at = 77 WHERE seq = 10",
+        "UPDATE events SET notes = 'x' WHERE seq IN (9, 10)",
+        "DELETE FROM events WHERE seq = 9",
+    ] {
+        let file = File::new();
+        file.with(10);
+        file.sql(damage);
+        let (mut journal, mut live, opened) = file.open();
+        assert!(opened.set_aside > 0, "{damage} was not noticed");
+        assert_eq!(opened.folded, journal.last());
+        assert!(journal.last() >= 8, "{damage}: more was lost than was torn");
+        fill(&mut journal, &mut live, 5, 2);
+        drop(journal);
+        assert_eq!(file.open().1, live);
+        let torn: u64 = Connection::open(file.path())
+            .expect("open")
+            .query_row("SELECT count(*) FROM torn", [], |row| row.get::<_, i64>(0))
+            .map(|count| u64::try_from(count).expect("count"))
+            .expect("count");
+        assert_eq!(torn, opened.set_aside, "what was set aside is kept");
+    }
+}
+
+#[test]
+fn damage_before_whole_entries_is_no_torn_tail_and_stops_the_coordinator() {
+    for damage in [
+        "UPDATE events SET event = '{}' WHERE seq = 5",
+        "DELETE FROM events WHERE seq = 5",
+        "UPDATE events SET hash = x'00' WHERE seq = 5",
+    ] {
+        let file = File::new();
+        file.with(10);
+        file.sql(damage);
+        let error = Journal::open(SqliteStore::open(&file.path()).expect("open"), name()).err().expect("damaged");
+        assert!(matches!(error, JournalError::Damaged(5, _)), "{damage}: {error}");
+        let told = verify(&SqliteStore::open(&file.path()).expect("open"), &name()).expect_err("damaged").to_string();
+        assert!(told.contains("entry 5"), "{told}");
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_off_goes_on_with_its_whole_entries_and_keeps_the_damaged_one_aside() {
+    let file = File::new();
+    file.with(2_000);
+    // Closing the last connection has moved the write-ahead log into the file.
+    let length = std::fs::metadata(file.path()).expect("metadata").len();
+    let cut = std::fs::OpenOptions::new().write(true).open(file.path()).expect("open");
+    cut.set_len(length / 2).expect("cut");
+    drop(cut);
+    let (mut journal, mut folded, opened, aside) = open_file(&file.path(), &name()).expect("salvage");
+    assert!(aside.expect("the damaged file is kept").exists());
+    assert!(opened.folded > 100 && opened.folded < 2_000, "{} entries", opened.folded);
+    let mut live = Fleet::new(name());
+    for n in 1..=journal.last() {
+        live.apply(token(n), at(n)).expect("apply");
+    }
+    assert_eq!(folded, live);
+    fill(&mut journal, &mut folded, 5, 5);
+    verify(journal.store(), &name()).expect("whole again");
+}
+
+#[test]
+fn a_snapshot_shortens_the_fold_and_a_broken_one_is_passed_over() {
+    let file = File::new();
+    {
+        let (mut journal, mut live, _) = file.open();
+        for _ in 0..3 {
+            fill(&mut journal, &mut live, SNAPSHOT_EVERY, 1_000);
+            journal.snapshot_if_due(&live).expect("snapshot");
+        }
+        fill(&mut journal, &mut live, 10, 10);
+    }
+    let (journal, live, opened) = file.open();
+    assert_eq!(opened, Opened { snapshot: 3 * SNAPSHOT_EVERY, folded: 10, set_aside: 0 });
+    let verified = verify(journal.store(), &name()).expect("whole");
+    assert_eq!((verified.entries, verified.snapshots), (3 * SNAPSHOT_EVERY + 10, 2));
+    drop(journal);
+    file.sql(&format!("UPDATE snapshots SET state = replace(state, 'h1', 'h2') WHERE seq = {}", 3 * SNAPSHOT_EVERY));
+    let (_, folded, opened) = file.open();
+    assert_eq!(opened, Opened { snapshot: 2 * SNAPSHOT_EVERY, folded: SNAPSHOT_EVERY + 10, set_aside: 0 });
+    assert_eq!(folded, live);
+    file.sql("UPDATE snapshots SET version = '0.0.0'");
+    let (_, folded, opened) = file.open();
+    assert_eq!((opened.snapshot, folded), (0, live));
+}
+
+#[test]
+fn a_full_disk_writes_nothing_and_is_no_loss_once_there_is_room() {
+    let file = File::new();
+    let live = file.with(10);
+    let (mut journal, mut ahead, _) = file.open();
+    journal.store().limit_pages(1).expect("pragma");
+    let mut entries = Vec::new();
+    for n in 11..1_000 {
+        let notes = ahead.apply(token(n), at(n)).expect("apply").notes;
+        entries.push(NewEntry { at: at(n), event: token(n), notes });
+    }
+    let error = journal.append(&entries).expect_err("full");
+    assert!(error.is_full(), "{error}");
+    assert_eq!(journal.last(), 10);
+    let (mut journal, folded) = journal.fold_again().expect("fold");
+    assert_eq!(folded, live);
+    journal.store().limit_pages(1_000_000).expect("pragma");
+    journal.append(&entries).expect("there is room");
+    drop(journal);
+    assert_eq!(file.open().1, ahead);
+}
+
+/// Every version of the file that was ever released opens, folds, and takes new entries. The files are made by
+/// the versions themselves and never changed.
+#[test]
+fn files_of_every_released_version_open() {
+    for (version, sql) in [(1, include_str!("tests/journal-v1.sql"))] {
+        let file = File::new();
+        Connection::open(file.path()).expect("open").execute_batch(sql).expect("the file as it was written");
+        let (mut journal, mut live, opened) = file.open();
+        assert!(opened.folded > 20 && opened.set_aside == 0, "version {version}: {opened:?}");
+        assert!(live.deployments().next().is_some_and(|deployment| deployment.outcome().is_some()));
+        fill(&mut journal, &mut live, 3, 3);
+        verify(journal.store(), &name()).expect("whole");
+        drop(journal);
+        assert_eq!(file.open().1, live);
+    }
+}
+
+#[test]
+fn a_file_of_a_later_version_is_left_alone() {
+    let file = File::new();
+    file.with(3);
+    file.sql("PRAGMA user_version = 99");
+    assert!(matches!(SqliteStore::open(&file.path()).err(), Some(StoreError::Newer(99))));
+}

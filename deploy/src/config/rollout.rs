@@ -1,0 +1,164 @@
+//! How carefully to proceed, as it is written: each field optional, so that a manifest's server entry, the
+//! manifest and its environment can each say a part of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::Spanned;
+
+use crate::failure::FailureKind;
+use crate::ids::ServerName;
+use crate::plan::{OnFailure, OnTimeout, RollbackStrategy};
+use crate::time::Length;
+
+/// A number of instances, written `2`, or a part of a server's instances, written `20%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// So many.
+    Count(u32),
+    /// So many of a hundred, at most 100.
+    Percent(u32),
+}
+
+impl Share {
+    /// How many of `all` that is; a part is rounded up.
+    pub fn of_rounded_up(self, all: usize) -> u32 {
+        match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => clamp((all as u64 * u64::from(percent)).div_ceil(100)),
+        }
+    }
+
+    /// How many of `all` that is; a part is rounded down, but not below 1 unless it is 0%.
+    pub fn of_rounded_down(self, all: usize) -> u32 {
+        match self {
+            Self::Count(count) => count,
+            Self::Percent(0) => 0,
+            Self::Percent(percent) => clamp(all as u64 * u64::from(percent) / 100).max(1),
+        }
+    }
+}
+
+fn clamp(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ShareVisitor;
+
+        impl Visitor<'_> for ShareVisitor {
+            type Value = Share;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of instances such as 2, or a part of them such as 20%")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Share, E> {
+                u32::try_from(number).map(Share::Count).map_err(|_| E::custom(format!("{number} is too large")))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Share, E> {
+                u64::try_from(number)
+                    .map_err(|_| E::custom(format!("{number} is negative")))
+                    .and_then(|n| self.visit_u64(n))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Share, E> {
+                let percent = text.strip_suffix('%').and_then(|digits| digits.trim().parse::<u32>().ok());
+                match (percent, text.parse::<u32>()) {
+                    (Some(percent), _) if percent <= 100 => Ok(Share::Percent(percent)),
+                    (None, Ok(count)) => Ok(Share::Count(count)),
+                    (Some(_) | None, _) => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(ShareVisitor)
+    }
+}
+
+/// [`crate::plan::Pace`] for one server of a manifest, each field optional.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::Pace")]
+pub struct PaceWritten {
+    pub canary: Option<Share>,
+    pub bake: Option<Length>,
+    pub batch: Option<Share>,
+    pub max_unavailable: Option<Share>,
+    pub min_healthy_time: Option<Length>,
+    pub healthy_deadline: Option<Length>,
+    /// Whether the others follow a healthy canary without anybody's approval; `true` unless said otherwise.
+    pub auto_promote: Option<bool>,
+}
+
+/// [`crate::plan::Rollout`], and what holds for every server that does not say otherwise.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::Rollout and plan::Pace")]
+pub struct RolloutWritten {
+    pub canary: Option<Share>,
+    pub bake: Option<Length>,
+    pub batch: Option<Share>,
+    pub max_unavailable: Option<Share>,
+    pub min_healthy_time: Option<Length>,
+    pub healthy_deadline: Option<Length>,
+    pub auto_promote: Option<bool>,
+    pub max_parallel: Option<u32>,
+    pub progress_deadline: Option<Length>,
+    pub confirm_timeout: Option<Length>,
+    pub failure_threshold: Option<u32>,
+    pub on_failure: Option<OnFailure>,
+    #[serde(default)]
+    pub pauses: Vec<Spanned<PauseWritten>>,
+    #[serde(default)]
+    pub retry: RetryWritten,
+}
+
+/// A point at which a deployment waits to be approved: exactly one of `before` and `after_canary`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PauseWritten {
+    /// The group of this server waits.
+    #[serde(default)]
+    pub before: Option<ServerName>,
+    /// The other instances of this server wait when its canaries have baked.
+    #[serde(default)]
+    pub after_canary: Option<ServerName>,
+    /// How many people must approve; 1 unless said otherwise.
+    #[serde(default)]
+    pub approvals: Option<u32>,
+    /// How long it waits; for ever unless said otherwise.
+    #[serde(default)]
+    pub timeout: Option<Length>,
+    /// What happens then.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
+}
+
+/// [`crate::plan::RetryPolicy`], each field optional.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::RetryPolicy")]
+pub struct RetryWritten {
+    pub attempts: Option<u32>,
+    pub base: Option<Length>,
+    pub max: Option<Length>,
+    pub total: Option<Length>,
+    #[serde(default)]
+    pub kinds: BTreeMap<FailureKind, u32>,
+}
+
+/// [`crate::plan::RollbackPolicy`], each field optional.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::RollbackPolicy")]
+pub struct RollbackWritten {
+    pub enabled: Option<bool>,
+    pub strategy: Option<RollbackStrategy>,
+    pub batch_size: Option<u32>,
+    pub deadline: Option<Length>,
+}

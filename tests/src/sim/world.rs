@@ -1,0 +1,792 @@
+//! The event loop: one queue ordered by virtual time, no threads, every draw from the seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fastrand::Rng;
+use fleetwright_deploy::deployment::{DeploymentEvent, Hold, HoldKind, Options, Order, OrderName, Phase, StepState};
+use fleetwright_deploy::fleet::{FleetEvent, Refused};
+use fleetwright_deploy::health::{HealthReport, HealthStatus};
+use fleetwright_deploy::host::HostView;
+use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId, ServerName};
+use fleetwright_deploy::instance::{InstanceEventDiscriminants, InstanceState, Switch};
+use fleetwright_deploy::plan::RollbackStrategy;
+
+use super::check::{self, Checks, Violation};
+use super::coordinator::{Coordinator, Doom, Took};
+use super::host::{Host, Led, Task};
+use super::network::{Command, ConnectionId, IDLE_MS, Message, Network, Side};
+use super::scenario::{Act, CHAOS_MS, Fault, Scenario, host as host_name};
+
+/// How long everything has to settle once the faults are over, in virtual milliseconds.
+const SETTLE_MS: i64 = 3 * 3_600_000;
+/// How often people look at what waits for them, once the faults are over.
+const PERSON_MS: i64 = 5_000;
+/// How much of what happened a violation keeps.
+const LOG_KEPT: usize = 400;
+/// More events than any run has.
+const EVENTS_MAX: u64 = 400_000;
+
+/// How much happened in a run.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    /// How many events there were.
+    pub events: u64,
+    /// How many entries the coordinator's journal has.
+    pub entries: usize,
+    /// How the deployments ended.
+    pub outcomes: BTreeMap<String, usize>,
+    /// What happened, if it was asked for.
+    pub log: Vec<String>,
+}
+
+enum Event {
+    Fault(usize),
+    Deliver { connection: ConnectionId, to: Side, message: Message },
+    Broken { connection: ConnectionId, side: Side },
+    Dial { host: HostName },
+    CoordinatorTimer,
+    CoordinatorUp,
+    HostUp { host: HostName },
+    HostTimer { host: HostName },
+    Work { host: HostName, run: u64, server: ServerName, work: u64, task: Task },
+    Healthy { instance: InstanceId },
+    Persons,
+}
+
+struct World<'a> {
+    scenario: &'a Scenario,
+    rng: Rng,
+    now: i64,
+    queue: BTreeMap<(i64, u64), Event>,
+    pushed: u64,
+    events: u64,
+    coordinator: Coordinator,
+    before_crash: Option<fleetwright_deploy::fleet::Fleet>,
+    hosts: BTreeMap<HostName, Host>,
+    network: Network,
+    checks: Checks,
+    versions: u64,
+    timer: Option<i64>,
+    trace: bool,
+    log: Vec<String>,
+}
+
+/// Runs a scenario to its end.
+pub fn run(scenario: &Scenario, trace: bool) -> Result<Run, Violation> {
+    let mut world = World {
+        scenario,
+        rng: Rng::with_seed(scenario.seed ^ 0x5eed),
+        now: 0,
+        queue: BTreeMap::new(),
+        pushed: 0,
+        events: 0,
+        coordinator: Coordinator::new(),
+        before_crash: None,
+        hosts: scenario.hosts().map(|name| (name.clone(), Host::new(name))).collect(),
+        network: Network::default(),
+        checks: Checks::default(),
+        versions: 1,
+        timer: None,
+        trace,
+        log: Vec::new(),
+    };
+    let outcome = world.begin().and_then(|()| world.go());
+    match outcome {
+        Ok(()) => Ok(world.report()),
+        Err(mut violation) => {
+            violation.log = world.log;
+            Err(violation)
+        }
+    }
+}
+
+impl World<'_> {
+    fn begin(&mut self) -> Result<(), Violation> {
+        self.coordinator_up()?;
+        for host in self.scenario.hosts() {
+            let certificate_sha256 = host.to_string();
+            self.coordinator_event(FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256 })?;
+            self.host_up(&host)?;
+        }
+        for (n, (at, _)) in self.scenario.faults.iter().enumerate() {
+            self.at(*at, Event::Fault(n));
+        }
+        self.at(CHAOS_MS, Event::Persons);
+        Ok(())
+    }
+
+    fn go(&mut self) -> Result<(), Violation> {
+        while let Some(((at, _), event)) = self.queue.pop_first() {
+            self.now = self.now.max(at);
+            self.events += 1;
+            if self.events > EVENTS_MAX {
+                return Err(Violation::new("liveness", "it does not come to rest"));
+            }
+            self.handle(event)?;
+            for host in self.hosts.values() {
+                self.checks.dead_man(host, self.now)?;
+            }
+            if self.now > CHAOS_MS && self.is_at_rest() {
+                return self.at_the_end();
+            }
+            if self.now > CHAOS_MS + SETTLE_MS {
+                break;
+            }
+        }
+        let Some(live) = &self.coordinator.live else { return Err(Violation::new("liveness", "no coordinator")) };
+        check::settled(&live.fleet, &self.hosts)?;
+        Err(Violation::new("liveness", "it does not come to rest"))
+    }
+
+    fn at_the_end(&mut self) -> Result<(), Violation> {
+        let Some(live) = self.coordinator.live.take() else { return Ok(()) };
+        check::settled(&live.fleet, &self.hosts)?;
+        self.coordinator.start(Some(&live.fleet))
+    }
+
+    /// Whether nothing is left to be done by anybody.
+    fn is_at_rest(&self) -> bool {
+        let Some(live) = &self.coordinator.live else { return false };
+        let ended = live.fleet.deployments().all(|deployment| deployment.outcome().is_some());
+        let stuck = live
+            .fleet
+            .deployments()
+            .any(|deployment| deployment.steps().values().any(|step| matches!(step.state, StepState::Stuck { .. })));
+        let connected = self.hosts.keys().all(|host| live.fleet.hosts().get(host).is_some_and(|host| host.connected));
+        let told = self.hosts.values().all(|host| host.disk.outbox.is_empty());
+        let ordered = self.hosts.keys().all(|host| live.fleet.outstanding(host).next().is_none());
+        let working = self.queue.values().any(|event| matches!(event, Event::Work { .. } | Event::Deliver { .. }));
+        ended && !stuck && connected && told && ordered && !working
+    }
+
+    fn report(self) -> Run {
+        let mut outcomes = BTreeMap::new();
+        let live = self.coordinator.live.as_ref();
+        for deployment in live.iter().flat_map(|live| live.fleet.deployments()) {
+            *outcomes.entry(format!("{:?}", deployment.outcome())).or_default() += 1;
+        }
+        Run { events: self.events, entries: self.coordinator.entries(), outcomes, log: self.log }
+    }
+
+    fn say(&mut self, what: impl FnOnce() -> String) {
+        let line = format!("{:>9} ms  {}", self.now, what());
+        self.log.push(line);
+        if !self.trace && self.log.len() > 2 * LOG_KEPT {
+            self.log.drain(..LOG_KEPT);
+        }
+    }
+
+    fn at(&mut self, at: i64, event: Event) {
+        self.pushed += 1;
+        self.queue.insert((at.max(self.now), self.pushed), event);
+    }
+
+    fn after(&mut self, ms: i64, event: Event) {
+        self.at(self.now + ms, event);
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Violation> {
+        match event {
+            Event::Fault(n) => self.fault(n),
+            Event::Deliver { connection, to, message } => self.deliver(connection, to, message),
+            Event::Broken { connection, side } => self.broken(connection, side),
+            Event::Dial { host } => self.dial(&host),
+            Event::CoordinatorTimer => self.coordinator_timer(),
+            Event::CoordinatorUp => self.coordinator_up(),
+            Event::HostUp { host } => self.host_up(&host),
+            Event::HostTimer { host } => {
+                let led = self.host(&host).deadlines_passed_now();
+                self.all_led(&host, led)
+            }
+            Event::Work { host, run, server, work, task } => {
+                let now = self.now;
+                let mut rng = self.rng.fork();
+                let on = self.hosts.get_mut(&host).expect("host");
+                if on.agent.as_ref().is_none_or(|agent| agent.run != run) {
+                    return Ok(());
+                }
+                let switch = on.switch(&server);
+                let led = on.work_done(&server, work, task, now, &mut rng);
+                self.led(&host, led, switch)
+            }
+            Event::Healthy { instance } => self.health(&instance, HealthStatus::Healthy),
+            Event::Persons => self.persons(),
+        }
+    }
+
+    // The coordinator.
+
+    fn coordinator_up(&mut self) -> Result<(), Violation> {
+        if self.coordinator.live.is_some() {
+            return Ok(());
+        }
+        self.say(|| "the coordinator starts".to_owned());
+        let before = self.before_crash.take();
+        self.coordinator.start(before.as_ref())?;
+        self.coordinator_event(FleetEvent::CoordinatorStarted)?;
+        let down: Vec<ConnectionId> = self.network.connections.keys().copied().collect();
+        for connection in down {
+            self.network.close(connection, Side::Coordinator);
+        }
+        Ok(())
+    }
+
+    fn crash_coordinator(&mut self, doom: Doom) {
+        self.say(|| format!("the coordinator is killed ({doom:?})"));
+        self.before_crash = self.coordinator.live.take().map(|live| live.fleet);
+        self.timer = None;
+        let connections: Vec<ConnectionId> = self.network.connections.keys().copied().collect();
+        for connection in connections {
+            self.network.close(connection, Side::Coordinator);
+            let ms = self.rng.i64(100..IDLE_MS);
+            self.after(ms, Event::Broken { connection, side: Side::Host });
+        }
+        self.after(doom.for_ms, Event::CoordinatorUp);
+    }
+
+    fn coordinator_event(&mut self, event: FleetEvent) -> Result<Option<Refused>, Violation> {
+        let name: &'static str = (&event).into();
+        let shown = self.trace.then(|| format!("{event:?}"));
+        let took = self.coordinator.event(event, self.now)?;
+        self.took(name, shown, took)
+    }
+
+    fn took(&mut self, name: &str, shown: Option<String>, took: Took) -> Result<Option<Refused>, Violation> {
+        match took {
+            Took::Refused(refused) => {
+                if self.trace {
+                    self.say(|| format!("coordinator: {name} is not taken: {refused}"));
+                }
+                return Ok(Some(refused));
+            }
+            Took::Crashed(doom) => self.crash_coordinator(doom),
+            Took::Orders(orders) => {
+                let shown = shown.map(|text| text.chars().take(220).collect::<String>());
+                self.say(|| format!("coordinator: {}", shown.unwrap_or_else(|| name.to_owned())));
+                for (deployment, instance, attempt, order) in orders {
+                    self.order(&deployment, &instance, attempt, &order, true)?;
+                }
+            }
+        }
+        self.arm_coordinator();
+        Ok(None)
+    }
+
+    fn arm_coordinator(&mut self) {
+        let Some((_, at)) = self.coordinator.deadline() else { return };
+        if self.timer.is_none_or(|timer| at < timer || timer < self.now) {
+            self.timer = Some(at);
+            self.at(at, Event::CoordinatorTimer);
+        }
+    }
+
+    fn coordinator_timer(&mut self) -> Result<(), Violation> {
+        self.timer = None;
+        let took = self.coordinator.deadline_passed(self.now)?;
+        self.took("deadline_passed", None, took)?;
+        self.arm_coordinator();
+        Ok(())
+    }
+
+    fn order(
+        &mut self,
+        deployment: &DeploymentId,
+        instance: &InstanceId,
+        attempt: u32,
+        order: &Order,
+        anew: bool,
+    ) -> Result<(), Violation> {
+        let Some(live) = &self.coordinator.live else { return Ok(()) };
+        check::order(&live.fleet, &self.hosts, deployment, instance, order, anew)?;
+        let name: &'static str = OrderName::from(order).into();
+        self.say(|| format!("order {name} to {instance} (attempt {attempt} of {deployment})"));
+        if let Some((connection, command)) = self.coordinator.command(deployment, instance, attempt, order, self.now) {
+            self.send(connection, Side::Host, Message::Command(Box::new(command)));
+        }
+        Ok(())
+    }
+
+    // The network.
+
+    fn send(&mut self, connection: ConnectionId, to: Side, message: Message) {
+        let Some(host) = self.network.connections.get(&connection).map(|c| c.host.clone()) else { return };
+        if self.network.losing.remove(&host) {
+            self.say(|| format!("a message to or from {host} is lost"));
+            for side in [Side::Host, Side::Coordinator] {
+                let ms = self.rng.i64(10_000..20_000);
+                self.after(ms, Event::Broken { connection, side });
+            }
+            return;
+        }
+        let ms = if self.rng.u8(..) < 8 { self.rng.i64(100..9_000) } else { self.rng.i64(1..100) };
+        if self.rng.u8(..) < 12 {
+            let again = self.rng.i64(1..5_000);
+            self.after(ms + again, Event::Deliver { connection, to, message: message.clone() });
+        }
+        self.after(ms, Event::Deliver { connection, to, message });
+    }
+
+    fn deliver(&mut self, connection: ConnectionId, to: Side, message: Message) -> Result<(), Violation> {
+        if !self.network.is_open(connection, to) {
+            return Ok(());
+        }
+        let host = self.network.connections[&connection].host.clone();
+        if self.network.is_partitioned(&host, self.now) {
+            // Sent again until it arrives, or until the connection is given up.
+            self.after(500, Event::Deliver { connection, to, message });
+            return Ok(());
+        }
+        match to {
+            Side::Coordinator => self.to_coordinator(connection, &host, message),
+            Side::Host => self.to_host(connection, &host, message),
+        }
+    }
+
+    fn broken(&mut self, connection: ConnectionId, side: Side) -> Result<(), Violation> {
+        let Some(host) = self.network.connections.get(&connection).map(|c| c.host.clone()) else { return Ok(()) };
+        if !self.network.close(connection, side) {
+            return Ok(());
+        }
+        let ms = self.rng.i64(1..IDLE_MS);
+        self.after(ms, Event::Broken { connection, side: side.other() });
+        match side {
+            Side::Coordinator => {
+                let newest = self.coordinator.live.as_ref().and_then(|live| live.sessions.get(&host).copied());
+                if newest == Some(connection) {
+                    if let Some(live) = &mut self.coordinator.live {
+                        live.sessions.remove(&host);
+                    }
+                    self.coordinator_event(FleetEvent::HostDisconnected { host })?;
+                }
+            }
+            Side::Host => {
+                let agent = self.host(&host).agent.as_mut();
+                if let Some(agent) = agent
+                    && agent.session.as_ref().is_some_and(|session| session.id == connection)
+                {
+                    agent.session = None;
+                    let ms = self.rng.i64(100..3_000);
+                    self.after(ms, Event::Dial { host });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn dial(&mut self, host: &HostName) -> Result<(), Violation> {
+        if self.host(host).agent.is_none() {
+            return Ok(());
+        }
+        if self.coordinator.live.is_none() || self.network.is_partitioned(host, self.now) {
+            let ms = self.rng.i64(500..5_000);
+            self.after(ms, Event::Dial { host: host.clone() });
+            return Ok(());
+        }
+        let connection = self.network.connect(host.clone());
+        self.send(connection, Side::Coordinator, Message::Hello);
+        // Without an answer the agent dials again.
+        let (host, ms) = (host.clone(), self.rng.i64(10_000..15_000));
+        self.after(ms, Event::Dial { host });
+        Ok(())
+    }
+
+    fn to_coordinator(&mut self, connection: ConnectionId, host: &HostName, message: Message) -> Result<(), Violation> {
+        match message {
+            Message::Hello => {
+                let view = HostView {
+                    address: "h".to_owned(),
+                    state_dir: "d".to_owned(),
+                    labels: BTreeMap::new(),
+                    facts: None,
+                };
+                let refused = self.coordinator_event(FleetEvent::HostConnected { host: host.clone(), view })?;
+                let Some(live) = self.coordinator.live.as_mut().filter(|_| refused.is_none()) else { return Ok(()) };
+                let older = live.sessions.insert(host.clone(), connection).filter(|older| *older != connection);
+                let missed: Vec<(DeploymentId, InstanceId, u32, Order)> = live
+                    .fleet
+                    .outstanding(host)
+                    .map(|(deployment, id, attempt, order)| (deployment.id().clone(), id.clone(), attempt, order))
+                    .collect();
+                if let Some(older) = older {
+                    self.after(20_000, Event::Broken { connection: older, side: Side::Coordinator });
+                }
+                self.send(connection, Side::Host, Message::Welcome);
+                for (deployment, instance, attempt, order) in missed {
+                    self.order(&deployment, &instance, attempt, &order, false)?;
+                }
+            }
+            Message::Report { number, server, key, report } => {
+                let instance = InstanceId::new(server, host.clone());
+                let event = DeploymentEvent::StepReported { instance, attempt: key.attempt, report };
+                self.coordinator_event(FleetEvent::Deployment { deployment: key.deployment, event })?;
+                // An acknowledgement says that it is durable; without one the host tells it again.
+                if self.coordinator.live.is_some() {
+                    self.send(connection, Side::Host, Message::Heard { number });
+                }
+            }
+            Message::Refused { command, failure } => {
+                let Command { server, key, order, .. } = *command;
+                let instance = InstanceId::new(server, host.clone());
+                let order = OrderName::from(&order);
+                let event = DeploymentEvent::OrderRefused { instance, attempt: key.attempt, order, failure };
+                self.coordinator_event(FleetEvent::Deployment { deployment: key.deployment, event })?;
+            }
+            Message::Health { server, release, report } => {
+                let instance = InstanceId::new(server, host.clone());
+                self.coordinator_event(FleetEvent::HealthReported { instance, release, report, output: Vec::new() })?;
+            }
+            Message::Welcome | Message::Command(_) | Message::Heard { .. } => {}
+        }
+        Ok(())
+    }
+
+    // Hosts.
+
+    fn host(&mut self, name: &HostName) -> HostNow<'_> {
+        HostNow { host: self.hosts.get_mut(name).expect("host"), now: self.now, rng: &mut self.rng }
+    }
+
+    fn host_up(&mut self, name: &HostName) -> Result<(), Violation> {
+        if self.host(name).agent.is_some() {
+            return Ok(());
+        }
+        self.say(|| format!("{name} starts"));
+        let mut rng = self.rng.fork();
+        let led = self.hosts.get_mut(name).expect("host").start(&mut rng);
+        self.after(10, Event::Dial { host: name.clone() });
+        self.led(name, led, None)
+    }
+
+    fn to_host(&mut self, connection: ConnectionId, name: &HostName, message: Message) -> Result<(), Violation> {
+        match message {
+            Message::Welcome => {
+                let host = self.hosts.get_mut(name).expect("host");
+                let known = host.agent.as_ref().and_then(|agent| agent.session.as_ref()).map(|session| session.id);
+                if host.agent.is_some() && known.is_none_or(|known| known < connection) {
+                    host.connected(connection);
+                    self.tell(name);
+                }
+            }
+            Message::Heard { number } => {
+                let host = self.hosts.get_mut(name).expect("host");
+                host.disk.outbox.remove(&number);
+                if let Some(session) = host.agent.as_mut().and_then(|agent| agent.session.as_mut()) {
+                    session.telling.take_if(|telling| *telling == number);
+                }
+                self.tell(name);
+            }
+            Message::Command(command) => {
+                let (now, mut rng) = (self.now, self.rng.fork());
+                let host = self.hosts.get_mut(name).expect("host");
+                let session = host.agent.as_ref().and_then(|agent| agent.session.as_ref());
+                // A command over a connection that is older than the newest still counts; it is just older.
+                let over = session.map_or(0, |session| session.count - u64::from(session.id != connection));
+                let switch = host.switch(&command.server);
+                let led = host.command(*command, over, now, &mut rng);
+                let refusals: Vec<Message> = led.send.clone();
+                self.led(name, led, switch)?;
+                for refusal in refusals {
+                    self.send(connection, Side::Coordinator, refusal);
+                }
+            }
+            Message::Hello | Message::Refused { .. } | Message::Report { .. } | Message::Health { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the oldest report, one at a time; one that needs a newer connection has it made first.
+    fn tell(&mut self, name: &HostName) {
+        let host = self.hosts.get_mut(name).expect("host");
+        let Some(agent) = &mut host.agent else { return };
+        let (run, Some(session)) = (agent.run, agent.session.as_mut()) else { return };
+        if session.telling.is_some() {
+            return;
+        }
+        let Some((number, outgoing)) = host.disk.outbox.first_key_value() else { return };
+        if outgoing.not_over.is_some_and(|(of, count)| of == run && session.count <= count) {
+            agent.session = None;
+            self.after(5, Event::Dial { host: name.clone() });
+            return;
+        }
+        session.telling = Some(*number);
+        let message = Message::Report {
+            number: *number,
+            server: outgoing.server.clone(),
+            key: outgoing.key.clone(),
+            report: outgoing.report.clone(),
+        };
+        let connection = session.id;
+        self.send(connection, Side::Coordinator, message);
+    }
+
+    fn all_led(&mut self, host: &HostName, all: Vec<(Led, Option<Switch>)>) -> Result<(), Violation> {
+        for (led, switch) in all {
+            self.led(host, led, switch)?;
+        }
+        self.arm_host(host);
+        Ok(())
+    }
+
+    /// What an event on a host has led to: checked, and then begun and told.
+    fn led(&mut self, name: &HostName, led: Led, switch: Option<Switch>) -> Result<(), Violation> {
+        if let Some(stamp) = &led.obeyed {
+            self.checks.obeyed(name, stamp)?;
+        }
+        let clock = self.hosts[name].clock(self.now);
+        for (server, event) in &led.applied {
+            let shown = if self.trace {
+                format!("{event:?}")
+            } else {
+                <&'static str>::from(InstanceEventDiscriminants::from(event)).to_owned()
+            };
+            self.say(|| format!("{server}@{name}: {}", shown.chars().take(160).collect::<String>()));
+            self.checks.applied(name, server, event, switch.as_ref(), clock)?;
+        }
+        let run = self.hosts[name].agent.as_ref().map_or(0, |agent| agent.run);
+        for begun in led.begun {
+            let work =
+                Event::Work { host: name.clone(), run, server: begun.server, work: begun.work, task: begun.task };
+            self.after(begun.after_ms, work);
+        }
+        self.arm_host(name);
+        self.tell(name);
+        Ok(())
+    }
+
+    fn arm_host(&mut self, name: &HostName) {
+        if let Some(at) = self.hosts[name].deadline() {
+            self.at(at, Event::HostTimer { host: name.clone() });
+        }
+    }
+
+    fn health(&mut self, instance: &InstanceId, status: HealthStatus) -> Result<(), Violation> {
+        let host = self.hosts.get(&instance.host).expect("host");
+        let Some(agent) = &host.agent else { return Ok(()) };
+        let (Some(session), Some(release)) =
+            (&agent.session, agent.instances.get(&instance.server).and_then(|instance| instance.current().cloned()))
+        else {
+            return Ok(());
+        };
+        let report = HealthReport { status, ..HealthReport::default() };
+        let message = Message::Health { server: instance.server.clone(), release, report };
+        let connection = session.id;
+        self.send(connection, Side::Coordinator, message);
+        Ok(())
+    }
+
+    // What goes wrong, and people.
+
+    fn fault(&mut self, n: usize) -> Result<(), Violation> {
+        let fault = self.scenario.faults[n].1.clone();
+        self.say(|| format!("FAULT {fault:?}"));
+        match fault {
+            Fault::Deploy { policies } => self.deploy(policies),
+            Fault::CrashCoordinator { for_ms, torn } => {
+                if self.coordinator.live.is_some() {
+                    self.coordinator.doom = Some(Doom { torn, for_ms });
+                }
+                Ok(())
+            }
+            Fault::CrashHost { host, for_ms } => {
+                let name = host_name(host);
+                self.host(&name).crash();
+                let own: Vec<ConnectionId> =
+                    self.network.connections.iter().filter(|(_, c)| c.host == name).map(|(id, _)| *id).collect();
+                for connection in own {
+                    self.network.close(connection, Side::Host);
+                    let ms = self.rng.i64(100..IDLE_MS);
+                    self.after(ms, Event::Broken { connection, side: Side::Coordinator });
+                }
+                self.after(for_ms, Event::HostUp { host: name });
+                Ok(())
+            }
+            Fault::Partition { host, for_ms } => {
+                let name = host_name(host);
+                self.network.partitioned.insert(name.clone(), self.now + for_ms);
+                let own: Vec<ConnectionId> =
+                    self.network.connections.iter().filter(|(_, c)| c.host == name).map(|(id, _)| *id).collect();
+                for connection in own.into_iter().filter(|_| for_ms > IDLE_MS) {
+                    for side in [Side::Host, Side::Coordinator] {
+                        let ms = IDLE_MS + self.rng.i64(0..2_000);
+                        self.after(ms, Event::Broken { connection, side });
+                    }
+                }
+                Ok(())
+            }
+            Fault::Lose { host } => {
+                self.network.losing.insert(host_name(host));
+                Ok(())
+            }
+            Fault::Jump { host, by_ms } => {
+                if host < self.scenario.hosts {
+                    let name = host_name(host);
+                    self.host(&name).offset_ms += by_ms;
+                    self.checks.clock_jumped(&name, self.now);
+                    self.arm_host(&name);
+                } else {
+                    self.coordinator.offset_ms += by_ms;
+                    self.timer = None;
+                    self.arm_coordinator();
+                }
+                Ok(())
+            }
+            Fault::Flap { which } => {
+                let Some(live) = &self.coordinator.live else { return Ok(()) };
+                let running: Vec<InstanceId> = live.fleet.instances().keys().cloned().collect();
+                let Some(instance) = running.get(which % running.len().max(1)).cloned() else { return Ok(()) };
+                let ms = self.rng.i64(100..10_000);
+                self.after(ms, Event::Healthy { instance: instance.clone() });
+                self.health(&instance, HealthStatus::Unhealthy)
+            }
+            Fault::Fail { host, transient } => {
+                self.host(&host_name(host)).failing = Some(transient);
+                Ok(())
+            }
+            Fault::Person { act, who } => self.act(act, who),
+        }
+    }
+
+    fn deploy(&mut self, policies: u64) -> Result<(), Violation> {
+        let Some(live) = &self.coordinator.live else { return Ok(()) };
+        self.versions += 1;
+        let Some(plan) = self.scenario.plan(&live.fleet, self.versions, policies) else { return Ok(()) };
+        if live.fleet.may_start(&plan).is_err() {
+            return Ok(());
+        }
+        let options = Options { rollback: plan.rollback.enabled, started_by: "p0".to_owned() };
+        let intents = self.coordinator.intents(plan.parent.next());
+        self.coordinator_event(FleetEvent::DeploymentStarted { plan: Box::new(plan), options, intents })?;
+        Ok(())
+    }
+
+    fn newest(&self) -> Option<DeploymentId> {
+        Some(self.coordinator.live.as_ref()?.fleet.deployments().next_back()?.id().clone())
+    }
+
+    fn act(&mut self, act: Act, who: usize) -> Result<(), Violation> {
+        let by = format!("p{who}");
+        let since = self.coordinator.clock(self.now);
+        let reason = String::new();
+        let instances = BTreeSet::new();
+        let event = match act {
+            Act::Halt => return self.coordinator_event(FleetEvent::Halted { by, reason }).map(drop),
+            Act::Unhalt => return self.coordinator_event(FleetEvent::Unhalted { by }).map(drop),
+            Act::Rollback => return self.roll_back(None, false),
+            Act::RollbackPart => return self.roll_back(None, true),
+            Act::RollbackNow => return self.roll_back(Some(RollbackStrategy::Aggressive), false),
+            Act::Pause => DeploymentEvent::Held(Hold { kind: HoldKind::Pause, by, reason, since }),
+            Act::Resume => DeploymentEvent::Released { kind: HoldKind::Pause, by },
+            Act::Approve => DeploymentEvent::Approved { by },
+            Act::Reject => DeploymentEvent::Rejected { by, reason },
+            Act::Cancel => DeploymentEvent::Cancelled { by },
+            Act::Retry => DeploymentEvent::RetryRequested { instances, by },
+            Act::Skip => DeploymentEvent::SkipRequested { instances, by },
+            Act::Resolve => {
+                self.put_in_order();
+                DeploymentEvent::ResolveRequested { instances, by }
+            }
+        };
+        let Some(deployment) = self.newest() else { return Ok(()) };
+        self.coordinator_event(FleetEvent::Deployment { deployment, event }).map(drop)
+    }
+
+    fn roll_back(&mut self, strategy: Option<RollbackStrategy>, part: bool) -> Result<(), Violation> {
+        let Some(deployment) = self.newest() else { return Ok(()) };
+        self.roll_back_one(deployment, strategy, part).map(drop)
+    }
+
+    /// Asks for a rollback; whether it was taken.
+    fn roll_back_one(
+        &mut self,
+        deployment: DeploymentId,
+        strategy: Option<RollbackStrategy>,
+        part: bool,
+    ) -> Result<bool, Violation> {
+        let Some(live) = &self.coordinator.live else { return Ok(false) };
+        let Some(found) = live.fleet.deployment(&deployment) else { return Ok(false) };
+        let mut touched = found.steps().iter().filter(|(_, step)| step.state.is_touched()).map(|(id, _)| id.clone());
+        let only = if part { touched.next().into_iter().collect() } else { BTreeSet::new() };
+        let intents = self.coordinator.intents(live.fleet.generation().next());
+        let event = FleetEvent::RollbackRequested { deployment, by: "p1".to_owned(), strategy, only, intents };
+        Ok(self.coordinator_event(event)?.is_none())
+    }
+
+    /// A person puts every stuck server in order by hand.
+    fn put_in_order(&mut self) {
+        for host in self.hosts.values_mut() {
+            let stuck = host.agent.iter().flat_map(|agent| agent.instances.values());
+            let stuck = stuck.filter(|instance| matches!(instance.state(), InstanceState::Stuck { .. }));
+            let servers: Vec<ServerName> = stuck.map(|instance| instance.server().clone()).collect();
+            servers.iter().for_each(|server| host.put_in_order(server));
+        }
+    }
+
+    /// Once the faults are over, people attend to whatever waits for them.
+    fn persons(&mut self) -> Result<(), Violation> {
+        self.after(PERSON_MS, Event::Persons);
+        self.network.losing.clear();
+        for host in self.hosts.values_mut() {
+            host.failing = None;
+        }
+        let Some(live) = &self.coordinator.live else { return Ok(()) };
+        if live.fleet.halted().is_some() {
+            return self.act(Act::Unhalt, 1);
+        }
+        let mut decisions = Vec::new();
+        let mut undo = Vec::new();
+        for deployment in live.fleet.deployments() {
+            let id = deployment.id().clone();
+            let stuck = deployment.steps().values().any(|step| matches!(step.state, StepState::Stuck { .. }));
+            if !deployment.holds_by_people().is_empty() {
+                decisions.push((id, DeploymentEvent::Released { kind: HoldKind::Pause, by: "p1".to_owned() }));
+            } else if matches!(deployment.phase(), Phase::AwaitingOperator { .. })
+                || (stuck && deployment.outcome().is_some())
+            {
+                undo.push(id);
+            } else if deployment.outcome().is_none() {
+                for by in ["p1", "p2"] {
+                    decisions.push((id.clone(), DeploymentEvent::Approved { by: by.to_owned() }));
+                }
+            }
+        }
+        for (deployment, event) in decisions {
+            self.coordinator_event(FleetEvent::Deployment { deployment, event })?;
+        }
+        for deployment in undo {
+            if !self.roll_back_one(deployment.clone(), None, false)? {
+                // Another deployment has changed it since: what is left is to say that it is in order.
+                self.put_in_order();
+                let event = DeploymentEvent::ResolveRequested { instances: BTreeSet::new(), by: "p1".to_owned() };
+                self.coordinator_event(FleetEvent::Deployment { deployment, event })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A host at a point in time.
+struct HostNow<'a> {
+    host: &'a mut Host,
+    now: i64,
+    rng: &'a mut Rng,
+}
+
+impl std::ops::Deref for HostNow<'_> {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        self.host
+    }
+}
+
+impl std::ops::DerefMut for HostNow<'_> {
+    fn deref_mut(&mut self) -> &mut Host {
+        self.host
+    }
+}
+
+impl HostNow<'_> {
+    fn deadlines_passed_now(self) -> Vec<(Led, Option<Switch>)> {
+        self.host.deadlines_passed(self.now, self.rng)
+    }
+}
