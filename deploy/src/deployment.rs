@@ -52,23 +52,12 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// A deployment of `plan` that has not begun. `before` holds what its instances run now; `connected` the
-    /// hosts whose agents are connected.
-    pub fn new(
-        plan: Plan,
-        options: Options,
-        before: &BTreeMap<InstanceId, Release>,
-        connected: &BTreeSet<HostName>,
-        now: Timestamp,
-    ) -> Self {
+    /// A deployment of `plan` that has not begun; `connected` are the hosts whose agents are connected.
+    pub fn new(plan: Plan, options: Options, connected: &BTreeSet<HostName>, now: Timestamp) -> Self {
         let plan_id = plan.id();
         let numbered = plan.groups.iter().enumerate().flat_map(|(n, group)| group.steps.iter().map(move |s| (n, s)));
-        let steps: BTreeMap<InstanceId, Step> = numbered
-            .map(|(group, planned)| {
-                let before = before.get(&planned.instance).cloned();
-                (planned.instance.clone(), Step::new(group, planned, before))
-            })
-            .collect();
+        let steps: BTreeMap<InstanceId, Step> =
+            numbered.map(|(group, planned)| (planned.instance.clone(), Step::new(group, planned))).collect();
         let hosts: BTreeSet<HostName> = steps.keys().map(|id| id.host.clone()).collect();
         Self {
             id: DeploymentId::new(plan.parent.next(), &plan_id),
@@ -179,7 +168,7 @@ impl Deployment {
                     return Err(self.illegal("host_connected", format!("; {host} is connected already")));
                 }
             }
-            DeploymentEvent::HostDisconnected { host } => self.host_disconnected(host, &mut effects)?,
+            DeploymentEvent::HostsDisconnected { hosts } => self.hosts_disconnected(hosts, &mut effects)?,
             DeploymentEvent::Held(hold) => self.hold(hold, &mut effects)?,
             DeploymentEvent::Released { kind, by } => self.release(kind, &by, now, &mut effects)?,
             DeploymentEvent::Approved { by } => self.approved(&by, now, &mut effects)?,
@@ -221,14 +210,18 @@ impl Deployment {
         Ok(())
     }
 
-    fn host_disconnected(&mut self, host: HostName, effects: &mut Effects) -> Result<(), IllegalEvent> {
-        if !self.steps.keys().any(|id| id.host == host) || self.unreachable.contains(&host) {
-            return Err(self.illegal("host_disconnected", format!("; it does not wait for {host}")));
+    fn hosts_disconnected(&mut self, hosts: BTreeSet<HostName>, effects: &mut Effects) -> Result<(), IllegalEvent> {
+        let ours = |host: &HostName| self.steps.keys().any(|id| id.host == *host) && !self.unreachable.contains(host);
+        let gone: BTreeSet<HostName> = hosts.into_iter().filter(ours).collect();
+        if gone.is_empty() {
+            return Err(self.illegal("hosts_disconnected", "; it does not wait for them".to_owned()));
         }
         if self.outcome().is_none() {
-            effects.notes.push(self.note(None, "host_disconnected", format!("{host} is no longer connected")));
+            for host in &gone {
+                effects.notes.push(self.note(None, "host_disconnected", format!("{host} is no longer connected")));
+            }
         }
-        self.unreachable.insert(host);
+        self.unreachable.extend(gone);
         Ok(())
     }
 
@@ -408,7 +401,8 @@ impl Deployment {
             | StepState::LeftOut { .. }
             | StepState::Untouched
             | StepState::Restored
-            | StepState::Stuck { .. } => None,
+            | StepState::Stuck { .. }
+            | StepState::Superseded { .. } => None,
         }
     }
 

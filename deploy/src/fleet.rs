@@ -351,6 +351,13 @@ impl Fleet {
         }
         let meant = |id: &InstanceId| only.is_empty() || only.contains(id);
         for (_, step) in deployment.plan().changes().filter(|(_, step)| meant(&step.instance)) {
+            let to_restore = deployment.steps().get(&step.instance).is_some_and(|step| step.state.is_touched());
+            let owner = self.deployments().find(|other| other.id() != id && other.holds(&step.instance));
+            if let Some(owner) = owner.filter(|_| to_restore && !is_active(Mutant::TwoOwners)) {
+                let message = format!("deployment {} works on {}", owner.id(), step.instance);
+                let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
+                return Err(Box::new(failure.hint(format!("wait for it, or roll back {} first", owner.id()))));
+            }
             let back = |state: &StepState| matches!(state, StepState::Restored | StepState::LeftOut { .. });
             let changed = |step: &Step| step.touched && !back(&step.state);
             if let Some(other) = newer.iter().find(|other| other.steps().get(&step.instance).is_some_and(changed)) {
@@ -374,7 +381,10 @@ impl Fleet {
             }
             FleetEvent::HostEnrolled { host, certificate_sha256 } => {
                 self.tokens.retain(|_, token| token.host != host);
-                let told = note("host_enrolled", format!("{host} enrolled"));
+                let mut told = note("host_enrolled", format!("{host} enrolled"));
+                if self.hosts.get(&host).is_some_and(|host| host.connected) {
+                    self.disconnected([host.clone()].into(), now, &mut told);
+                }
                 let view = self.hosts.remove(&host).and_then(|host| host.view);
                 self.hosts.insert(host, Host { certificate_sha256, view, connected: false, since: now });
                 Ok(told)
@@ -425,13 +435,17 @@ impl Fleet {
     fn coordinator_started(&mut self, now: Timestamp) -> Effects {
         let mut effects = note("coordinator_started", "the coordinator started".to_owned());
         let connected = self.hosts.iter().filter(|(_, host)| host.connected && !is_active(Mutant::RememberConnections));
-        let connected: Vec<HostName> = connected.map(|(name, _)| name.clone()).collect();
-        for host in connected {
-            if let Ok(more) = self.host_disconnected(&host, now) {
-                effects.actions.extend(more.actions);
-            }
-        }
+        let connected: BTreeSet<HostName> = connected.map(|(name, _)| name.clone()).collect();
+        self.disconnected(connected, now, &mut effects);
         effects
+    }
+
+    /// Hosts are no longer connected, all of them at once.
+    fn disconnected(&mut self, hosts: BTreeSet<HostName>, now: Timestamp, effects: &mut Effects) {
+        for (_, host) in self.hosts.iter_mut().filter(|(name, _)| hosts.contains(*name)) {
+            (host.connected, host.since) = (false, now);
+        }
+        self.tell_all(&DeploymentEvent::HostsDisconnected { hosts }, now, effects);
     }
 
     fn host_connected(&mut self, name: &HostName, view: HostView, now: Timestamp) -> Result<Effects, Refused> {
@@ -450,10 +464,11 @@ impl Fleet {
     }
 
     fn host_disconnected(&mut self, name: &HostName, now: Timestamp) -> Result<Effects, Refused> {
-        let Some(host) = self.hosts.get_mut(name).filter(|host| host.connected) else { return Err(Refused::NoChange) };
-        (host.connected, host.since) = (false, now);
+        if !self.hosts.get(name).is_some_and(|host| host.connected) {
+            return Err(Refused::NoChange);
+        }
         let mut effects = note("host_disconnected", format!("{name} is no longer connected"));
-        self.tell_all(&DeploymentEvent::HostDisconnected { host: name.clone() }, now, &mut effects);
+        self.disconnected([name.clone()].into(), now, &mut effects);
         Ok(effects)
     }
 
@@ -498,9 +513,8 @@ impl Fleet {
         self.may_start(&plan)?;
         let connected: BTreeSet<HostName> =
             self.hosts.iter().filter(|(_, host)| host.connected).map(|(name, _)| name.clone()).collect();
-        let before = self.instances.iter().map(|(id, record)| (id.clone(), record.release.clone())).collect();
         self.adopt_unchanged(&plan);
-        let mut deployment = Deployment::new(plan, options, &before, &connected, now);
+        let mut deployment = Deployment::new(plan, options, &connected, now);
         let id = deployment.id().clone();
         let mut effects = note("deployment_started", format!("started by {}", deployment.options().started_by));
         effects.notes[0].deployment = Some(id.clone());
@@ -554,26 +568,44 @@ impl Fleet {
         effects.notes.extend(from.notes);
     }
 
+    /// A release that some deployment has planned.
+    fn release(&self, id: &ReleaseId) -> Option<Release> {
+        let running = self.instances.values().find(|record| record.release_id == *id).map(|record| &record.release);
+        let planned = || {
+            let mut steps = self.deployments().rev().flat_map(|deployment| deployment.plan().steps());
+            steps.find(|step| step.release_id.as_ref() == Some(id)).and_then(|step| step.release.as_ref())
+        };
+        running.or_else(planned).cloned()
+    }
+
     fn settle(
         &mut self,
         id: &DeploymentId,
         instance: InstanceId,
-        release: Option<Box<Release>>,
+        release: Option<ReleaseId>,
         trouble: Option<Failure>,
         now: Timestamp,
     ) {
+        let confirmed = |step: &Step| step.state.is_confirmed();
+        if self.deployments.get(id).and_then(|deployment| deployment.steps().get(&instance)).is_some_and(confirmed) {
+            for other in self.deployments.values_mut().filter(|other| other.id() != id) {
+                other.supersede(&instance, id);
+            }
+        }
         let Some(release) = release else {
             self.instances.remove(&instance);
             return;
         };
         let Some(deployment) = self.deployments.get(id) else { return };
-        let release_id = release.id();
+        let release_id = release;
+        // Whatever a host runs was in the plan of some deployment.
+        let Some(release) = self.release(&release_id) else { return };
         let health = self.instances.get(&instance).filter(|record| record.release_id == release_id);
         let record = InstanceRecord {
             manifest: deployment.plan().manifest.clone(),
             group: deployment.steps().get(&instance).map_or(0, |step| step.group),
             health: health.map(|record| record.health.clone()).unwrap_or_default(),
-            release: *release,
+            release,
             release_id,
             deployment: id.clone(),
             since: now,

@@ -11,6 +11,9 @@ use crate::ids::{DeploymentId, ReleaseId, ServerName, SnapshotId};
 use crate::mutant::{Mutant, is_active};
 use crate::time::{Length, Timestamp};
 
+/// How many deployments a host can undo one after the other; what older ones replaced is pruned.
+pub const UNDOS_MAX: usize = 2;
+
 /// Which attempt of which deployment an event belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StepKey {
@@ -44,6 +47,8 @@ pub struct Switch {
     pub snapshot: SnapshotId,
     /// The release that ran before.
     pub previous: Option<ReleaseId>,
+    /// The deployment that had made it so.
+    pub previous_by: Option<DeploymentId>,
 }
 
 /// Why an instance is being put back.
@@ -242,8 +247,11 @@ pub enum InstanceAction {
         /// Whether the server gets its time to end before it is killed.
         drain: bool,
     },
-    /// Start what is current: nobody knows what runs.
-    Start,
+    /// Stop whatever runs, and run this, or nothing; data stays as it is.
+    Run {
+        /// What to run.
+        release: Option<ReleaseId>,
+    },
     /// Tell the coordinator, reliably.
     Report {
         /// Whose step it is.
@@ -269,7 +277,12 @@ pub enum StepReport {
     /// The step failed.
     Failed(Failure),
     /// What the deployment did here is undone.
-    Restored(RestoreCause),
+    Restored {
+        /// Why.
+        cause: RestoreCause,
+        /// What runs there now.
+        running: Option<ReleaseId>,
+    },
     /// What the deployment did here could not be undone.
     Stuck(Failure),
     /// Integration testing passed.
@@ -289,20 +302,16 @@ pub struct IllegalEvent {
     detail: String,
 }
 
-/// A switch that was confirmed and can still be undone by command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Undo {
-    /// The switch.
-    pub switch: Switch,
-}
-
 /// One instance on its host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     server: ServerName,
     current: Option<ReleaseId>,
     state: InstanceState,
-    undo: Option<Undo>,
+    /// The deployment that made the current release so.
+    current_by: Option<DeploymentId>,
+    /// The confirmed switches that can still be undone by command, the newest last.
+    undos: Vec<Switch>,
     /// The last step that was begun here.
     handled: Option<StepKey>,
     /// The last step that was undone here: what comes late for it is not obeyed any more.
@@ -312,7 +321,15 @@ pub struct Instance {
 impl Instance {
     /// An instance that does not exist on its host yet.
     pub fn new(server: ServerName) -> Self {
-        Self { server, current: None, state: InstanceState::Idle, undo: None, handled: None, undone: None }
+        Self {
+            server,
+            current: None,
+            current_by: None,
+            state: InstanceState::Idle,
+            undos: Vec::new(),
+            handled: None,
+            undone: None,
+        }
     }
 
     /// The server.
@@ -330,9 +347,9 @@ impl Instance {
         &self.state
     }
 
-    /// The last confirmed switch, as long as it can be undone.
-    pub fn undo(&self) -> Option<&Undo> {
-        self.undo.as_ref()
+    /// The confirmed switches that can still be undone, the newest last: at most [`UNDOS_MAX`].
+    pub fn undos(&self) -> &[Switch] {
+        &self.undos
     }
 
     /// When the host puts itself back, if it is to.
@@ -402,20 +419,15 @@ impl Instance {
         self.refuse_late("stage_requested", &key)?;
         let mut actions = Vec::new();
         match &self.state {
-            InstanceState::Idle | InstanceState::Stuck { .. } => {}
-            InstanceState::Failed { switch, .. } if switch.spec.dead_man.is_none() => {}
             InstanceState::Staging { release: old, .. } | InstanceState::Staged { release: old, .. } => {
                 if *old != release && self.current.as_ref() != Some(old) {
                     actions.push(InstanceAction::Discard { release: old.clone() });
                 }
             }
-            InstanceState::Snapshotting(_)
-            | InstanceState::Switching(_)
-            | InstanceState::Verifying(_)
-            | InstanceState::Verified(_)
-            | InstanceState::Failed { .. }
-            | InstanceState::Restoring { .. } => return Err(self.illegal("stage_requested", self.owner())),
+            _ if self.is_at_rest() => {}
+            _ => return Err(self.illegal("stage_requested", self.owner())),
         }
+        self.keep_what_is_left();
         self.handled = Some(key.clone());
         self.state = InstanceState::Staging { key: key.clone(), release: release.clone() };
         actions.push(InstanceAction::Stage { key, release });
@@ -430,14 +442,16 @@ impl Instance {
         }
         let fits = match (&self.state, &spec.target) {
             (InstanceState::Staged { key: staged, release }, Some(target)) => *staged == key && release == target,
-            (InstanceState::Idle | InstanceState::Stuck { .. }, None) => true,
+            (_, None) => self.is_at_rest(),
             _ => false,
         };
         if !fits {
             return Err(self.illegal("switch_requested", self.owner()));
         }
+        self.keep_what_is_left();
         let snapshot = SnapshotId::new(&key.deployment, key.attempt);
-        let switch = Switch { key: key.clone(), spec, snapshot, previous: self.current.clone() };
+        let (previous, previous_by) = (self.current.clone(), self.current_by.clone());
+        let switch = Switch { key: key.clone(), spec, snapshot, previous, previous_by };
         self.handled = Some(key);
         self.state = InstanceState::Snapshotting(switch.clone());
         Ok(vec![InstanceAction::TakeSnapshot(switch)])
@@ -463,6 +477,7 @@ impl Instance {
             }
             (InstanceState::Switching(switch), InstanceEvent::SwitchSucceeded { key }) if switch.key == key => {
                 self.current.clone_from(&switch.spec.target);
+                self.current_by = Some(switch.key.deployment.clone());
                 match switch.spec.target {
                     Some(_) => (
                         InstanceState::Verifying(switch.clone()),
@@ -487,10 +502,11 @@ impl Instance {
             {
                 if !is_active(Mutant::ForgetRestored) {
                     self.current = switch.previous;
+                    self.current_by = switch.previous_by;
                 }
                 self.undone = Some(key.clone());
-                self.undo.take_if(|undo| undo.switch.key.deployment == switch.key.deployment);
-                (InstanceState::Idle, vec![report(&key, StepReport::Restored(cause))])
+                self.undos.retain(|undo| undo.key.deployment != switch.key.deployment);
+                (InstanceState::Idle, vec![report(&key, self.restored(cause))])
             }
             (InstanceState::Restoring { switch, .. }, InstanceEvent::RestoreFailed { key, failure })
                 if switch.key == key =>
@@ -517,7 +533,8 @@ impl Instance {
                 Ok(vec![report(key, StepReport::Confirmed)])
             }
             InstanceState::Verified(switch) if switch.key == *key => {
-                self.undo = Some(Undo { switch: switch.clone() });
+                let switch = switch.clone();
+                self.keep_undo(switch);
                 self.state = InstanceState::Idle;
                 Ok(vec![report(key, StepReport::Confirmed)])
             }
@@ -539,7 +556,7 @@ impl Instance {
                 let unused = self.current.as_ref() != Some(release);
                 self.state = InstanceState::Idle;
                 self.undone = Some(key.clone());
-                let told = report(key, StepReport::Restored(RestoreCause::Commanded));
+                let told = report(key, self.restored(RestoreCause::Commanded));
                 return Ok(if unused { vec![discard, told] } else { vec![told] });
             }
             InstanceState::Snapshotting(switch)
@@ -553,15 +570,21 @@ impl Instance {
                 switch.clone()
             }
             InstanceState::Restoring { switch, .. } if switch.key.deployment == *deployment => return Ok(Vec::new()),
-            InstanceState::Idle => match &self.undo {
-                Some(undo) if undo.switch.key.deployment == *deployment => undo.switch.clone(),
-                Some(undo) if self.handled.as_ref().is_none_or(|handled| handled.deployment != *deployment) => {
-                    let owner = format!("; deployment {} has changed it since", undo.switch.key.deployment);
+            // What another deployment has left at rest, or has only got ready, is not this one's to undo.
+            _ if self.is_at_rest() => match self.undos.iter().position(|undo| undo.key.deployment == *deployment) {
+                Some(n) if n + 1 == self.undos.len() => self.undos[n].clone(),
+                Some(_) => {
+                    let newest = self.undos.last().map(|undo| undo.key.deployment.to_string()).unwrap_or_default();
+                    let owner = format!("; deployment {newest} has changed it since");
                     return Err(self.illegal("restore_requested", owner));
                 }
-                Some(_) | None => {
+                None if self.current_by.as_ref() == Some(deployment) => {
+                    let why = "; what it replaced was pruned since".to_owned();
+                    return Err(self.illegal("restore_requested", why));
+                }
+                None => {
                     self.undone = Some(key.clone());
-                    return Ok(vec![report(key, StepReport::Restored(RestoreCause::Commanded))]);
+                    return Ok(vec![report(key, self.restored(RestoreCause::Commanded))]);
                 }
             },
             _ => return Err(self.illegal("restore_requested", self.owner())),
@@ -574,20 +597,63 @@ impl Instance {
 
     /// Takes it that what ran before the stuck step is back, by somebody's hand.
     fn resolve(&mut self, key: &StepKey) -> Result<Vec<InstanceAction>, IllegalEvent> {
-        let told = report(key, StepReport::Restored(RestoreCause::ByHand));
         match &self.state {
             InstanceState::Stuck { switch, .. } if switch.key.deployment == key.deployment => {
                 self.current.clone_from(&switch.previous);
-                self.undo.take_if(|undo| undo.switch.key.deployment == key.deployment);
+                self.current_by.clone_from(&switch.previous_by);
+                self.undos.retain(|undo| undo.key.deployment != key.deployment);
                 self.undone = Some(key.clone());
                 self.state = InstanceState::Idle;
-                Ok(vec![InstanceAction::Start, told])
+                let told = report(key, self.restored(RestoreCause::ByHand));
+                Ok(vec![InstanceAction::Run { release: self.current.clone() }, told])
             }
-            InstanceState::Idle if self.undone.as_ref().is_some_and(|undone| undone.deployment == key.deployment) => {
-                Ok(vec![told])
+            // What this deployment left can no longer be undone, or was undone already: it is in order as it is.
+            _ if self.is_at_rest()
+                && [self.current_by.as_ref(), self.undone.as_ref().map(|undone| &undone.deployment)]
+                    .contains(&Some(&key.deployment)) =>
+            {
+                Ok(vec![report(key, self.restored(RestoreCause::ByHand))])
             }
             _ => Err(self.illegal("resolve_requested", self.owner())),
         }
+    }
+
+    /// Whether nothing is under way that ends by itself: a later deployment may go on from here. A switch that
+    /// the host would not undo by itself, and whose deployment has gone on without it, is at rest.
+    fn is_at_rest(&self) -> bool {
+        match &self.state {
+            InstanceState::Idle
+            | InstanceState::Staging { .. }
+            | InstanceState::Staged { .. }
+            | InstanceState::Stuck { .. } => true,
+            InstanceState::Verifying(switch)
+            | InstanceState::Verified(switch)
+            | InstanceState::Failed { switch, .. } => switch.spec.dead_man.is_none(),
+            InstanceState::Snapshotting(_) | InstanceState::Switching(_) | InstanceState::Restoring { .. } => false,
+        }
+    }
+
+    /// What a failed or stuck step has left can still be undone after another one that is undone itself.
+    fn keep_what_is_left(&mut self) {
+        if let InstanceState::Stuck { switch, .. }
+        | InstanceState::Failed { switch, .. }
+        | InstanceState::Verifying(switch)
+        | InstanceState::Verified(switch) = &self.state
+        {
+            let switch = switch.clone();
+            self.keep_undo(switch);
+        }
+    }
+
+    fn keep_undo(&mut self, switch: Switch) {
+        self.undos.retain(|undo| undo.key.deployment != switch.key.deployment);
+        self.undos.push(switch);
+        let too_many = self.undos.len().saturating_sub(UNDOS_MAX);
+        self.undos.drain(..too_many);
+    }
+
+    fn restored(&self, cause: RestoreCause) -> StepReport {
+        StepReport::Restored { cause, running: self.current.clone() }
     }
 
     /// What comes late for a step that was undone, or for an attempt before the last one, is not obeyed.

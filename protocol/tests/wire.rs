@@ -124,7 +124,10 @@ fn messages_have_the_bytes_that_were_recorded() {
     ));
     text.push_str(&record("verified", &step(StepReport::Verified)));
     text.push_str(&record("failed", &step(StepReport::Failed(failure))));
-    text.push_str(&record("restored", &step(StepReport::Restored(RestoreCause::NotConfirmed))));
+    text.push_str(&record(
+        "restored",
+        &step(StepReport::Restored { cause: RestoreCause::NotConfirmed, running: None }),
+    ));
     let health = AgentMessageV1::Health { server: server(), release, report: health, output: Vec::new() };
     text.push_str(&record("health", &AgentMessage::V1(health)));
     text.push_str(&record("metrics", &AgentMessage::V1(AgentMessageV1::Metrics(MetricsSample::default()))));

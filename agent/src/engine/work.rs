@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
-use fleetwright_deploy::instance::{InstanceAction, InstanceEvent, StepKey, StepReport, Switch};
+use fleetwright_deploy::instance::{Instance, InstanceAction, InstanceEvent, StepKey, StepReport, Switch};
 use fleetwright_deploy::release::Release;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -40,7 +40,13 @@ impl Engine {
                 InstanceAction::Switch(switch) => self.start_switch(server, switch).await,
                 InstanceAction::Verify(_) => self.watch_current(server),
                 InstanceAction::Restore { switch, drain, .. } => self.start_restore(server, switch, drain).await,
-                InstanceAction::Start => self.start_current(server).await,
+                InstanceAction::Run { release } => {
+                    self.end_work(server).await;
+                    if let Err(failure) = run_release(&self.layout.server(server), release.as_ref()).await {
+                        tracing::error!(%server, %failure, "what was put in order by hand could not be started");
+                    }
+                    self.watch_current(server);
+                }
                 InstanceAction::Report { .. } => {}
             }
         }
@@ -89,6 +95,10 @@ impl Engine {
                 Ok(()) => InstanceEvent::SwitchSucceeded { key: switch.key },
                 Err(failure) => {
                     let lines = output::tail_of_this_run(&layout.log(), OUTPUT_LINES);
+                    // What could not be started is not what is to run should the agent start again.
+                    if let Err(failure) = runtime::switch(&layout, switch.previous.as_ref()) {
+                        tracing::error!(%failure, "the release that ran before could not be made current again");
+                    }
                     InstanceEvent::SwitchFailed {
                         key: switch.key,
                         failure: failure.output(lines.iter().map(String::as_str)),
@@ -135,25 +145,25 @@ impl Engine {
         });
     }
 
-    /// The releases of a server that must not be removed: the one that runs, and the one that undoing the last
-    /// deployment goes back to.
+    /// The releases of a server that must not be removed: the one that runs, and those that undoing deployments
+    /// goes back to.
     fn kept(&self, server: &ServerName) -> Vec<ReleaseId> {
         let instance = self.instances.get(server);
         let current = instance.and_then(|instance| instance.current().cloned());
-        let previous = instance.and_then(|instance| instance.undo()?.switch.previous.clone());
-        current.into_iter().chain(previous).collect()
+        let undos = instance.map(Instance::undos).unwrap_or_default();
+        current.into_iter().chain(undos.iter().filter_map(|undo| undo.previous.clone())).collect()
     }
 
-    /// Keeps what runs and what is needed to undo the last deployment, and removes the rest.
+    /// Keeps what runs and what is needed to undo the last deployments, and removes the rest.
     pub(super) fn start_cleaning(&mut self, server: &ServerName, key: StepKey) {
         let (layout, server_layout) = (self.layout.clone(), self.layout.server(server));
-        let undo = self.instances.get(server).and_then(|instance| instance.undo());
-        let snapshot = undo.map(|undo| undo.switch.snapshot.clone());
+        let undos = self.instances.get(server).map(Instance::undos).unwrap_or_default();
+        let snapshots: Vec<SnapshotId> = undos.iter().map(|undo| undo.snapshot.clone()).collect();
         let kept = self.kept(server);
         let (server, inputs) = (server.clone(), self.inputs.clone());
         tokio::spawn(async move {
             let pruned = blocking(move || {
-                let snapshots: Vec<&SnapshotId> = snapshot.iter().collect();
+                let snapshots: Vec<&SnapshotId> = snapshots.iter().collect();
                 stage::prune(&server_layout, &kept)?;
                 snapshot::prune(&layout, &server_layout, &snapshots)
             });

@@ -8,7 +8,7 @@ use super::rollback::RollbackChoice;
 use super::step::Aside;
 use super::{Deployment, Effects, Hold, HoldKind, IllegalEvent, Outcome, Phase, StepState};
 use crate::failure::{Failure, FailureKind};
-use crate::ids::InstanceId;
+use crate::ids::{DeploymentId, InstanceId};
 use crate::plan::{PauseAt, PausePoint};
 use crate::time::Timestamp;
 
@@ -291,6 +291,15 @@ impl Deployment {
             self.set(&id, StepState::Resolving { since: now }, effects);
         }
         Ok(())
+    }
+
+    /// A later deployment has taken an instance on from where this one, which has ended, left it.
+    pub(crate) fn supersede(&mut self, id: &InstanceId, by: &DeploymentId) {
+        let ended = self.outcome().is_some();
+        let Some(step) = self.steps.get_mut(id).filter(|_| ended) else { return };
+        if matches!(step.state, StepState::Stuck { .. } | StepState::Failed { .. } | StepState::Resolving { .. }) {
+            step.state = StepState::Superseded { by: by.clone() };
+        }
     }
 
     /// What a person may do about the deployment now, as commands.

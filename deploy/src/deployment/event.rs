@@ -10,7 +10,6 @@ use crate::health::HealthStatus;
 use crate::ids::{DeploymentId, HostName, InstanceId, ReleaseId};
 use crate::instance::StepReport;
 use crate::plan::RollbackStrategy;
-use crate::release::Release;
 use crate::time::{Length, Timestamp};
 
 /// What the operator chose besides the plan.
@@ -158,10 +157,10 @@ pub enum DeploymentEvent {
         /// The host.
         host: HostName,
     },
-    /// A host's agent is no longer connected.
-    HostDisconnected {
-        /// The host.
-        host: HostName,
+    /// Hosts' agents are no longer connected.
+    HostsDisconnected {
+        /// The hosts: all that went at once, so that nothing is begun on one while another goes.
+        hosts: BTreeSet<HostName>,
     },
     /// Nothing new is to start until it is resumed.
     Held(Hold),
@@ -307,7 +306,7 @@ pub enum Action {
         /// The instance.
         instance: InstanceId,
         /// The release, or nothing when it is gone.
-        release: Option<Box<Release>>,
+        release: Option<ReleaseId>,
         /// What is wrong with it, when a person should look.
         trouble: Option<Failure>,
     },

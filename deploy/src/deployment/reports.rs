@@ -5,7 +5,7 @@ use super::step::{Aside, StepState};
 use super::{Action, Deployment, Effects, IllegalEvent, OrderName, Outcome, Phase};
 use crate::failure::{Failure, FailureKind};
 use crate::health::HealthStatus;
-use crate::ids::InstanceId;
+use crate::ids::{InstanceId, ReleaseId};
 use crate::instance::{RestoreCause, StepReport, StepReportDiscriminants};
 use crate::mutant::{Mutant, is_active};
 use crate::time::Timestamp;
@@ -21,6 +21,10 @@ impl Deployment {
     ) -> Result<(), IllegalEvent> {
         let name: &'static str = StepReportDiscriminants::from(&report).into();
         let state = self.step_at(id, attempt, "step_reported")?.clone();
+        let said = match &report {
+            StepReport::Restored { running, .. } if self.steps[id].touched => Some(running.clone()),
+            _ => None,
+        };
         let next = match (state, report.clone()) {
             (StepState::Staging { .. }, StepReport::Staged) => StepState::Staged,
             (StepState::Switching { since }, StepReport::Switched) => StepState::Verifying { since },
@@ -30,17 +34,19 @@ impl Deployment {
             (StepState::Confirming { .. }, StepReport::Confirmed) => StepState::Confirmed { since: now },
             (StepState::Testing, StepReport::Tested) => StepState::Tested,
             (StepState::Cleaning, StepReport::Cleaned | StepReport::Failed(_)) => StepState::Done,
-            (StepState::SettingAside { next, failure, .. }, StepReport::Restored(_)) => match next {
+            (StepState::SettingAside { next, failure, .. }, StepReport::Restored { .. }) => match next {
                 Aside::Retry => self.backing_off(id, now),
                 Aside::LeaveOut => StepState::LeftOut { failure },
             },
-            (StepState::Restoring { .. }, StepReport::Restored(_)) if !self.steps[id].touched => StepState::Untouched,
+            (StepState::Restoring { .. }, StepReport::Restored { .. }) if !self.steps[id].touched => {
+                StepState::Untouched
+            }
             (
                 StepState::Failed { .. }
                 | StepState::Restoring { .. }
                 | StepState::Resolving { .. }
                 | StepState::Stuck { .. },
-                StepReport::Restored(_),
+                StepReport::Restored { .. },
             ) => StepState::Restored,
             (
                 StepState::Switching { .. }
@@ -67,9 +73,10 @@ impl Deployment {
             }
             (
                 StepState::Switching { .. } | StepState::Verifying { .. } | StepState::Confirming { .. },
-                StepReport::Restored(cause),
+                StepReport::Restored { cause, .. },
             ) => {
                 self.tell(id, name, &report, effects);
+                self.take_word(id, said, effects);
                 self.step_failed(id, put_itself_back(cause), Left::Back, now, effects);
                 return Ok(());
             }
@@ -78,6 +85,7 @@ impl Deployment {
             }
         };
         self.tell(id, name, &report, effects);
+        self.take_word(id, said, effects);
         self.settle(id, &next, effects);
         if !matches!(report, StepReport::Failed(_)) {
             self.progress_at = now;
@@ -179,16 +187,28 @@ impl Deployment {
         )
     }
 
+    /// What a host says that it runs after it has put an instance back is so, whatever ran before by the plan.
+    fn take_word(&self, id: &InstanceId, said: Option<Option<ReleaseId>>, effects: &mut Effects) {
+        if let Some(release) = said {
+            effects.actions.push(Action::Settled { instance: id.clone(), release, trouble: None });
+        }
+    }
+
     /// Remembers what the instance runs once a step has come to rest.
     pub(super) fn settle(&self, id: &InstanceId, next: &StepState, effects: &mut Effects) {
         let step = &self.steps[id];
-        let planned = || self.planned_release(id).cloned().map(Box::new);
         let (release, trouble) = match next {
-            StepState::Confirmed { .. } => (planned(), None),
-            StepState::Restored => (step.before.clone(), None),
-            StepState::LeftOut { .. } | StepState::BackingOff { .. } if step.touched => (step.before.clone(), None),
-            StepState::Stuck { failure } => (step.before.clone().or_else(planned), Some(failure.clone())),
-            StepState::Failed { failure } if !self.options.rollback => (planned(), Some(failure.clone())),
+            StepState::Confirmed { .. } => (step.release_id.clone(), None),
+            StepState::Stuck { failure } => {
+                (step.before.clone().or_else(|| step.release_id.clone()), Some(failure.clone()))
+            }
+            StepState::Failed { failure } if !self.options.rollback => {
+                // A host that has not told that it has switched still runs what ran before.
+                let switched = !matches!(step.state, StepState::Switching { .. });
+                let (first, second) =
+                    if switched { (&step.release_id, &step.before) } else { (&step.before, &step.release_id) };
+                (first.clone().or_else(|| second.clone()), Some(failure.clone()))
+            }
             _ => return,
         };
         effects.actions.push(Action::Settled { instance: id.clone(), release, trouble });
@@ -202,11 +222,11 @@ impl Deployment {
             StepReport::Confirmed => ("confirmed".to_owned(), None),
             StepReport::Tested => ("integration test passed".to_owned(), None),
             StepReport::Cleaned => ("pruned".to_owned(), None),
-            StepReport::Restored(RestoreCause::Commanded) => ("put back".to_owned(), None),
-            StepReport::Restored(RestoreCause::NotConfirmed) => {
+            StepReport::Restored { cause: RestoreCause::Commanded, .. } => ("put back".to_owned(), None),
+            StepReport::Restored { cause: RestoreCause::NotConfirmed, .. } => {
                 ("not confirmed in time; put itself back".to_owned(), None)
             }
-            StepReport::Restored(RestoreCause::ByHand) => ("put in order by hand".to_owned(), None),
+            StepReport::Restored { cause: RestoreCause::ByHand, .. } => ("put in order by hand".to_owned(), None),
             StepReport::Failed(failure) | StepReport::TestFailed(failure) => (failure.message.clone(), Some(failure)),
             StepReport::Stuck(failure) => (format!("could not be put back: {}", failure.message), Some(failure)),
         };

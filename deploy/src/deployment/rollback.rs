@@ -6,7 +6,7 @@ use super::{Deployment, Effects, Outcome, Phase, StepState};
 use crate::failure::{Failure, FailureKind};
 use crate::ids::InstanceId;
 use crate::mutant::{Mutant, is_active};
-use crate::plan::RollbackStrategy;
+use crate::plan::{RollbackStrategy, StepAction};
 use crate::time::Timestamp;
 
 /// What a person asks of a rollback besides what the plan says.
@@ -41,7 +41,10 @@ impl Deployment {
             self.set(&id, rest, effects);
         }
         for id in self.ids_where(|state| matches!(state, StepState::Staging { .. } | StepState::Staged)) {
-            self.set(&id, StepState::Restoring { since: now }, effects);
+            // Nothing is got ready for a removal, so there is nothing to discard.
+            let removal = self.steps[&id].action == StepAction::Remove;
+            let rest = if self.steps[&id].touched { StepState::Restored } else { StepState::Untouched };
+            self.set(&id, if removal { rest } else { StepState::Restoring { since: now } }, effects);
         }
     }
 
@@ -95,7 +98,13 @@ impl Deployment {
 
     fn rollback_outcome(&self) -> Outcome {
         let stuck = self.any(|state| {
-            matches!(state, StepState::Stuck { .. } | StepState::Resolving { .. } | StepState::Failed { .. })
+            matches!(
+                state,
+                StepState::Stuck { .. }
+                    | StepState::Resolving { .. }
+                    | StepState::Failed { .. }
+                    | StepState::Superseded { .. }
+            )
         });
         let kept = self.any(StepState::is_confirmed);
         let restored = self.any(|state| matches!(state, StepState::Restored));

@@ -4,9 +4,8 @@ use serde::{Deserialize, Serialize};
 use strum::{EnumDiscriminants, IntoStaticStr};
 
 use crate::failure::Failure;
-use crate::ids::ReleaseId;
+use crate::ids::{DeploymentId, ReleaseId};
 use crate::plan::{PlannedStep, StepAction};
-use crate::release::Release;
 use crate::time::Timestamp;
 
 /// One instance's passage from its present release to the planned one.
@@ -19,7 +18,7 @@ pub struct Step {
     /// The planned release.
     pub release_id: Option<ReleaseId>,
     /// What ran before.
-    pub before: Option<Box<Release>>,
+    pub before: Option<ReleaseId>,
     /// Which attempt this is, from 1.
     pub attempt: u32,
     /// Whether what ran before may have been touched.
@@ -129,6 +128,11 @@ pub enum StepState {
         /// Why.
         failure: Failure,
     },
+    /// It was left failed or stuck, and a later deployment has taken the instance from there.
+    Superseded {
+        /// That deployment.
+        by: DeploymentId,
+    },
 }
 
 impl StepState {
@@ -164,7 +168,7 @@ impl StepState {
 }
 
 impl Step {
-    pub(super) fn new(group: usize, planned: &PlannedStep, before: Option<Release>) -> Self {
+    pub(super) fn new(group: usize, planned: &PlannedStep) -> Self {
         let state = match planned.action {
             StepAction::Unchanged => StepState::Unchanged,
             StepAction::Create | StepAction::Update | StepAction::Remove => StepState::Pending,
@@ -173,7 +177,7 @@ impl Step {
             group,
             action: planned.action,
             release_id: planned.release_id.clone(),
-            before: before.map(Box::new),
+            before: planned.previous.clone(),
             attempt: 1,
             touched: false,
             failed_at: None,

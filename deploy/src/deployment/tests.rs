@@ -71,7 +71,6 @@ impl Shape {
     }
 
     fn deployment(&self) -> Deployment {
-        let mut before = BTreeMap::new();
         let mut hosts = BTreeSet::new();
         let mut groups = Vec::new();
         for (g, servers) in self.groups.iter().enumerate() {
@@ -86,13 +85,12 @@ impl Shape {
                     let previous = self.update.then(|| release(&server, 1));
                     let action = if self.update { StepAction::Update } else { StepAction::Create };
                     group.steps.push(PlannedStep {
-                        instance: instance.clone(),
+                        instance,
                         action,
                         previous: previous.as_ref().map(Release::id),
                         release_id: Some(new.id()),
                         release: Some(new),
                     });
-                    before.extend(previous.map(|previous| (instance, previous)));
                 }
                 group.servers.push(server);
             }
@@ -109,7 +107,7 @@ impl Shape {
             rollback: RollbackPolicy { strategy: self.strategy, ..RollbackPolicy::default() },
         };
         let options = Options { rollback: self.rollback, started_by: "test".to_owned() };
-        Deployment::new(plan, options, &before, &hosts, at(0))
+        Deployment::new(plan, options, &hosts, at(0))
     }
 }
 
@@ -139,7 +137,7 @@ impl Driver {
                 self.journal.push((at(self.now), serde_json::to_string(&event).expect("JSON")));
                 for action in &effects.actions {
                     if let Action::Settled { instance, release, .. } = action {
-                        self.settled.insert(instance.clone(), release.as_ref().map(|release| release.id()));
+                        self.settled.insert(instance.clone(), release.clone());
                     }
                 }
             }
@@ -154,14 +152,19 @@ impl Driver {
         self.apply(DeploymentEvent::StepReported { instance: instance.clone(), attempt, report })
     }
 
+    /// What a host tells that has put everything back as it was.
+    fn restored(&self, instance: &InstanceId, cause: RestoreCause) -> StepReport {
+        StepReport::Restored { cause, running: self.live.steps()[instance].before.clone() }
+    }
+
     /// Answers an outstanding order well.
     fn answer(&mut self, instance: &InstanceId, order: &Order) {
         let reports = match order {
             Order::Stage { .. } => vec![StepReport::Staged],
             Order::Switch { .. } => vec![StepReport::Switched, StepReport::Verified],
             Order::Confirm => vec![StepReport::Confirmed],
-            Order::Restore { .. } => vec![StepReport::Restored(RestoreCause::Commanded)],
-            Order::Resolve => vec![StepReport::Restored(RestoreCause::ByHand)],
+            Order::Restore { .. } => vec![self.restored(instance, RestoreCause::Commanded)],
+            Order::Resolve => vec![self.restored(instance, RestoreCause::ByHand)],
             Order::Test => vec![StepReport::Tested],
             Order::Clean => vec![StepReport::Cleaned],
         };
@@ -373,7 +376,9 @@ fn a_host_that_never_comes_back_ends_stuck_and_a_late_word_from_it_mends_the_out
         let (id, order) = driver.outstanding()[0].clone();
         driver.answer(&id, &order);
     }
-    driver.apply(DeploymentEvent::HostDisconnected { host: "h0".parse().expect("name") }).expect("known host");
+    driver
+        .apply(DeploymentEvent::HostsDisconnected { hosts: ["h0".parse().expect("name")].into() })
+        .expect("known host");
     while driver.live.outcome().is_none() {
         driver.wait();
     }
@@ -386,7 +391,8 @@ fn a_host_that_never_comes_back_ends_stuck_and_a_late_word_from_it_mends_the_out
         .map(|(id, _)| id.clone())
         .collect();
     for id in stuck {
-        driver.report(&id, StepReport::Restored(RestoreCause::NotConfirmed)).expect("late word");
+        let report = driver.restored(&id, RestoreCause::NotConfirmed);
+        driver.report(&id, report).expect("late word");
     }
     assert_eq!(driver.live.outcome(), Some(Outcome::RolledBack));
     driver.check_fold();
@@ -443,7 +449,8 @@ fn whole_life() -> (InstanceId, Vec<Deployment>) {
     states.push(driver.live.clone());
     driver.report(&id, StepReport::Stuck(failure())).expect("legal");
     states.push(driver.live.clone());
-    driver.report(&id, StepReport::Restored(RestoreCause::Commanded)).expect("legal");
+    let report = driver.restored(&id, RestoreCause::Commanded);
+    driver.report(&id, report).expect("legal");
     states.push(driver.live.clone());
     states.extend(other_lives(&id));
     (id, states)
@@ -469,7 +476,8 @@ fn other_lives(id: &InstanceId) -> Vec<Deployment> {
     driver.apply(DeploymentEvent::Approved { by: "op".to_owned() }).expect("legal");
     driver.report(id, StepReport::Failed(transient())).expect("legal");
     states.push(driver.live.clone());
-    driver.report(id, StepReport::Restored(RestoreCause::Commanded)).expect("legal");
+    let report = driver.restored(id, RestoreCause::Commanded);
+    driver.report(id, report).expect("legal");
     driver.wait();
     driver.report(id, StepReport::Staged).expect("legal");
     driver.report(id, StepReport::Failed(failure())).expect("legal");
@@ -501,7 +509,7 @@ fn sample(kind: DeploymentEventDiscriminants, id: &InstanceId) -> Option<Deploym
             output: Vec::new(),
         },
         Kind::HostConnected => DeploymentEvent::HostConnected { host },
-        Kind::HostDisconnected => DeploymentEvent::HostDisconnected { host },
+        Kind::HostsDisconnected => DeploymentEvent::HostsDisconnected { hosts: [host].into() },
         Kind::Held => {
             DeploymentEvent::Held(Hold { kind: HoldKind::Pause, by, reason: String::new(), since: at(20_000) })
         }
@@ -549,7 +557,7 @@ fn every_report_in_every_state_is_either_taken_or_refused_without_a_change() {
         StepReportDiscriminants::Verified => StepReport::Verified,
         StepReportDiscriminants::Confirmed => StepReport::Confirmed,
         StepReportDiscriminants::Failed => StepReport::Failed(failure()),
-        StepReportDiscriminants::Restored => StepReport::Restored(RestoreCause::Commanded),
+        StepReportDiscriminants::Restored => StepReport::Restored { cause: RestoreCause::Commanded, running: None },
         StepReportDiscriminants::Stuck => StepReport::Stuck(failure()),
         StepReportDiscriminants::Tested => StepReport::Tested,
         StepReportDiscriminants::TestFailed => StepReport::TestFailed(failure()),
@@ -637,9 +645,12 @@ proptest! {
                 (14, Some((id, Order::Test))) => drop(driver.report(&id, StepReport::TestFailed(failure()))),
                 (14, Some((id, Order::Restore { .. }))) => drop(driver.report(&id, StepReport::Stuck(failure()))),
                 (14, Some((id, _))) => drop(driver.report(&id, StepReport::Failed(failure()))),
-                (15, _) => drop(driver.apply(DeploymentEvent::HostDisconnected { host })),
+                (15, _) => drop(driver.apply(DeploymentEvent::HostsDisconnected { hosts: [host].into() })),
                 (16, _) => drop(driver.apply(DeploymentEvent::HostConnected { host })),
-                (17, Some((id, _))) => drop(driver.report(&id, StepReport::Restored(RestoreCause::NotConfirmed))),
+                (17, Some((id, _))) => {
+                    let report = driver.restored(&id, RestoreCause::NotConfirmed);
+                    drop(driver.report(&id, report));
+                }
                 (18, _) if which < 20 => drop(driver.apply(rollback())),
                 (19, _) if driver.live.deadline().is_some() => driver.wait(),
                 (20, Some((id, _))) => drop(driver.report(&id, StepReport::Failed(transient()))),

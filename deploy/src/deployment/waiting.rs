@@ -176,7 +176,8 @@ impl Deployment {
             | StepState::LeftOut { .. }
             | StepState::Untouched
             | StepState::Restored
-            | StepState::Stuck { .. } => return None,
+            | StepState::Stuck { .. }
+            | StepState::Superseded { .. } => return None,
         };
         let until = if matches!(self.phase, Phase::RollingBack { .. }) { None } else { until };
         if self.unreachable.contains(&id.host) {

@@ -118,7 +118,10 @@ impl Story {
                 Some(Order::Switch { .. }) => vec![StepReport::Switched, StepReport::Verified],
                 Some(Order::Confirm) => vec![StepReport::Confirmed],
                 Some(Order::Restore { .. } | Order::Resolve) => {
-                    vec![StepReport::Restored(crate::instance::RestoreCause::Commanded)]
+                    vec![StepReport::Restored {
+                        cause: crate::instance::RestoreCause::Commanded,
+                        running: self.fleet.deployment(id).expect("it").steps()[&instance()].before.clone(),
+                    }]
                 }
                 Some(Order::Test) => vec![StepReport::Tested],
                 Some(Order::Clean) => vec![StepReport::Cleaned],

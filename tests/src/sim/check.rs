@@ -49,13 +49,13 @@ pub(super) struct Checks {
     generations: BTreeMap<HostName, Generation>,
     confirmed: BTreeSet<(HostName, ServerName, StepKey)>,
     undone: BTreeSet<(HostName, ServerName, StepKey)>,
-    /// Hosts whose clock has just jumped: their deadlines may have been passed by that.
-    jumped: BTreeMap<HostName, i64>,
+    /// Hosts that have just started, or whose clock has just jumped: deadlines may have been passed by that.
+    moved: BTreeMap<HostName, i64>,
 }
 
 impl Checks {
-    pub(super) fn clock_jumped(&mut self, host: &HostName, now: i64) {
-        self.jumped.insert(host.clone(), now);
+    pub(super) fn deadlines_moved(&mut self, host: &HostName, now: i64) {
+        self.moved.insert(host.clone(), now);
     }
 
     /// A command is obeyed at most once, and none after one of a later generation.
@@ -118,7 +118,7 @@ impl Checks {
     /// A host that is up and was not confirmed in time is putting itself back.
     pub(super) fn dead_man(&self, host: &Host, now: i64) -> Checked {
         let Some(agent) = &host.agent else { return Ok(()) };
-        if self.jumped.get(&host.name).is_some_and(|at| now < at + DEAD_MAN_GRACE_MS) {
+        if self.moved.get(&host.name).is_some_and(|at| now < at + DEAD_MAN_GRACE_MS) {
             return Ok(());
         }
         let late = Timestamp::from_unix_ms(host.clock(now).unix_ms() - DEAD_MAN_GRACE_MS);

@@ -290,7 +290,8 @@ impl Host {
                 InstanceAction::Restore { switch, .. } => {
                     led.begun.push(self.begin(server, rng.i64(50..3_000), Task::Restore(switch)));
                 }
-                InstanceAction::Start | InstanceAction::Report { .. } => {}
+                InstanceAction::Run { release } => self.folder(server).current = release,
+                InstanceAction::Report { .. } => {}
             }
         }
     }
@@ -423,11 +424,10 @@ impl Host {
         let Some(InstanceState::Stuck { switch, .. }) = agent.instances.get(server).map(Instance::state) else {
             return;
         };
-        let (snapshot, previous) = (switch.snapshot.clone(), switch.previous.clone());
+        let snapshot = switch.snapshot.clone();
         let folder = self.folder(server);
-        match folder.snapshots.get(&snapshot).cloned() {
-            Some((current, data)) => (folder.current, folder.data) = (current, data),
-            None => folder.current = previous,
+        if let Some((_, data)) = folder.snapshots.get(&snapshot) {
+            folder.data = *data;
         }
     }
 }

@@ -79,7 +79,6 @@ pub enum Fault {
 
 /// What a person does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the event of the same name")]
 pub enum Act {
     Pause,
     Resume,
@@ -229,7 +228,7 @@ fn pace(rng: &mut Rng) -> Pace {
 
 fn rollout(rng: &mut Rng, groups: &[Group]) -> Rollout {
     let mut pauses = Vec::new();
-    if rng.u8(..) < 60 {
+    if rng.u8(..) < 60 && !groups.is_empty() {
         pauses.push(PausePoint {
             at: match rng.bool() {
                 true => PauseAt::BeforeGroup(rng.usize(0..groups.len())),

@@ -67,6 +67,7 @@ struct World<'a> {
     checks: Checks,
     versions: u64,
     timer: Option<i64>,
+    tries: BTreeMap<DeploymentId, u32>,
     trace: bool,
     log: Vec<String>,
 }
@@ -87,6 +88,7 @@ pub fn run(scenario: &Scenario, trace: bool) -> Result<Run, Violation> {
         checks: Checks::default(),
         versions: 1,
         timer: None,
+        tries: BTreeMap::new(),
         trace,
         log: Vec::new(),
     };
@@ -153,7 +155,7 @@ impl World<'_> {
             .deployments()
             .any(|deployment| deployment.steps().values().any(|step| matches!(step.state, StepState::Stuck { .. })));
         let connected = self.hosts.keys().all(|host| live.fleet.hosts().get(host).is_some_and(|host| host.connected));
-        let told = self.hosts.values().all(|host| host.disk.outbox.is_empty());
+        let told = self.hosts.values().all(|host| host.agent.is_some() && host.disk.outbox.is_empty());
         let ordered = self.hosts.keys().all(|host| live.fleet.outstanding(host).next().is_none());
         let working = self.queue.values().any(|event| matches!(event, Event::Work { .. } | Event::Deliver { .. }));
         ended && !stuck && connected && told && ordered && !working
@@ -195,7 +197,8 @@ impl World<'_> {
             Event::CoordinatorUp => self.coordinator_up(),
             Event::HostUp { host } => self.host_up(&host),
             Event::HostTimer { host } => {
-                let led = self.host(&host).deadlines_passed_now();
+                let (now, mut rng) = (self.now, self.rng.fork());
+                let led = self.host(&host).deadlines_passed(now, &mut rng);
                 self.all_led(&host, led)
             }
             Event::Work { host, run, server, work, task } => {
@@ -374,7 +377,7 @@ impl World<'_> {
     }
 
     fn dial(&mut self, host: &HostName) -> Result<(), Violation> {
-        if self.host(host).agent.is_none() {
+        if self.host(host).agent.as_ref().is_none_or(|agent| agent.session.is_some()) {
             return Ok(());
         }
         if self.coordinator.live.is_none() || self.network.is_partitioned(host, self.now) {
@@ -442,8 +445,8 @@ impl World<'_> {
 
     // Hosts.
 
-    fn host(&mut self, name: &HostName) -> HostNow<'_> {
-        HostNow { host: self.hosts.get_mut(name).expect("host"), now: self.now, rng: &mut self.rng }
+    fn host(&mut self, name: &HostName) -> &mut Host {
+        self.hosts.get_mut(name).expect("host")
     }
 
     fn host_up(&mut self, name: &HostName) -> Result<(), Violation> {
@@ -451,8 +454,9 @@ impl World<'_> {
             return Ok(());
         }
         self.say(|| format!("{name} starts"));
+        self.checks.deadlines_moved(name, self.now);
         let mut rng = self.rng.fork();
-        let led = self.hosts.get_mut(name).expect("host").start(&mut rng);
+        let led = self.host(name).start(&mut rng);
         self.after(10, Event::Dial { host: name.clone() });
         self.led(name, led, None)
     }
@@ -460,7 +464,7 @@ impl World<'_> {
     fn to_host(&mut self, connection: ConnectionId, name: &HostName, message: Message) -> Result<(), Violation> {
         match message {
             Message::Welcome => {
-                let host = self.hosts.get_mut(name).expect("host");
+                let host = self.host(name);
                 let known = host.agent.as_ref().and_then(|agent| agent.session.as_ref()).map(|session| session.id);
                 if host.agent.is_some() && known.is_none_or(|known| known < connection) {
                     host.connected(connection);
@@ -468,7 +472,7 @@ impl World<'_> {
                 }
             }
             Message::Heard { number } => {
-                let host = self.hosts.get_mut(name).expect("host");
+                let host = self.host(name);
                 host.disk.outbox.remove(&number);
                 if let Some(session) = host.agent.as_mut().and_then(|agent| agent.session.as_mut()) {
                     session.telling.take_if(|telling| *telling == number);
@@ -477,7 +481,7 @@ impl World<'_> {
             }
             Message::Command(command) => {
                 let (now, mut rng) = (self.now, self.rng.fork());
-                let host = self.hosts.get_mut(name).expect("host");
+                let host = self.host(name);
                 let session = host.agent.as_ref().and_then(|agent| agent.session.as_ref());
                 // A command over a connection that is older than the newest still counts; it is just older.
                 let over = session.map_or(0, |session| session.count - u64::from(session.id != connection));
@@ -496,7 +500,7 @@ impl World<'_> {
 
     /// Tells the oldest report, one at a time; one that needs a newer connection has it made first.
     fn tell(&mut self, name: &HostName) {
-        let host = self.hosts.get_mut(name).expect("host");
+        let host = self.host(name);
         let Some(agent) = &mut host.agent else { return };
         let (run, Some(session)) = (agent.run, agent.session.as_mut()) else { return };
         if session.telling.is_some() {
@@ -621,7 +625,7 @@ impl World<'_> {
                 if host < self.scenario.hosts {
                     let name = host_name(host);
                     self.host(&name).offset_ms += by_ms;
-                    self.checks.clock_jumped(&name, self.now);
+                    self.checks.deadlines_moved(&name, self.now);
                     self.arm_host(&name);
                 } else {
                     self.coordinator.offset_ms += by_ms;
@@ -753,40 +757,31 @@ impl World<'_> {
             self.coordinator_event(FleetEvent::Deployment { deployment, event })?;
         }
         for deployment in undo {
-            if !self.roll_back_one(deployment.clone(), None, false)? {
-                // Another deployment has changed it since: what is left is to say that it is in order.
+            // What cannot be undone, as when it was pruned, is declared to be in order now and then.
+            let tries = self.tries.entry(deployment.clone()).or_default();
+            *tries += 1;
+            if *tries % 5 != 0 && self.roll_back_one(deployment.clone(), None, false)? {
+                continue;
+            }
+            // What a later deployment has changed is undone first. Where nothing can be undone, what is left is to
+            // say that it is in order.
+            let newer: Vec<DeploymentId> = self
+                .coordinator
+                .live
+                .iter()
+                .flat_map(|live| live.fleet.deployments().rev().map(|newer| newer.id().clone()))
+                .take_while(|newer| *newer != deployment)
+                .collect();
+            let mut undone = false;
+            for newer in newer {
+                undone = undone || self.roll_back_one(newer, None, false)?;
+            }
+            if !undone {
                 self.put_in_order();
                 let event = DeploymentEvent::ResolveRequested { instances: BTreeSet::new(), by: "p1".to_owned() };
                 self.coordinator_event(FleetEvent::Deployment { deployment, event })?;
             }
         }
         Ok(())
-    }
-}
-
-/// A host at a point in time.
-struct HostNow<'a> {
-    host: &'a mut Host,
-    now: i64,
-    rng: &'a mut Rng,
-}
-
-impl std::ops::Deref for HostNow<'_> {
-    type Target = Host;
-
-    fn deref(&self) -> &Host {
-        self.host
-    }
-}
-
-impl std::ops::DerefMut for HostNow<'_> {
-    fn deref_mut(&mut self) -> &mut Host {
-        self.host
-    }
-}
-
-impl HostNow<'_> {
-    fn deadlines_passed_now(self) -> Vec<(Led, Option<Switch>)> {
-        self.host.deadlines_passed(self.now, self.rng)
     }
 }
