@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use fleetwright_deploy::admission::{Admission, Admitted, Stamp};
+use fleetwright_deploy::admission::{Admission, Admitted, NotAdmitted, Stamp};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::ids::{ReleaseId, ServerName};
@@ -195,8 +195,8 @@ impl Engine {
             Ok(verified) => verified,
             Err(rejection) => return refuse(rejection.to_string()),
         };
-        if let Err(older) = self.admission.admit_reading(command.generation) {
-            return refuse(older.to_string());
+        if self.admission.admit_reading(command.generation).is_err() {
+            return Ok(CommandReply::Stale);
         }
         let (server, key, order) = match command.body {
             CommandBody::Logs { server, lines } => {
@@ -218,7 +218,8 @@ impl Engine {
         match self.admission.admit(&obeyed) {
             Ok(Admitted::New) => {}
             Ok(Admitted::Again) => return Ok(CommandReply::Duplicate),
-            Err(older) => return refuse(older.to_string()),
+            Err(NotAdmitted::Older { .. }) => return Ok(CommandReply::Stale),
+            Err(older @ NotAdmitted::OlderIntent { .. }) => return refuse(older.to_string()),
         }
         let event = match self.event_of(&server, key.clone(), order, over, now) {
             Ok(Some(event)) => event,

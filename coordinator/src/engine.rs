@@ -272,6 +272,7 @@ impl Engine {
                 let event = DeploymentEvent::OrderRefused { instance, attempt, order, failure };
                 self.event(FleetEvent::Deployment { deployment, event }).ok();
             }
+            Request::SendAgain { host } => self.send_missed(&host),
             Request::IssueToken { host, lifetime, reply } => self.issue_token(host, lifetime, reply),
             Request::Enrol { token, request_der, reply } => self.enrol(&token, &request_der, reply)?,
             Request::Start { plan, options, intents, reply } => self.start(plan, options, intents, reply),
@@ -312,11 +313,13 @@ impl Engine {
         };
         let made = self.authorities.commands.step(&self.fleet, deployment, instance, attempt, order, now);
         let (handle, instance, id) = (self.handle.clone(), instance.clone(), deployment.id().clone());
-        let order = OrderName::from(order);
+        let (order, host) = (OrderName::from(order), instance.host.clone());
         let tell_refusal = async move |failure| {
             let refused = Request::OrderRefused { instance, deployment: id, attempt, order, failure };
             let _ = handle.requests.send(refused).await;
         };
+        let (handle, host) = (self.handle.clone(), host);
+        let again = async move || drop(handle.requests.send(Request::SendAgain { host }).await);
         match made {
             Ok(envelope) => {
                 let (reply, answer) = oneshot::channel();
@@ -324,6 +327,8 @@ impl Engine {
                 tokio::spawn(async move {
                     match answer.await {
                         Ok(CommandReply::Refused(failure)) => tell_refusal(failure).await,
+                        // Another deployment has begun since it was signed: it is signed anew.
+                        Ok(CommandReply::Stale) => again().await,
                         Ok(CommandReply::Accepted | CommandReply::Duplicate | CommandReply::Logs(_)) | Err(_) => {}
                     }
                 });

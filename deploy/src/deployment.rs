@@ -136,7 +136,17 @@ impl Deployment {
 
     /// Whether it works on this instance now, so that no other deployment may.
     pub fn holds(&self, instance: &InstanceId) -> bool {
-        self.outcome().is_none() && self.steps.get(instance).is_some_and(|step| step.action != StepAction::Unchanged)
+        let Some(step) = self.steps.get(instance).filter(|step| step.action != StepAction::Unchanged) else {
+            return false;
+        };
+        match &self.phase {
+            Phase::Finished { .. } => false,
+            // What is back, or stays, is nothing that a rollback works on.
+            Phase::RollingBack { only, .. } => {
+                (only.is_empty() || only.contains(instance)) && !step.state.is_settled_in_rollback()
+            }
+            _ => true,
+        }
     }
 
     /// The orders that are not answered yet, in the order of the instances' names.

@@ -612,6 +612,8 @@ impl Instance {
                 && [self.current_by.as_ref(), self.undone.as_ref().map(|undone| &undone.deployment)]
                     .contains(&Some(&key.deployment)) =>
             {
+                self.undos.retain(|undo| undo.key.deployment != key.deployment);
+                self.undone = Some(key.clone());
                 Ok(vec![report(key, self.restored(RestoreCause::ByHand))])
             }
             _ => Err(self.illegal("resolve_requested", self.owner())),

@@ -141,6 +141,8 @@ pub enum CommandReply {
     Duplicate,
     /// It is not done.
     Refused(Failure),
+    /// It is not done: the host has seen a later generation. Issued anew, it may be.
+    Stale,
     /// The lines that were asked for.
     Logs(Vec<String>),
 }

@@ -41,8 +41,8 @@ impl Engine {
         });
     }
 
-    /// The host may have missed what was sent to it; what it did not miss, it will not do again.
-    fn send_missed(&self, host: &HostName) {
+    /// The host may have missed what was sent to it, or found it stale; what it did not miss, it will not do again.
+    pub(super) fn send_missed(&self, host: &HostName) {
         let missed: Vec<(DeploymentId, InstanceId, u32, Order)> = self
             .fleet
             .outstanding(host)

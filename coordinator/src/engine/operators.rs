@@ -107,7 +107,9 @@ impl Engine {
                     let _ = reply.send(match answer.await {
                         Ok(CommandReply::Logs(lines)) => Ok(lines),
                         Ok(CommandReply::Refused(failure)) => Err(failure),
-                        Ok(CommandReply::Accepted | CommandReply::Duplicate) | Err(_) => Err(lost),
+                        Ok(CommandReply::Accepted | CommandReply::Duplicate | CommandReply::Stale) | Err(_) => {
+                            Err(lost)
+                        }
                     });
                 });
             }

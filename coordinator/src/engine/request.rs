@@ -52,6 +52,8 @@ pub(crate) enum Request {
     Metrics { host: HostName, sample: MetricsSample },
     /// An agent refused an order, or it could not be made.
     OrderRefused { instance: InstanceId, deployment: DeploymentId, attempt: u32, order: OrderName, failure: Failure },
+    /// What a host has not answered is to be sent again, signed anew.
+    SendAgain { host: HostName },
     /// A token for a host.
     IssueToken { host: HostName, lifetime: Length, reply: Reply<Result<Token, Failure>> },
     /// A host wants to enrol.

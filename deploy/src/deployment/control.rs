@@ -147,14 +147,16 @@ impl Deployment {
         self.held.remove(n);
         effects.notes.push(self.note(None, "resumed", format!("resumed by {by}")));
         let Some(since) = self.held_since.take_if(|_| self.held.is_empty()) else { return Ok(()) };
-        let lasted = now.since(since);
-        self.progress_at = self.progress_at.after(lasted);
+        // What began during the hold has been held for that much less.
+        let held_from = since;
+        let later = |began: Timestamp| began.after(now.since(began.max(held_from)));
+        self.progress_at = later(self.progress_at);
         if let Phase::RollingBack { since, .. } = &mut self.phase {
-            *since = since.after(lasted);
+            *since = later(*since);
         }
         for checkpoint in &mut self.checkpoints {
             if let Checkpoint::Waiting { since, .. } = checkpoint {
-                *since = since.after(lasted);
+                *since = later(*since);
             }
         }
         Ok(())
@@ -190,6 +192,9 @@ impl Deployment {
         }
         if self.outcome() == Some(Outcome::RolledBack) {
             return Err(self.illegal(EVENT, "; it was rolled back already".to_owned()));
+        }
+        if self.outcome().is_some() && !self.any(StepState::is_touched) {
+            return Err(self.illegal(EVENT, "; it has nothing to put back".to_owned()));
         }
         if !choice.only.is_empty() && self.outcome().is_none() {
             return Err(self.illegal(EVENT, "; a part of it can be put back only when it has ended".to_owned()));

@@ -161,6 +161,14 @@ impl StepState {
         matches!(self, Self::Confirmed { .. } | Self::Testing | Self::Tested | Self::Cleaning | Self::Done)
     }
 
+    /// Whether a rollback has nothing more to do about it.
+    pub(super) fn is_settled_in_rollback(&self) -> bool {
+        matches!(
+            self,
+            Self::Unchanged | Self::LeftOut { .. } | Self::Untouched | Self::Restored | Self::Superseded { .. }
+        )
+    }
+
     /// Whether a rollback has to do something about it.
     pub fn is_touched(&self) -> bool {
         self.is_in_motion() || self.is_confirmed() || matches!(self, Self::Failed { .. } | Self::Stuck { .. })

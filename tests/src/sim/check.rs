@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use fleetwright_deploy::admission::Stamp;
-use fleetwright_deploy::deployment::{Deployment, Order, Outcome, StepState};
+use fleetwright_deploy::deployment::{Deployment, Order, Outcome, Phase, StepState};
 use fleetwright_deploy::fleet::Fleet;
 use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, HostName, InstanceId, ReleaseId, ServerName};
 use fleetwright_deploy::instance::{InstanceEvent, InstanceState, StepKey, Switch};
@@ -149,6 +149,7 @@ pub(super) fn switch_under_way(state: &InstanceState) -> Option<&Switch> {
 pub(super) fn order(
     fleet: &Fleet,
     hosts: &BTreeMap<HostName, Host>,
+    connected: &BTreeSet<HostName>,
     id: &DeploymentId,
     instance: &InstanceId,
     order: &Order,
@@ -156,8 +157,13 @@ pub(super) fn order(
 ) -> Checked {
     let Some(deployment) = fleet.deployment(id) else { return Ok(()) };
     let owners = fleet.deployments().filter(|other| {
-        let changes = other.steps().get(instance).is_some_and(|step| step.action != StepAction::Unchanged);
-        other.outcome().is_none() && changes
+        let rolling = matches!(other.phase(), Phase::RollingBack { .. });
+        let works = other.steps().get(instance).is_some_and(|step| match &step.state {
+            StepState::Unchanged | StepState::Superseded { .. } => false,
+            StepState::Restored | StepState::Untouched | StepState::LeftOut { .. } => !rolling,
+            state => !(rolling && state.is_confirmed()),
+        });
+        other.outcome().is_none() && works
     });
     if owners.count() > 1 {
         return Err(Violation::new("one owner", format!("two deployments work on {instance}")));
@@ -167,15 +173,19 @@ pub(super) fn order(
         return Err(Violation::new("holds", format!("{instance} was told to begin something although {id} is held")));
     }
     if matches!(order, Order::Switch { .. }) && anew {
-        budget(fleet, deployment, instance)?;
+        budget(connected, deployment, instance)?;
         gate(hosts, deployment, instance)?;
     }
     Ok(())
 }
 
 /// No more instances of a server than allowed are out of service, or may be.
-fn budget(fleet: &Fleet, deployment: &Deployment, instance: &InstanceId) -> Checked {
-    let away = |host: &HostName| fleet.hosts().get(host).is_none_or(|host| !host.connected);
+fn budget(connected: &BTreeSet<HostName>, deployment: &Deployment, instance: &InstanceId) -> Checked {
+    if !connected.contains(&instance.host) {
+        let seen = format!("{instance} was told to switch although its host is not connected");
+        return Err(Violation::new("max_unavailable", seen));
+    }
+    let away = |host: &HostName| !connected.contains(host);
     let of_server = deployment.steps().iter().filter(|(id, _)| id.server == instance.server);
     let out = of_server.filter(|(id, step)| match &step.state {
         StepState::Switching { .. }

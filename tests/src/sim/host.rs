@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
-use fleetwright_deploy::admission::{Admission, Admitted, Stamp};
+use fleetwright_deploy::admission::{Admission, Admitted, NotAdmitted, Stamp};
 use fleetwright_deploy::deployment::Order;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{HostName, ReleaseId, ServerName, SnapshotId};
@@ -177,7 +177,8 @@ impl Host {
         match agent.admission.admit(&stamp) {
             Ok(Admitted::New) => {}
             Ok(Admitted::Again) => return Led::default(),
-            Err(why) => return refuse(why.to_string()),
+            Err(NotAdmitted::Older { .. }) => return Led { send: vec![Message::Stale], ..Led::default() },
+            Err(why @ NotAdmitted::OlderIntent { .. }) => return refuse(why.to_string()),
         }
         let event = match &command.order {
             Order::Stage { release } => InstanceEvent::StageRequested { key, release: release.clone() },

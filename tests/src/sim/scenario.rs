@@ -149,11 +149,13 @@ impl Scenario {
         let mut rng = Rng::with_seed(policies);
         let mut groups = Vec::new();
         let mut wanted = BTreeSet::new();
+        // Half of the plans are about some servers only, so that several deployments are under way at once.
+        let partial = rng.bool();
         for (g, servers) in self.groups.iter().enumerate() {
             let mut group = Group { servers: Vec::new(), steps: Vec::new() };
             for (s, count) in servers.iter().enumerate() {
                 // Now and then a server is left out, so that it is removed; or stays as it is.
-                if rng.u8(..) < 20 {
+                if rng.u8(..) < if partial { 140 } else { 20 } {
                     continue;
                 }
                 let server: ServerName = format!("s{g}-{s}").parse().expect("name");
@@ -169,7 +171,8 @@ impl Scenario {
                 groups.push(group);
             }
         }
-        let gone: Vec<InstanceId> = fleet.instances().keys().filter(|id| !wanted.contains(*id)).cloned().collect();
+        let gone = fleet.instances().keys().filter(|id| !partial && !wanted.contains(*id));
+        let gone: Vec<InstanceId> = gone.cloned().collect();
         if !gone.is_empty() {
             let servers: BTreeSet<ServerName> = gone.iter().map(|id| id.server.clone()).collect();
             let steps = gone.into_iter().map(|id| step(fleet, id, None)).collect();
@@ -253,8 +256,10 @@ fn rollout(rng: &mut Rng, groups: &[Group]) -> Rollout {
 
 fn fault(rng: &mut Rng, hosts: usize) -> Fault {
     let host = rng.usize(0..hosts);
-    match rng.u8(0..22) {
-        0..3 => Fault::Deploy { policies: rng.u64(..) },
+    match rng.u8(0..23) {
+        0..2 | 22 => Fault::Deploy { policies: rng.u64(..) },
+        // Now and then a host is gone for longer than any deployment waits for it.
+        2 => Fault::CrashHost { host, for_ms: rng.i64(300_000..900_000) },
         3..6 => Fault::CrashCoordinator { for_ms: rng.i64(100..20_000), torn: rng.bool() },
         6..8 => Fault::CrashHost { host, for_ms: rng.i64(100..30_000) },
         8..10 => Fault::Partition { host, for_ms: rng.i64(100..60_000) },

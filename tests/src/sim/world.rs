@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
-use fleetwright_deploy::deployment::{DeploymentEvent, Hold, HoldKind, Options, Order, OrderName, Phase, StepState};
+use fleetwright_deploy::deployment::{
+    DeploymentEvent, Hold, HoldKind, Options, Order, OrderName, Phase, PhaseName, StepState, WaitKind,
+};
 use fleetwright_deploy::fleet::{FleetEvent, Refused};
 use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::host::HostView;
@@ -23,6 +25,11 @@ const SETTLE_MS: i64 = 3 * 3_600_000;
 const PERSON_MS: i64 = 5_000;
 /// How much of what happened a violation keeps.
 const LOG_KEPT: usize = 400;
+/// How late a host's timer may fire, in milliseconds.
+const TIMER_LATE_MS: i64 = 1_500;
+/// How long a deployment may be at one and the same point without waiting for a person: longer than any of its
+/// deadlines, the coordinator's absences and the jumps of its clock.
+const STANDSTILL_MS: i64 = 300_000;
 /// More events than any run has.
 const EVENTS_MAX: u64 = 400_000;
 
@@ -68,6 +75,8 @@ struct World<'a> {
     versions: u64,
     timer: Option<i64>,
     tries: BTreeMap<DeploymentId, u32>,
+    points: BTreeMap<DeploymentId, (i64, String)>,
+    looked_at: u64,
     trace: bool,
     log: Vec<String>,
 }
@@ -89,6 +98,8 @@ pub fn run(scenario: &Scenario, trace: bool) -> Result<Run, Violation> {
         versions: 1,
         timer: None,
         tries: BTreeMap::new(),
+        points: BTreeMap::new(),
+        looked_at: 0,
         trace,
         log: Vec::new(),
     };
@@ -128,6 +139,7 @@ impl World<'_> {
             for host in self.hosts.values() {
                 self.checks.dead_man(host, self.now)?;
             }
+            self.check_standstill()?;
             if self.now > CHAOS_MS && self.is_at_rest() {
                 return self.at_the_end();
             }
@@ -138,6 +150,35 @@ impl World<'_> {
         let Some(live) = &self.coordinator.live else { return Err(Violation::new("liveness", "no coordinator")) };
         check::settled(&live.fleet, &self.hosts)?;
         Err(Violation::new("liveness", "it does not come to rest"))
+    }
+
+    /// A deployment that waits for nobody goes on or ends.
+    fn check_standstill(&mut self) -> Result<(), Violation> {
+        let Some(live) = &self.coordinator.live else { return Ok(()) };
+        let entries = live.journal.last();
+        if self.looked_at == entries && self.events % 64 != 0 {
+            return Ok(());
+        }
+        self.looked_at = entries;
+        for deployment in live.fleet.deployments() {
+            if deployment.outcome().is_some() {
+                self.points.remove(deployment.id());
+                continue;
+            }
+            let waits = deployment.waiting();
+            let for_people = waits.iter().any(|wait| matches!(wait.kind, WaitKind::Person | WaitKind::Approval));
+            let states: Vec<(u32, &'static str)> =
+                deployment.steps().values().map(|step| (step.attempt, step.state.name())).collect();
+            let point = format!("{:?} {states:?} {for_people}", PhaseName::from(deployment.phase()));
+            let (since, at) = self.points.entry(deployment.id().clone()).or_insert_with(|| (self.now, String::new()));
+            if *at != point || for_people {
+                (*since, *at) = (self.now, point);
+            } else if self.now > *since + STANDSTILL_MS {
+                let seen = format!("{} stands still: {point}", deployment.id());
+                return Err(Violation::new("every deployment ends", seen));
+            }
+        }
+        Ok(())
     }
 
     fn at_the_end(&mut self) -> Result<(), Violation> {
@@ -300,7 +341,8 @@ impl World<'_> {
         anew: bool,
     ) -> Result<(), Violation> {
         let Some(live) = &self.coordinator.live else { return Ok(()) };
-        check::order(&live.fleet, &self.hosts, deployment, instance, order, anew)?;
+        let connected = live.sessions.keys().cloned().collect();
+        check::order(&live.fleet, &self.hosts, &connected, deployment, instance, order, anew)?;
         let name: &'static str = OrderName::from(order).into();
         self.say(|| format!("order {name} to {instance} (attempt {attempt} of {deployment})"));
         if let Some((connection, command)) = self.coordinator.command(deployment, instance, attempt, order, self.now) {
@@ -321,7 +363,7 @@ impl World<'_> {
             }
             return;
         }
-        let ms = if self.rng.u8(..) < 8 { self.rng.i64(100..9_000) } else { self.rng.i64(1..100) };
+        let ms = if self.rng.u8(..) < 14 { self.rng.i64(100..15_000) } else { self.rng.i64(1..100) };
         if self.rng.u8(..) < 12 {
             let again = self.rng.i64(1..5_000);
             self.after(ms + again, Event::Deliver { connection, to, message: message.clone() });
@@ -402,21 +444,19 @@ impl World<'_> {
                     labels: BTreeMap::new(),
                     facts: None,
                 };
+                // The session is there before what follows from the event is done.
+                let sessions = self.coordinator.live.as_mut().map(|live| &mut live.sessions);
+                let older = sessions.and_then(|sessions| sessions.insert(host.clone(), connection));
+                let older = older.filter(|older| *older != connection);
                 let refused = self.coordinator_event(FleetEvent::HostConnected { host: host.clone(), view })?;
-                let Some(live) = self.coordinator.live.as_mut().filter(|_| refused.is_none()) else { return Ok(()) };
-                let older = live.sessions.insert(host.clone(), connection).filter(|older| *older != connection);
-                let missed: Vec<(DeploymentId, InstanceId, u32, Order)> = live
-                    .fleet
-                    .outstanding(host)
-                    .map(|(deployment, id, attempt, order)| (deployment.id().clone(), id.clone(), attempt, order))
-                    .collect();
+                if refused.is_some() || self.coordinator.live.is_none() {
+                    return Ok(());
+                }
                 if let Some(older) = older {
                     self.after(20_000, Event::Broken { connection: older, side: Side::Coordinator });
                 }
                 self.send(connection, Side::Host, Message::Welcome);
-                for (deployment, instance, attempt, order) in missed {
-                    self.order(&deployment, &instance, attempt, &order, false)?;
-                }
+                self.send_missed(host)?;
             }
             Message::Report { number, server, key, report } => {
                 let instance = InstanceId::new(server, host.clone());
@@ -438,7 +478,20 @@ impl World<'_> {
                 let instance = InstanceId::new(server, host.clone());
                 self.coordinator_event(FleetEvent::HealthReported { instance, release, report, output: Vec::new() })?;
             }
+            Message::Stale => self.send_missed(host)?,
             Message::Welcome | Message::Command(_) | Message::Heard { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn send_missed(&mut self, host: &HostName) -> Result<(), Violation> {
+        let live = self.coordinator.live.iter();
+        let missed: Vec<(DeploymentId, InstanceId, u32, Order)> = live
+            .flat_map(|live| live.fleet.outstanding(host))
+            .map(|(deployment, id, attempt, order)| (deployment.id().clone(), id.clone(), attempt, order))
+            .collect();
+        for (deployment, instance, attempt, order) in missed {
+            self.order(&deployment, &instance, attempt, &order, false)?;
         }
         Ok(())
     }
@@ -493,7 +546,11 @@ impl World<'_> {
                     self.send(connection, Side::Coordinator, refusal);
                 }
             }
-            Message::Hello | Message::Refused { .. } | Message::Report { .. } | Message::Health { .. } => {}
+            Message::Hello
+            | Message::Refused { .. }
+            | Message::Stale
+            | Message::Report { .. }
+            | Message::Health { .. } => {}
         }
         Ok(())
     }
@@ -559,7 +616,9 @@ impl World<'_> {
 
     fn arm_host(&mut self, name: &HostName) {
         if let Some(at) = self.hosts[name].deadline() {
-            self.at(at, Event::HostTimer { host: name.clone() });
+            // A timer fires late, never early.
+            let late = self.rng.i64(0..TIMER_LATE_MS);
+            self.at(at.max(self.now) + late, Event::HostTimer { host: name.clone() });
         }
     }
 
