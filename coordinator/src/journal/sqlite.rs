@@ -97,6 +97,10 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
 fn readable(path: &Path) -> Vec<StoredEntry> {
     let mut entries = Vec::new();
     let Ok(connection) = Connection::open(path) else { return entries };
+    // Without this, SQLite reads nothing at all of a file that is shorter than it says it is.
+    if connection.pragma_update(None, "writable_schema", true).is_err() {
+        return entries;
+    }
     let mut next = 1;
     while let Ok(entry) = connection.query_row(
         "SELECT seq, at, type, event, notes, hash FROM events WHERE seq = ?1",

@@ -10,12 +10,11 @@ fn at(ms: u64) -> Timestamp {
     Timestamp::from_unix_ms(i64::try_from(ms).expect("small"))
 }
 
-/// An event that any fleet takes.
-fn token(n: u64) -> FleetEvent {
-    FleetEvent::TokenIssued {
-        host: format!("h{n}").parse().expect("name"),
-        token_sha256: format!("{n:064x}"),
-        not_after: at(1_000_000_000),
+/// An event that any fleet takes, and that does not make it grow.
+fn event(n: u64) -> FleetEvent {
+    FleetEvent::HostEnrolled {
+        host: format!("h{}", n % 3).parse().expect("name"),
+        certificate_sha256: format!("{n:064x}"),
     }
 }
 
@@ -24,7 +23,7 @@ fn fill(journal: &mut Journal<SqliteStore>, live: &mut Fleet, count: u64, batch:
     let mut entries = Vec::new();
     let first = journal.last();
     for n in first + 1..=first + count {
-        let event = token(n);
+        let event = event(n);
         let notes = live.apply(event.clone(), at(n)).expect("apply").notes;
         entries.push(NewEntry { at: at(n), event, notes });
     }
@@ -70,9 +69,9 @@ fn entries_are_there_after_opening_again_and_a_second_writer_is_noticed() {
     assert_eq!((folded, opened), (live, Opened { snapshot: 0, folded: 20, set_aside: 0 }));
     let records = journal.records(18, 10).expect("records");
     assert_eq!(records.iter().map(|record| record.seq).collect::<Vec<_>>(), [19, 20]);
-    assert_eq!(records[0].event_type, "token_issued");
+    assert_eq!(records[0].event_type, "host_enrolled");
     let (mut other, _, _) = file.open();
-    let entry = || NewEntry { at: at(1), event: token(1), notes: Vec::new() };
+    let entry = || NewEntry { at: at(1), event: event(1), notes: Vec::new() };
     journal.append(&[entry()]).expect("the first writer");
     assert!(matches!(other.append(&[entry()]), Err(JournalError::Store(StoreError::Conflict(21)))));
 }
@@ -136,7 +135,7 @@ fn a_file_that_was_cut_off_goes_on_with_its_whole_entries_and_keeps_the_damaged_
     assert!(opened.folded > 100 && opened.folded < 2_000, "{} entries", opened.folded);
     let mut live = Fleet::new(name());
     for n in 1..=journal.last() {
-        live.apply(token(n), at(n)).expect("apply");
+        live.apply(event(n), at(n)).expect("apply");
     }
     assert_eq!(folded, live);
     fill(&mut journal, &mut folded, 5, 5);
@@ -145,23 +144,25 @@ fn a_file_that_was_cut_off_goes_on_with_its_whole_entries_and_keeps_the_damaged_
 
 #[test]
 fn a_snapshot_shortens_the_fold_and_a_broken_one_is_passed_over() {
+    const EVERY: u64 = 200;
     let file = File::new();
     {
-        let (mut journal, mut live, _) = file.open();
+        let (journal, mut live, _) = file.open();
+        let mut journal = journal.with_snapshots_every(EVERY);
         for _ in 0..3 {
-            fill(&mut journal, &mut live, SNAPSHOT_EVERY, 1_000);
+            fill(&mut journal, &mut live, EVERY, 50);
             journal.snapshot_if_due(&live).expect("snapshot");
         }
         fill(&mut journal, &mut live, 10, 10);
     }
     let (journal, live, opened) = file.open();
-    assert_eq!(opened, Opened { snapshot: 3 * SNAPSHOT_EVERY, folded: 10, set_aside: 0 });
+    assert_eq!(opened, Opened { snapshot: 3 * EVERY, folded: 10, set_aside: 0 });
     let verified = verify(journal.store(), &name()).expect("whole");
-    assert_eq!((verified.entries, verified.snapshots), (3 * SNAPSHOT_EVERY + 10, 2));
+    assert_eq!((verified.entries, verified.snapshots), (3 * EVERY + 10, 2));
     drop(journal);
-    file.sql(&format!("UPDATE snapshots SET state = replace(state, 'h1', 'h2') WHERE seq = {}", 3 * SNAPSHOT_EVERY));
+    file.sql(&format!("UPDATE snapshots SET state = replace(state, 'h1', 'h2') WHERE seq = {}", 3 * EVERY));
     let (_, folded, opened) = file.open();
-    assert_eq!(opened, Opened { snapshot: 2 * SNAPSHOT_EVERY, folded: SNAPSHOT_EVERY + 10, set_aside: 0 });
+    assert_eq!(opened, Opened { snapshot: 2 * EVERY, folded: EVERY + 10, set_aside: 0 });
     assert_eq!(folded, live);
     file.sql("UPDATE snapshots SET version = '0.0.0'");
     let (_, folded, opened) = file.open();
@@ -176,8 +177,8 @@ fn a_full_disk_writes_nothing_and_is_no_loss_once_there_is_room() {
     journal.store().limit_pages(1).expect("pragma");
     let mut entries = Vec::new();
     for n in 11..1_000 {
-        let notes = ahead.apply(token(n), at(n)).expect("apply").notes;
-        entries.push(NewEntry { at: at(n), event: token(n), notes });
+        let notes = ahead.apply(event(n), at(n)).expect("apply").notes;
+        entries.push(NewEntry { at: at(n), event: event(n), notes });
     }
     let error = journal.append(&entries).expect_err("full");
     assert!(error.is_full(), "{error}");

@@ -98,7 +98,7 @@ impl Checks {
                     return Err(Violation::new("a confirmed host never puts itself back", seen));
                 }
             }
-            InstanceEvent::RestoreSucceeded { key } => {
+            InstanceEvent::RestoreRequested { key, .. } | InstanceEvent::RestoreSucceeded { key } => {
                 self.undone.insert(of(key));
             }
             InstanceEvent::StageRequested { key, .. } | InstanceEvent::SwitchRequested { key, .. } => {
@@ -142,6 +142,18 @@ pub(super) fn switch_under_way(state: &InstanceState) -> Option<&Switch> {
         | InstanceState::Verified(switch)
         | InstanceState::Failed { switch, .. } => Some(switch),
         _ => None,
+    }
+}
+
+/// A report counts for the attempt that it is about.
+pub(super) fn attempt(before: Option<&Fleet>, deployment: &DeploymentId, instance: &InstanceId, of: u32) -> Checked {
+    let present = before.and_then(|fleet| Some(fleet.deployment(deployment)?.steps().get(instance)?.attempt));
+    match present {
+        Some(present) if present != of => {
+            let seen = format!("a report about attempt {of} at {instance} counted for attempt {present}");
+            Err(Violation::new("attempts", seen))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -460,8 +460,13 @@ impl World<'_> {
             }
             Message::Report { number, server, key, report } => {
                 let instance = InstanceId::new(server, host.clone());
-                let event = DeploymentEvent::StepReported { instance, attempt: key.attempt, report };
-                self.coordinator_event(FleetEvent::Deployment { deployment: key.deployment, event })?;
+                let before = self.coordinator.live.as_ref().map(|live| live.fleet.clone());
+                let (deployment, attempt, of) = (key.deployment, key.attempt, instance.clone());
+                let event = DeploymentEvent::StepReported { instance, attempt, report };
+                let event = FleetEvent::Deployment { deployment: deployment.clone(), event };
+                if self.coordinator_event(event)?.is_none() {
+                    check::attempt(before.as_ref(), &deployment, &of, attempt)?;
+                }
                 // An acknowledgement says that it is durable; without one the host tells it again.
                 if self.coordinator.live.is_some() {
                     self.send(connection, Side::Host, Message::Heard { number });
