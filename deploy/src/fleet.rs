@@ -586,8 +586,8 @@ impl Fleet {
         trouble: Option<Failure>,
         now: Timestamp,
     ) {
-        let confirmed = |step: &Step| step.state.is_confirmed();
-        if self.deployments.get(id).and_then(|deployment| deployment.steps().get(&instance)).is_some_and(confirmed) {
+        // From here on it is known what the instance runs: what older deployments left unsettled there is history.
+        if trouble.is_none() {
             for other in self.deployments.values_mut().filter(|other| other.id() != id) {
                 other.supersede(&instance, id);
             }

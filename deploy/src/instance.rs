@@ -607,11 +607,8 @@ impl Instance {
                 let told = report(key, self.restored(RestoreCause::ByHand));
                 Ok(vec![InstanceAction::Run { release: self.current.clone() }, told])
             }
-            // What this deployment left can no longer be undone, or was undone already: it is in order as it is.
-            _ if self.is_at_rest()
-                && [self.current_by.as_ref(), self.undone.as_ref().map(|undone| &undone.deployment)]
-                    .contains(&Some(&key.deployment)) =>
-            {
+            // What this deployment left can no longer be undone, or was undone already: what runs is what is to run.
+            InstanceState::Idle => {
                 self.undos.retain(|undo| undo.key.deployment != key.deployment);
                 self.undone = Some(key.clone());
                 Ok(vec![report(key, self.restored(RestoreCause::ByHand))])
