@@ -351,9 +351,12 @@ impl Fleet {
         }
         let meant = |id: &InstanceId| only.is_empty() || only.contains(id);
         for (_, step) in deployment.plan().changes().filter(|(_, step)| meant(&step.instance)) {
-            let to_restore = deployment.steps().get(&step.instance).is_some_and(|step| step.state.is_touched());
+            // What is back already, or was taken on from there, is no obstacle.
+            if !deployment.steps().get(&step.instance).is_some_and(|step| step.state.is_touched()) {
+                continue;
+            }
             let owner = self.deployments().find(|other| other.id() != id && other.holds(&step.instance));
-            if let Some(owner) = owner.filter(|_| to_restore && !is_active(Mutant::TwoOwners)) {
+            if let Some(owner) = owner.filter(|_| !is_active(Mutant::TwoOwners)) {
                 let message = format!("deployment {} works on {}", owner.id(), step.instance);
                 let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
                 return Err(Box::new(failure.hint(format!("wait for it, or roll back {} first", owner.id()))));
