@@ -35,6 +35,91 @@ pub enum FailureKind {
     PermissionError,
 }
 
+impl FailureKind {
+    /// Whether trying again without a change may help, as a rule.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::NetworkError | Self::TimeoutError)
+    }
+
+    /// What it means, with examples.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::ConfigurationError => {
+                "What an operator wrote is wrong or missing: a manifest, an environment, a plan that is no longer current."
+            }
+            Self::DependencyError => {
+                "Something the server needs does not exist: a package, a runtime, a server that it depends on."
+            }
+            Self::DeploymentError => {
+                "A server could not be installed, started, stopped or kept running; or a deployment does not take what was asked of it."
+            }
+            Self::HealthCheckError => "A health check or an integration test did not pass.",
+            Self::TimeoutError => {
+                "Something did not end in time: an installation, a switch, a confirmation, a rollback."
+            }
+            Self::ResourceError => "A port, disk space, memory or another resource is not to be had.",
+            Self::NetworkError => "A host, a registry or an endpoint could not be reached.",
+            Self::PermissionError => {
+                "Somebody or something may not do what was asked: a command without an intent, an approval that does not count, a halted fleet."
+            }
+        }
+    }
+
+    /// What a person can do about it, as a rule; a failure's own hint says more.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::ConfigurationError => "Mend the file and place that it names, then plan again.",
+            Self::DependencyError => "Install or name what is missing; `requires` finds it before anything is touched.",
+            Self::DeploymentError => {
+                "Read the output of the server that comes with it, then `fleetwright explain DEPLOYMENT`."
+            }
+            Self::HealthCheckError => {
+                "Read the output of the server; if it only needs longer, raise `healthy_deadline`."
+            }
+            Self::TimeoutError => {
+                "See with `fleetwright explain DEPLOYMENT` what was waited for, and look at that host's agent."
+            }
+            Self::ResourceError => "Free it on the host, or place the server elsewhere.",
+            Self::NetworkError => "Look at the connection between the two ends that it names.",
+            Self::PermissionError => "Ask who may; compare clocks and keys if nobody should have been refused.",
+        }
+    }
+}
+
+/// The table of the kinds, as Markdown: what `docs/errors.md` holds.
+pub fn reference() -> String {
+    use crate::plan::RetryPolicy;
+    use strum::IntoEnumIterator as _;
+    let policy = RetryPolicy::default();
+    let mut text = format!(
+        "# Errors\n\nGenerated from the code: `cargo run -p fleetwright-tests --bin generate`.\n\n\
+         Every failure, in the journal, the interface, the command's output and the metrics, is of one of eight kinds and\n\
+         says where it happened (host, server, step), what went wrong, and what a person can do (`hint:`).\n\n\
+         | kind | meaning | transient | attempts | what to do |\n|---|---|---|---|---|\n"
+    );
+    for kind in FailureKind::iter() {
+        let failure = Failure::new(kind, "", "");
+        let transient = if failure.transient { "yes" } else { "no" };
+        let attempts = policy.attempts_for(&failure);
+        text.push_str(&format!("| `{kind}` | {} | {transient} | {attempts} | {} |\n", kind.describe(), kind.advice()));
+    }
+    text.push_str(&format!(
+        "\n## What is tried again\n\n\
+         A step of a deployment that fails transiently is tried again: the host puts back what it has touched, and after a\n\
+         pause a new attempt begins. Pauses back off exponentially with full jitter: the pause after attempt *n* is drawn\n\
+         evenly from 0 to {base} × 2^(*n*−1), at most {max}. A step has at most {attempts} attempts, the first included, and\n\
+         none begins later than {total} after its first failure. Every attempt is an event (`retry`, `attempt`), and a host\n\
+         obeys each order of each attempt at most once.\n\n\
+         A manifest or its environment says otherwise in `rollout.retry`: `attempts`, `base`, `max`, `total`, and `kinds` with\n\
+         attempts for single kinds, transient or not: `retry: {{ attempts: 5, kinds: {{ health_check_error: 2, timeout_error: 1 }} }}`.\n",
+        base = policy.base,
+        max = policy.max,
+        attempts = policy.attempts,
+        total = policy.total,
+    ));
+    text
+}
+
 impl fmt::Display for FailureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.into())
@@ -67,7 +152,7 @@ impl Failure {
     pub fn new(kind: FailureKind, step: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             kind,
-            transient: matches!(kind, FailureKind::NetworkError | FailureKind::TimeoutError),
+            transient: kind.is_transient(),
             host: None,
             server: None,
             step: step.into(),

@@ -120,6 +120,16 @@ impl Fleet {
         self.write("manifests/test.yaml", &text)
     }
 
+    /// Writes servers that only sleep, in this version, and a manifest with these lines; gives the manifest.
+    pub fn configure_plain(&self, servers: &[&str], version: u32, manifest: &str) -> PathBuf {
+        for server in servers {
+            self.write(&format!("config/servers/{server}.yaml"), &crate::servers::plain(server, version, self.path()));
+        }
+        self.write("config/environments/test.yaml", "apiVersion: fleetwright/v1\nname: test\n");
+        let text = format!("apiVersion: fleetwright/v1\nname: test\nenvironment: test\n{manifest}");
+        self.write("manifests/test.yaml", &text)
+    }
+
     /// A `fleetwright` command in the fleet's folder.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("fleetwright"));

@@ -76,3 +76,14 @@ impl TestServer {
         )
     }
 }
+
+/// The definition of a server that is no MCP server: a shell that sleeps. Where a file `bad-HOST-VERSION` lies in `folder`,
+/// it ends at once; its only check is that it runs.
+pub fn plain(name: &str, version: u32, folder: &std::path::Path) -> String {
+    let folder = folder.display();
+    format!(
+        "apiVersion: fleetwright/v1\nname: {name}\nrun:\n  command: [sh, \"{{{{ server.config_dir }}}}/run.sh\"]\n  stop_timeout: 2s\n\
+         files:\n  - path: run.sh\n    content: |\n      echo version {version}\n      [ -e {folder}/bad-{{{{ host.name }}}}-{version} ] && exit 3\n      exec sleep 100000\n\
+         health_checks:\n  - {{ name: alive, type: command, interval: 1s, severity: critical, config: {{ command: [\"true\"] }} }}\n"
+    )
+}

@@ -190,3 +190,47 @@ fn a_host_that_is_not_confirmed_puts_itself_back_without_the_coordinator() {
     drop(fleet);
     coordinator.wait().expect("ended by `down`");
 }
+
+/// Kills the coordinator at moments that a seed chooses, in deployments of twenty instances.
+#[test]
+fn the_coordinator_is_killed_at_twenty_moments_of_deployments_of_twenty_instances() {
+    const SERVERS: [&str; 5] = ["s1", "s2", "s3", "s4", "s5"];
+    let mut moments = fastrand::Rng::with_seed(20);
+    let fleet = Fleet::new();
+    let lines = "servers:\n  - { server: s1, place: { count: 4 } }\n  - { server: s2, place: { count: 4 } }\n  \
+                 - { server: s3, place: { count: 4 }, depends_on: [s1, s2] }\n  - { server: s4, place: { count: 4 }, depends_on: [s1] }\n  \
+                 - { server: s5, place: { count: 4 }, depends_on: [s3, s4] }\n\
+                 rollout: { min_healthy_time: 100ms, max_unavailable: 2, healthy_deadline: 30s, confirm_timeout: 30s, progress_deadline: 90s }\n";
+    let manifest = fleet.configure_plain(&SERVERS, 1, lines);
+    fleet.up(&manifest, &["--agents", "4"]).expect_code(0);
+    let mut coordinators = Vec::new();
+    for version in 2..12 {
+        fleet.configure_plain(&SERVERS, version, lines);
+        let started = fleet.json(&["deploy", "start", &manifest.to_string_lossy()]);
+        let id = text(&started["id"]).to_owned();
+        for _ in 0..2 {
+            // A moment is a number of entries, so that it is one of the deployment and not one of this machine.
+            let entries = || fleet.run(&["status", "--output", "json"]).stdout;
+            let last = |status: &str| serde_json::from_str::<Value>(status).ok()?["status"]["last_event"].as_u64();
+            let until = last(&entries()).unwrap_or(0) + moments.u64(1..60);
+            fleet.wait_until("the moment has come", || {
+                last(&entries()).is_some_and(|last| last >= until) || outcome(&fleet, &id).is_some()
+            });
+            fleet.kill_coordinator();
+            coordinators.push(fleet.start_coordinator());
+            fleet.wait_until("the coordinator answers again", || last(&entries()).is_some());
+        }
+        fleet.wait_until("the deployment has ended", || outcome(&fleet, &id).is_some());
+        assert_eq!(outcome(&fleet, &id).as_deref(), Some("succeeded"), "{:#}", fleet.json(&["deploy", "show", &id]));
+        for (host, server) in (1..=4).flat_map(|host| SERVERS.map(|server| (format!("host-{host}"), server))) {
+            let script = fleet.host(&host).join("servers").join(server).join("current/config/run.sh");
+            let script = fs::read_to_string(script).expect("a release");
+            assert!(script.contains(&format!("version {version}\n")), "{server}@{host}: {script}");
+        }
+    }
+    fleet.run(&["journal", "verify"]).expect_code(0);
+    drop(fleet);
+    for mut coordinator in coordinators {
+        coordinator.wait().expect("killed, or ended by `down`");
+    }
+}

@@ -27,7 +27,7 @@ impl Share {
     pub fn of_rounded_up(self, all: usize) -> u32 {
         match self {
             Self::Count(count) => count,
-            Self::Percent(percent) => clamp((all as u64 * u64::from(percent)).div_ceil(100)),
+            Self::Percent(percent) => clamp((all as u128 * u128::from(percent)).div_ceil(100)),
         }
     }
 
@@ -36,12 +36,12 @@ impl Share {
         match self {
             Self::Count(count) => count,
             Self::Percent(0) => 0,
-            Self::Percent(percent) => clamp(all as u64 * u64::from(percent) / 100).max(1),
+            Self::Percent(percent) => clamp(all as u128 * u128::from(percent) / 100).max(1),
         }
     }
 }
 
-fn clamp(number: u64) -> u32 {
+fn clamp(number: u128) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
@@ -161,4 +161,32 @@ pub struct RollbackWritten {
     pub strategy: Option<RollbackStrategy>,
     pub batch_size: Option<u32>,
     pub deadline: Option<Length>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(text: &str) -> Result<Share, String> {
+        serde_saphyr::from_str::<BTreeMap<String, Share>>(&format!("x: {text}"))
+            .map(|map| map["x"])
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_share_is_a_count_or_a_percentage() {
+        assert_eq!(share("3"), Ok(Share::Count(3)));
+        assert_eq!(share("20%"), Ok(Share::Percent(20)));
+        for bad in ["-1", "101%", "x", "1.5", "20 percent", "99999999999", "[]"] {
+            assert!(share(bad).is_err(), "{bad} was accepted");
+        }
+    }
+
+    #[test]
+    fn canaries_round_up_and_what_may_be_away_rounds_down_to_at_least_one() {
+        assert_eq!((Share::Percent(20).of_rounded_up(11), Share::Percent(20).of_rounded_down(11)), (3, 2));
+        assert_eq!((Share::Percent(1).of_rounded_up(3), Share::Percent(1).of_rounded_down(3)), (1, 1));
+        assert_eq!((Share::Percent(0).of_rounded_up(3), Share::Percent(0).of_rounded_down(3)), (0, 0));
+        assert_eq!(Share::Percent(100).of_rounded_up(usize::MAX), u32::MAX);
+    }
 }

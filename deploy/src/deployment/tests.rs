@@ -429,6 +429,231 @@ fn the_manual_strategy_moves_nothing_until_a_person_says_so() {
     assert_eq!(driver.finish(), Outcome::RolledBack);
 }
 
+/// Answers everything well until this step is asked to switch.
+fn until_switching(driver: &mut Driver, id: &InstanceId) {
+    while !matches!(driver.live.steps()[id].state, StepState::Switching { .. }) {
+        match driver.outstanding().first().cloned() {
+            Some((instance, order)) => driver.answer(&instance, &order),
+            None => driver.wait(),
+        }
+    }
+}
+
+fn transient() -> Failure {
+    Failure::new(FailureKind::NetworkError, "test", "no route")
+}
+
+#[test]
+fn after_the_canary_batches_follow_one_another_when_all_of_one_are_confirmed() {
+    let mut shape = Shape::of(&[&[5]]);
+    shape.pace = Pace { canary: 1, batch: 2, max_unavailable: 5, ..shape.pace };
+    let mut driver = Driver::start(&shape);
+    for (id, order) in driver.outstanding() {
+        driver.answer(&id, &order);
+    }
+    let mut waves = Vec::new();
+    while matches!(driver.live.phase(), Phase::ServerDeployment { .. }) {
+        let wave = driver.outstanding();
+        if wave.is_empty() {
+            driver.wait();
+            continue;
+        }
+        waves.push(wave.len());
+        for (id, order) in wave {
+            driver.answer(&id, &order);
+            driver.answer(&id, &Order::Confirm);
+        }
+    }
+    assert_eq!(waves, [1, 2, 2]);
+}
+
+#[test]
+fn a_transient_failure_is_tried_again_after_a_pause_with_a_number_of_its_own_and_not_for_ever() {
+    let mut driver = Driver::start(&Shape::of(&[&[1]]));
+    let id = instance("s0-0@h0");
+    for attempt in 1..=2 {
+        assert_eq!(driver.live.steps()[&id].attempt, attempt);
+        let effects = driver.report(&id, StepReport::Failed(transient())).expect("failed");
+        assert!(effects.notes.iter().any(|note| note.what == "retry"));
+        assert!(matches!(driver.live.steps()[&id].state, StepState::BackingOff { .. }));
+        driver.wait();
+    }
+    driver.report(&id, StepReport::Failed(transient())).expect("failed");
+    assert_eq!(driver.finish(), Outcome::RolledBack);
+    assert_eq!(driver.live.failures().len(), 3);
+}
+
+#[test]
+fn a_touched_instance_is_put_back_before_it_is_tried_again_and_late_reports_count_for_nothing() {
+    let mut driver = Driver::start(&Shape::of(&[&[1]]));
+    let id = instance("s0-0@h0");
+    until_switching(&mut driver, &id);
+    driver.report(&id, StepReport::Failed(transient())).expect("failed");
+    assert_eq!(driver.outstanding(), [(id.clone(), Order::Restore { drain: true })]);
+    driver.answer(&id, &Order::Restore { drain: true });
+    assert_eq!(driver.settled[&id], Some(release(&id.server, 1).id()));
+    driver.wait();
+    let late = DeploymentEvent::StepReported { instance: id.clone(), attempt: 1, report: StepReport::Staged };
+    assert!(driver.apply(late).is_err());
+    assert_eq!(driver.finish(), Outcome::Succeeded);
+}
+
+#[test]
+fn tolerated_failures_are_left_out_and_one_more_undoes_everything() {
+    let mut shape = Shape::of(&[&[3]]);
+    shape.rollout.failure_threshold = 1;
+    let (first, second) = (instance("s0-0@h0"), instance("s0-0@h1"));
+    let mut driver = Driver::start(&shape);
+    until_switching(&mut driver, &first);
+    driver.report(&first, StepReport::Failed(failure())).expect("failed");
+    let mut more = Driver {
+        live: driver.live.clone(),
+        fresh: driver.fresh.clone(),
+        journal: driver.journal.clone(),
+        settled: driver.settled.clone(),
+        now: driver.now,
+    };
+    assert_eq!(driver.finish(), Outcome::PartlySucceeded);
+    assert_eq!(driver.live.steps()[&first].state.name(), "left_out");
+    until_switching(&mut more, &second);
+    more.report(&second, StepReport::Failed(failure())).expect("failed");
+    assert_eq!(more.finish(), Outcome::RolledBack);
+}
+
+#[test]
+fn where_it_goes_on_after_failures_what_depends_on_a_lost_server_is_not_deployed() {
+    let mut shape = Shape::of(&[&[1, 1], &[1]]);
+    shape.rollout.on_failure = OnFailure::Continue;
+    let mut driver = Driver::start(&shape);
+    let lost = instance("s0-0@h0");
+    until_switching(&mut driver, &lost);
+    driver.report(&lost, StepReport::Failed(failure())).expect("failed");
+    assert_eq!(driver.finish(), Outcome::PartlySucceeded);
+    let state = |id: &str| driver.live.steps()[&instance(id)].state.name();
+    assert_eq!((state("s0-0@h0"), state("s0-1@h0"), state("s1-0@h0")), ("left_out", "confirmed", "untouched"));
+}
+
+#[test]
+fn a_person_decides_what_becomes_of_what_has_failed() {
+    let mut shape = Shape::of(&[&[2]]);
+    shape.rollout.on_failure = OnFailure::Pause;
+    let id = instance("s0-0@h0");
+    let by = || "op".to_owned();
+    let all = BTreeSet::new;
+    let mut driver = Driver::start(&shape);
+    until_switching(&mut driver, &id);
+    driver.report(&id, StepReport::Failed(failure())).expect("failed");
+    assert!(matches!(driver.live.phase(), Phase::AwaitingOperator { .. }));
+    assert!(driver.live.moves().contains(&format!("fleetwright deploy retry {}", driver.live.id())));
+    let other = [instance("s0-0@h1")].into();
+    assert!(driver.apply(DeploymentEvent::RetryRequested { instances: other, by: by() }).is_err());
+    let mut skipping = driver.live.clone();
+    driver.apply(DeploymentEvent::RetryRequested { instances: all(), by: by() }).expect("legal");
+    assert_eq!(driver.finish(), Outcome::Succeeded);
+    skipping.apply(DeploymentEvent::SkipRequested { instances: all(), by: by() }, at(driver.now)).expect("legal");
+    assert!(matches!(skipping.phase(), Phase::ServerDeployment { .. }));
+}
+
+#[test]
+fn time_on_hold_counts_against_no_deadline() {
+    let mut driver = Driver::start(&Shape::of(&[&[1]]));
+    let due = |driver: &Driver| driver.live.deadline().and_then(|waiting| waiting.until).map(Timestamp::unix_ms);
+    let before = due(&driver).expect("a deadline");
+    driver.now = 1_000;
+    let hold = Hold { kind: HoldKind::Pause, by: "op".to_owned(), reason: String::new(), since: at(1_000) };
+    driver.apply(DeploymentEvent::Held(hold)).expect("legal");
+    assert_eq!(due(&driver), None);
+    driver.now = 501_000;
+    driver.apply(DeploymentEvent::Released { kind: HoldKind::Pause, by: "op".to_owned() }).expect("legal");
+    assert_eq!(due(&driver), Some(before + 500_000));
+}
+
+#[test]
+fn two_people_approve_where_two_are_needed_and_who_started_it_is_none_of_them() {
+    let mut shape = Shape::of(&[&[1]]);
+    let at_group = PauseAt::BeforeGroup(0);
+    shape.rollout.pauses =
+        vec![PausePoint { at: at_group, approvals: 2, timeout: None, on_timeout: OnTimeout::Reject }];
+    let mut driver = Driver::start(&shape);
+    driver.report(&instance("s0-0@h0"), StepReport::Staged).expect("staged");
+    assert!(driver.live.deadline().is_none(), "people take the time that they take");
+    let approve = |by: &str| DeploymentEvent::Approved { by: by.to_owned() };
+    assert!(driver.apply(approve("test")).is_err(), "it was started by test");
+    driver.apply(approve("ada")).expect("counts");
+    assert!(driver.apply(approve("ada")).is_err());
+    assert_eq!(driver.outstanding(), []);
+    driver.apply(approve("grace")).expect("counts");
+    assert_eq!(driver.finish(), Outcome::Succeeded);
+}
+
+#[test]
+fn what_nobody_approves_in_time_goes_on_or_is_undone_as_the_plan_says() {
+    for (on_timeout, outcome) in [(OnTimeout::Approve, Outcome::Succeeded), (OnTimeout::Reject, Outcome::RolledBack)] {
+        let mut shape = Shape::of(&[&[2]]);
+        shape.pace.canary = 1;
+        let at_canary = PauseAt::AfterCanary("s0-0".parse().expect("name"));
+        let timeout = Some(Length::from_secs(60));
+        shape.rollout.pauses = vec![PausePoint { at: at_canary, approvals: 1, timeout, on_timeout }];
+        let mut driver = Driver::start(&shape);
+        assert_eq!(driver.finish(), outcome);
+        assert!(driver.now >= 70_000, "the canary bakes for 10 s, and people have 60 s");
+    }
+}
+
+#[test]
+fn a_cancelled_deployment_keeps_what_is_confirmed_and_discards_the_rest() {
+    let mut driver = Driver::start(&Shape::of(&[&[1], &[1]]));
+    until_switching(&mut driver, &instance("s1-0@h0"));
+    driver.apply(DeploymentEvent::Cancelled { by: "op".to_owned() }).expect("legal");
+    // What is in motion may still fail: then it alone is put back.
+    driver.report(&instance("s1-0@h0"), StepReport::Failed(transient())).expect("failed");
+    assert_eq!(driver.finish(), Outcome::Cancelled);
+    let state = |id: &str| driver.live.steps()[&instance(id)].state.name();
+    assert_eq!((state("s0-0@h0"), state("s1-0@h0")), ("confirmed", "restored"));
+}
+
+#[test]
+fn a_neighbour_that_gets_worse_while_everything_bakes_counts() {
+    let mut driver = Driver::start(&Shape::of(&[&[1]]));
+    while !matches!(driver.live.phase(), Phase::HealthValidation { .. }) {
+        let (id, order) = driver.outstanding()[0].clone();
+        driver.answer(&id, &order);
+    }
+    let worse = |instance: &str, was| DeploymentEvent::HealthChanged {
+        instance: instance.parse().expect("instance"),
+        was,
+        status: HealthStatus::Unhealthy,
+        reason: "no answer".to_owned(),
+        output: Vec::new(),
+    };
+    assert!(driver.apply(worse("other@h9", HealthStatus::Healthy)).is_err(), "not a host of this deployment");
+    assert!(driver.apply(worse("other@h0", HealthStatus::Unknown)).is_err(), "it was not well before");
+    driver.apply(worse("other@h0", HealthStatus::Healthy)).expect("it counts");
+    assert_eq!(driver.finish(), Outcome::RolledBack);
+    assert!(driver.live.failures()[0].message.contains("other@h0 was healthy before"));
+}
+
+#[test]
+fn a_part_of_an_ended_deployment_is_put_back_and_a_stuck_instance_is_resolved_by_hand() {
+    let mut driver = Driver::start(&Shape::of(&[&[2]]));
+    assert_eq!(driver.finish(), Outcome::Succeeded);
+    let part = |only: &[&str]| DeploymentEvent::RollbackRequested {
+        by: "op".to_owned(),
+        strategy: Some(RollbackStrategy::Aggressive),
+        only: only.iter().map(|id| instance(id)).collect(),
+    };
+    driver.apply(part(&["s0-0@h1"])).expect("legal");
+    assert_eq!(driver.outstanding(), [(instance("s0-0@h1"), Order::Restore { drain: false })]);
+    assert_eq!(driver.finish(), Outcome::PartlyRolledBack);
+    assert!(driver.apply(part(&["s0-0@h1"])).is_err(), "it is back already");
+    driver.apply(rollback()).expect("the rest");
+    driver.report(&instance("s0-0@h0"), StepReport::Stuck(failure())).expect("stuck");
+    assert_eq!(driver.live.outcome(), Some(Outcome::PartlyRolledBack));
+    driver.apply(DeploymentEvent::ResolveRequested { instances: BTreeSet::new(), by: "op".to_owned() }).expect("legal");
+    driver.answer(&instance("s0-0@h0"), &Order::Resolve);
+    assert_eq!(driver.live.outcome(), Some(Outcome::RolledBack));
+}
+
 /// One instance on its way through a whole deployment and then through a rollback: every state on the way.
 fn whole_life() -> (InstanceId, Vec<Deployment>) {
     let mut states: Vec<Deployment> = Vec::new();

@@ -101,14 +101,12 @@ impl Checks {
             InstanceEvent::RestoreRequested { key, .. } | InstanceEvent::RestoreSucceeded { key } => {
                 self.undone.insert(of(key));
             }
-            InstanceEvent::StageRequested { key, .. } | InstanceEvent::SwitchRequested { key, .. } => {
-                if self.undone.contains(&of(key)) {
-                    let seen = format!(
-                        "{server}@{host} began attempt {} of {} after it was undone",
-                        key.attempt, key.deployment
-                    );
-                    return Err(Violation::new("late commands", seen));
-                }
+            InstanceEvent::StageRequested { key, .. } | InstanceEvent::SwitchRequested { key, .. }
+                if self.undone.contains(&of(key)) =>
+            {
+                let (attempt, deployment) = (key.attempt, &key.deployment);
+                let seen = format!("{server}@{host} began attempt {attempt} of {deployment} after it was undone");
+                return Err(Violation::new("late commands", seen));
             }
             _ => {}
         }

@@ -34,7 +34,7 @@ impl Disk {
 
     /// The number and the hash of the last entry.
     pub(super) fn head(&self) -> (u64, EntryHash) {
-        self.content().entries.last().map_or((0, EntryHash::default()), |entry| (entry.seq, entry.hash))
+        self.content().entries.last().map(|entry| (entry.seq, entry.hash)).unwrap_or_default()
     }
 }
 

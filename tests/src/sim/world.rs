@@ -25,6 +25,8 @@ const SETTLE_MS: i64 = 3 * 3_600_000;
 const PERSON_MS: i64 = 5_000;
 /// How much of what happened a violation keeps.
 const LOG_KEPT: usize = 400;
+/// How far any clock is from true time, in milliseconds: two that differ by more than 60 s cannot work together.
+const SKEW_MAX_MS: i64 = 25_000;
 /// How late a host's timer may fire, in milliseconds.
 const TIMER_LATE_MS: i64 = 1_500;
 /// How long a deployment may be at one and the same point without waiting for a person: longer than any of its
@@ -156,7 +158,7 @@ impl World<'_> {
     fn check_standstill(&mut self) -> Result<(), Violation> {
         let Some(live) = &self.coordinator.live else { return Ok(()) };
         let entries = live.journal.last();
-        if self.looked_at == entries && self.events % 64 != 0 {
+        if self.looked_at == entries && !self.events.is_multiple_of(64) {
             return Ok(());
         }
         self.looked_at = entries;
@@ -382,8 +384,8 @@ impl World<'_> {
             return Ok(());
         }
         match to {
-            Side::Coordinator => self.to_coordinator(connection, &host, message),
-            Side::Host => self.to_host(connection, &host, message),
+            Side::Coordinator => self.coordinator_hears(connection, &host, message),
+            Side::Host => self.host_hears(connection, &host, message),
         }
     }
 
@@ -435,7 +437,12 @@ impl World<'_> {
         Ok(())
     }
 
-    fn to_coordinator(&mut self, connection: ConnectionId, host: &HostName, message: Message) -> Result<(), Violation> {
+    fn coordinator_hears(
+        &mut self,
+        connection: ConnectionId,
+        host: &HostName,
+        message: Message,
+    ) -> Result<(), Violation> {
         match message {
             Message::Hello => {
                 let view = HostView {
@@ -519,7 +526,7 @@ impl World<'_> {
         self.led(name, led, None)
     }
 
-    fn to_host(&mut self, connection: ConnectionId, name: &HostName, message: Message) -> Result<(), Violation> {
+    fn host_hears(&mut self, connection: ConnectionId, name: &HostName, message: Message) -> Result<(), Violation> {
         match message {
             Message::Welcome => {
                 let host = self.host(name);
@@ -688,11 +695,13 @@ impl World<'_> {
             Fault::Jump { host, by_ms } => {
                 if host < self.scenario.hosts {
                     let name = host_name(host);
-                    self.host(&name).offset_ms += by_ms;
+                    let host = self.host(&name);
+                    host.offset_ms = (host.offset_ms + by_ms).clamp(-SKEW_MAX_MS, SKEW_MAX_MS);
                     self.checks.deadlines_moved(&name, self.now);
                     self.arm_host(&name);
                 } else {
-                    self.coordinator.offset_ms += by_ms;
+                    let offset = self.coordinator.offset_ms + by_ms;
+                    self.coordinator.offset_ms = offset.clamp(-SKEW_MAX_MS, SKEW_MAX_MS);
                     self.timer = None;
                     self.arm_coordinator();
                 }
