@@ -8,7 +8,7 @@ mod operators;
 mod request;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use fleetwright_certs::{Authority, Signer, TrustedKeys};
@@ -56,8 +56,8 @@ pub(crate) struct Engine {
     entries: Vec<NewEntry>,
     actions: Vec<Action>,
     deferred: Vec<Deferred>,
-    /// Why nothing can be made durable, while nothing can.
-    full: Option<Failure>,
+    /// Why nothing can be made durable, while nothing can, and when that was tried last.
+    full: Option<(Failure, Instant)>,
     authorities: Authorities,
     sessions: BTreeMap<HostName, SessionHandle>,
     samples: Samples,
@@ -111,16 +111,16 @@ impl Engine {
                     if let Some((deployment, _)) = deadline.filter(|(_, at)| *at <= clock::now()) {
                         self.event(FleetEvent::Deployment { deployment, event: DeploymentEvent::DeadlinePassed }).ok();
                     }
-                    self.look_for_room();
                 }
             }
+            self.look_for_room();
             self.commit()?;
         }
     }
 
     /// Applies an event. It is durable, published and acted upon after the next [`Self::commit`].
     fn event(&mut self, event: FleetEvent) -> Result<(), Refused> {
-        if let Some(full) = &self.full {
+        if let Some((full, _)) = &self.full {
             return Err(Refused::Failure(Box::new(full.clone())));
         }
         let at = clock::now();
@@ -219,21 +219,24 @@ impl Engine {
             let (journal, fleet) = journal.fold_again()?;
             (self.journal, self.fleet) = (Some(journal), fleet);
         }
-        self.full = Some(failure);
+        self.full = Some((failure, Instant::now()));
         Ok(())
     }
 
     /// Goes on after the disk was full, as after a restart, if there is room again.
     fn look_for_room(&mut self) {
-        if let Some(full) = self.full.take() {
+        if let Some((full, _)) = self.full.take_if(|(_, tried)| tried.elapsed() >= FULL_PAUSE) {
+            let durable = self.fleet.clone();
             self.event(FleetEvent::CoordinatorStarted).ok();
             let entries = std::mem::take(&mut self.entries);
+            // Without a session there is nobody to send anything to.
+            self.actions.clear();
             match self.journal_mut().append(&entries) {
                 Ok(()) => {
                     tracing::info!("there is room for the journal again");
                     self.publish(self.last(), entries);
                 }
-                Err(_) => self.full = Some(full),
+                Err(_) => (self.full, self.fleet) = (Some((full, Instant::now())), durable),
             }
         }
     }

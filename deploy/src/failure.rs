@@ -88,14 +88,15 @@ impl FailureKind {
 
 /// The table of the kinds, as Markdown: what `docs/errors.md` holds.
 pub fn reference() -> String {
-    use crate::plan::RetryPolicy;
     use strum::IntoEnumIterator as _;
+
+    use crate::plan::RetryPolicy;
     let policy = RetryPolicy::default();
-    let mut text = format!(
+    let mut text = String::from(
         "# Errors\n\nGenerated from the code: `cargo run -p fleetwright-tests --bin generate`.\n\n\
          Every failure, in the journal, the interface, the command's output and the metrics, is of one of eight kinds and\n\
          says where it happened (host, server, step), what went wrong, and what a person can do (`hint:`).\n\n\
-         | kind | meaning | transient | attempts | what to do |\n|---|---|---|---|---|\n"
+         | kind | meaning | transient | attempts | what to do |\n|---|---|---|---|---|\n",
     );
     for kind in FailureKind::iter() {
         let failure = Failure::new(kind, "", "");

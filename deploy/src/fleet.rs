@@ -410,8 +410,28 @@ impl Fleet {
                 self.intents.entry(deployment).or_default().extend(intents);
                 Ok(effects)
             }
-            FleetEvent::Deployment { deployment, event } => self.tell(&deployment, event, now),
+            FleetEvent::Deployment { deployment, event } => {
+                if let DeploymentEvent::ResolveRequested { instances, .. } = &event {
+                    self.may_resolve(&deployment, instances)?;
+                }
+                self.tell(&deployment, event, now)
+            }
         }
+    }
+
+    /// What is stuck may be declared to be in order unless another deployment works on it.
+    fn may_resolve(&self, id: &DeploymentId, instances: &BTreeSet<InstanceId>) -> Result<(), Box<Failure>> {
+        let steps = self.deployments.get(id).map(Deployment::steps);
+        let stuck = |step: &Step| matches!(step.state, StepState::Stuck { .. });
+        let meant = steps.into_iter().flatten().filter(|(_, step)| stuck(step)).map(|(instance, _)| instance);
+        for instance in meant.filter(|instance| instances.is_empty() || instances.contains(*instance)) {
+            if let Some(owner) = self.deployments().find(|other| other.id() != id && other.holds(instance)) {
+                let message = format!("deployment {} works on {instance}", owner.id());
+                let failure = Failure::new(FailureKind::DeploymentError, "resolve", message);
+                return Err(Box::new(failure.hint(format!("wait for {} to end", owner.id()))));
+            }
+        }
+        Ok(())
     }
 
     fn halt(&mut self, by: String, reason: String, now: Timestamp) -> Result<Effects, Refused> {

@@ -6,12 +6,10 @@ use std::collections::BTreeMap;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::{CheckOutcome, CheckReport, HealthReport, HealthStatus, McpInfo, Severity};
 use fleetwright_deploy::host::{Facts, HostView, Version};
-use fleetwright_deploy::ids::{Generation, PlanId, ReleaseId};
+use fleetwright_deploy::ids::{CommandId, Generation, PlanId, ReleaseId};
 use fleetwright_deploy::instance::{RestoreCause, StepReport};
 use fleetwright_deploy::time::{Length, Timestamp};
-use fleetwright_protocol::command::{
-    Command, CommandBody, CommandId, CommandReply, CommandV1, Intent, IntentV1, StepOrder,
-};
+use fleetwright_protocol::command::{Command, CommandBody, CommandReply, CommandV1, Intent, IntentV1, StepOrder};
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{decode, encode};
 use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply, MetricsSample};

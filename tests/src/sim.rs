@@ -11,6 +11,7 @@ mod disk;
 mod host;
 mod minimise;
 mod network;
+mod people;
 mod scenario;
 mod world;
 

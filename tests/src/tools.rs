@@ -13,6 +13,8 @@ pub enum Tool {
     Pypi,
     /// npm, and packages from its registry.
     Npm,
+    /// The right to mount a small disk in memory.
+    Mount,
 }
 
 /// Whether all these are there. If not, says what is missing, or panics where everything is required.
@@ -40,6 +42,11 @@ fn is_there(tool: Tool) -> bool {
             let _ = std::fs::remove_dir_all(folder);
             found
         }),
+        Tool::Mount => {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().to_string_lossy().into_owned();
+            succeeds("mount", &["-t", "tmpfs", "-o", "size=64k", "tmpfs", &path]) && succeeds("umount", &[&path])
+        }
         Tool::Npm => *NPM.get_or_init(|| succeeds("npm", &["view", "kubernetes-mcp-server@0.0.67", "version"])),
     }
 }

@@ -9,13 +9,11 @@ fn every_invariant_holds_after_every_event_of_two_thousand_simulated_fleets() {
     let half =
         |from: u64| (from..SEEDS).step_by(2).find_map(|seed| run_seed(seed).err().map(|violation| (seed, violation)));
     let other = std::thread::spawn(move || half(1));
-    for violated in [half(0), other.join().expect("no panic")] {
-        if let Some((seed, violation)) = violated {
-            let log = violation.log.join("\n");
-            panic!(
-                "{log}\nseed {seed}: {violation}\nreplay: cargo run -p fleetwright-tests --bin sim -- --seed {seed} --trace"
-            );
-        }
+    let violated = [half(0), other.join().expect("no panic")];
+    if let Some((seed, violation)) = violated.into_iter().flatten().next() {
+        let log = violation.log.join("\n");
+        let replay = format!("cargo run -p fleetwright-tests --bin sim -- --seed {seed} --trace");
+        panic!("{log}\nseed {seed}: {violation}\nreplay: {replay}");
     }
 }
 

@@ -60,19 +60,20 @@ fn one(seed: u64, trace: bool) -> ExitCode {
 fn many(arguments: &Arguments) -> ExitCode {
     let (next, failed) = (AtomicU64::new(arguments.from), AtomicBool::new(false));
     let (end, began) = (arguments.from + arguments.seeds, Instant::now());
-    let mut events = 0;
+    let (mut seeds, mut events) = (0, 0);
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
     std::thread::scope(|scope| {
         let worker = || {
-            let mut events = 0;
+            let (mut seeds, mut events) = (0_u64, 0);
             let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
             loop {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
                 if seed >= end || failed.load(Ordering::Relaxed) {
-                    return (events, outcomes);
+                    return (seeds, events, outcomes);
                 }
                 match run_seed(seed) {
                     Ok(done) => {
+                        seeds += 1;
                         events += done.events;
                         done.outcomes.into_iter().for_each(|(name, n)| *outcomes.entry(name).or_default() += n);
                     }
@@ -86,19 +87,15 @@ fn many(arguments: &Arguments) -> ExitCode {
         };
         let workers: Vec<_> = (0..arguments.jobs).map(|_| scope.spawn(worker)).collect();
         for done in workers {
-            let (of_one, ended) = done.join().expect("a worker panicked");
+            let (ran, of_one, ended) = done.join().expect("a worker panicked");
+            seeds += ran;
             events += of_one;
             ended.into_iter().for_each(|(name, n)| *outcomes.entry(name).or_default() += n);
         }
     });
     let seconds = began.elapsed().as_secs_f64();
-    let seeds = arguments.seeds as f64;
-    println!(
-        "{} seeds, {events} events, {:.0} seeds/s, {:.0} events/s",
-        arguments.seeds,
-        seeds / seconds,
-        events as f64 / seconds
-    );
+    let (seeds_per_s, events_per_s) = (seeds as f64 / seconds, events as f64 / seconds);
+    println!("{seeds} seeds, {events} events, {seeds_per_s:.0} seeds/s, {events_per_s:.0} events/s");
     println!("{outcomes:?}");
     if failed.load(Ordering::Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

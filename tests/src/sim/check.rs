@@ -173,7 +173,11 @@ pub(super) fn order(
             StepState::Restored | StepState::Untouched | StepState::LeftOut { .. } => !rolling,
             state => !(rolling && state.is_confirmed()),
         });
-        other.outcome().is_none() && works
+        let meant = match other.phase() {
+            Phase::RollingBack { only, .. } => only.is_empty() || only.contains(instance),
+            _ => true,
+        };
+        other.outcome().is_none() && works && meant
     });
     if owners.count() > 1 {
         return Err(Violation::new("one owner", format!("two deployments work on {instance}")));

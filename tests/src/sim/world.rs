@@ -1,32 +1,25 @@
 //! The event loop: one queue ordered by virtual time, no threads, every draw from the seed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use fastrand::Rng;
-use fleetwright_deploy::deployment::{
-    DeploymentEvent, Hold, HoldKind, Options, Order, OrderName, Phase, PhaseName, StepState, WaitKind,
-};
+use fleetwright_deploy::deployment::{DeploymentEvent, Order, OrderName, PhaseName, StepState, WaitKind};
 use fleetwright_deploy::fleet::{FleetEvent, Refused};
 use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId, ServerName};
-use fleetwright_deploy::instance::{InstanceEventDiscriminants, InstanceState, Switch};
-use fleetwright_deploy::plan::RollbackStrategy;
+use fleetwright_deploy::instance::{InstanceEventDiscriminants, Switch};
 
 use super::check::{self, Checks, Violation};
 use super::coordinator::{Coordinator, Doom, Took};
 use super::host::{Host, Led, Task};
 use super::network::{Command, ConnectionId, IDLE_MS, Message, Network, Side};
-use super::scenario::{Act, CHAOS_MS, Fault, Scenario, host as host_name};
+use super::scenario::{CHAOS_MS, Scenario};
 
 /// How long everything has to settle once the faults are over, in virtual milliseconds.
 const SETTLE_MS: i64 = 3 * 3_600_000;
-/// How often people look at what waits for them, once the faults are over.
-const PERSON_MS: i64 = 5_000;
 /// How much of what happened a violation keeps.
 const LOG_KEPT: usize = 400;
-/// How far any clock is from true time, in milliseconds: two that differ by more than 60 s cannot work together.
-const SKEW_MAX_MS: i64 = 25_000;
 /// How late a host's timer may fire, in milliseconds.
 const TIMER_LATE_MS: i64 = 1_500;
 /// How long a deployment may be at one and the same point without waiting for a person: longer than any of its
@@ -48,7 +41,7 @@ pub struct Run {
     pub log: Vec<String>,
 }
 
-enum Event {
+pub(super) enum Event {
     Fault(usize),
     Deliver { connection: ConnectionId, to: Side, message: Message },
     Broken { connection: ConnectionId, side: Side },
@@ -62,25 +55,25 @@ enum Event {
     Persons,
 }
 
-struct World<'a> {
-    scenario: &'a Scenario,
-    rng: Rng,
-    now: i64,
-    queue: BTreeMap<(i64, u64), Event>,
-    pushed: u64,
-    events: u64,
-    coordinator: Coordinator,
-    before_crash: Option<fleetwright_deploy::fleet::Fleet>,
-    hosts: BTreeMap<HostName, Host>,
-    network: Network,
-    checks: Checks,
-    versions: u64,
-    timer: Option<i64>,
-    tries: BTreeMap<DeploymentId, u32>,
-    points: BTreeMap<DeploymentId, (i64, String)>,
-    looked_at: u64,
-    trace: bool,
-    log: Vec<String>,
+pub(super) struct World<'a> {
+    pub(super) scenario: &'a Scenario,
+    pub(super) rng: Rng,
+    pub(super) now: i64,
+    pub(super) queue: BTreeMap<(i64, u64), Event>,
+    pub(super) pushed: u64,
+    pub(super) events: u64,
+    pub(super) coordinator: Coordinator,
+    pub(super) before_crash: Option<fleetwright_deploy::fleet::Fleet>,
+    pub(super) hosts: BTreeMap<HostName, Host>,
+    pub(super) network: Network,
+    pub(super) checks: Checks,
+    pub(super) versions: u64,
+    pub(super) timer: Option<i64>,
+    pub(super) tries: BTreeMap<DeploymentId, u32>,
+    pub(super) points: BTreeMap<DeploymentId, (i64, String)>,
+    pub(super) looked_at: u64,
+    pub(super) trace: bool,
+    pub(super) log: Vec<String>,
 }
 
 /// Runs a scenario to its end.
@@ -213,7 +206,7 @@ impl World<'_> {
         Run { events: self.events, entries: self.coordinator.entries(), outcomes, log: self.log }
     }
 
-    fn say(&mut self, what: impl FnOnce() -> String) {
+    pub(super) fn say(&mut self, what: impl FnOnce() -> String) {
         let line = format!("{:>9} ms  {}", self.now, what());
         self.log.push(line);
         if !self.trace && self.log.len() > 2 * LOG_KEPT {
@@ -221,12 +214,12 @@ impl World<'_> {
         }
     }
 
-    fn at(&mut self, at: i64, event: Event) {
+    pub(super) fn at(&mut self, at: i64, event: Event) {
         self.pushed += 1;
         self.queue.insert((at.max(self.now), self.pushed), event);
     }
 
-    fn after(&mut self, ms: i64, event: Event) {
+    pub(super) fn after(&mut self, ms: i64, event: Event) {
         self.at(self.now + ms, event);
     }
 
@@ -290,7 +283,7 @@ impl World<'_> {
         self.after(doom.for_ms, Event::CoordinatorUp);
     }
 
-    fn coordinator_event(&mut self, event: FleetEvent) -> Result<Option<Refused>, Violation> {
+    pub(super) fn coordinator_event(&mut self, event: FleetEvent) -> Result<Option<Refused>, Violation> {
         let name: &'static str = (&event).into();
         let shown = self.trace.then(|| format!("{event:?}"));
         let took = self.coordinator.event(event, self.now)?;
@@ -318,7 +311,7 @@ impl World<'_> {
         Ok(None)
     }
 
-    fn arm_coordinator(&mut self) {
+    pub(super) fn arm_coordinator(&mut self) {
         let Some((_, at)) = self.coordinator.deadline() else { return };
         if self.timer.is_none_or(|timer| at < timer || timer < self.now) {
             self.timer = Some(at);
@@ -510,7 +503,7 @@ impl World<'_> {
 
     // Hosts.
 
-    fn host(&mut self, name: &HostName) -> &mut Host {
+    pub(super) fn host(&mut self, name: &HostName) -> &mut Host {
         self.hosts.get_mut(name).expect("host")
     }
 
@@ -626,7 +619,7 @@ impl World<'_> {
         Ok(())
     }
 
-    fn arm_host(&mut self, name: &HostName) {
+    pub(super) fn arm_host(&mut self, name: &HostName) {
         if let Some(at) = self.hosts[name].deadline() {
             // A timer fires late, never early.
             let late = self.rng.i64(0..TIMER_LATE_MS);
@@ -634,7 +627,7 @@ impl World<'_> {
         }
     }
 
-    fn health(&mut self, instance: &InstanceId, status: HealthStatus) -> Result<(), Violation> {
+    pub(super) fn health(&mut self, instance: &InstanceId, status: HealthStatus) -> Result<(), Violation> {
         let host = self.hosts.get(&instance.host).expect("host");
         let Some(agent) = &host.agent else { return Ok(()) };
         let (Some(session), Some(release)) =
@@ -646,215 +639,6 @@ impl World<'_> {
         let message = Message::Health { server: instance.server.clone(), release, report };
         let connection = session.id;
         self.send(connection, Side::Coordinator, message);
-        Ok(())
-    }
-
-    // What goes wrong, and people.
-
-    fn fault(&mut self, n: usize) -> Result<(), Violation> {
-        let fault = self.scenario.faults[n].1.clone();
-        self.say(|| format!("FAULT {fault:?}"));
-        match fault {
-            Fault::Deploy { policies } => self.deploy(policies),
-            Fault::CrashCoordinator { for_ms, torn } => {
-                if self.coordinator.live.is_some() {
-                    self.coordinator.doom = Some(Doom { torn, for_ms });
-                }
-                Ok(())
-            }
-            Fault::CrashHost { host, for_ms } => {
-                let name = host_name(host);
-                self.host(&name).crash();
-                let own: Vec<ConnectionId> =
-                    self.network.connections.iter().filter(|(_, c)| c.host == name).map(|(id, _)| *id).collect();
-                for connection in own {
-                    self.network.close(connection, Side::Host);
-                    let ms = self.rng.i64(100..IDLE_MS);
-                    self.after(ms, Event::Broken { connection, side: Side::Coordinator });
-                }
-                self.after(for_ms, Event::HostUp { host: name });
-                Ok(())
-            }
-            Fault::Partition { host, for_ms } => {
-                let name = host_name(host);
-                self.network.partitioned.insert(name.clone(), self.now + for_ms);
-                let own: Vec<ConnectionId> =
-                    self.network.connections.iter().filter(|(_, c)| c.host == name).map(|(id, _)| *id).collect();
-                for connection in own.into_iter().filter(|_| for_ms > IDLE_MS) {
-                    for side in [Side::Host, Side::Coordinator] {
-                        let ms = IDLE_MS + self.rng.i64(0..2_000);
-                        self.after(ms, Event::Broken { connection, side });
-                    }
-                }
-                Ok(())
-            }
-            Fault::Lose { host } => {
-                self.network.losing.insert(host_name(host));
-                Ok(())
-            }
-            Fault::Jump { host, by_ms } => {
-                if host < self.scenario.hosts {
-                    let name = host_name(host);
-                    let host = self.host(&name);
-                    host.offset_ms = (host.offset_ms + by_ms).clamp(-SKEW_MAX_MS, SKEW_MAX_MS);
-                    self.checks.deadlines_moved(&name, self.now);
-                    self.arm_host(&name);
-                } else {
-                    let offset = self.coordinator.offset_ms + by_ms;
-                    self.coordinator.offset_ms = offset.clamp(-SKEW_MAX_MS, SKEW_MAX_MS);
-                    self.timer = None;
-                    self.arm_coordinator();
-                }
-                Ok(())
-            }
-            Fault::Flap { which } => {
-                let Some(live) = &self.coordinator.live else { return Ok(()) };
-                let running: Vec<InstanceId> = live.fleet.instances().keys().cloned().collect();
-                let Some(instance) = running.get(which % running.len().max(1)).cloned() else { return Ok(()) };
-                let ms = self.rng.i64(100..10_000);
-                self.after(ms, Event::Healthy { instance: instance.clone() });
-                self.health(&instance, HealthStatus::Unhealthy)
-            }
-            Fault::Fail { host, transient } => {
-                self.host(&host_name(host)).failing = Some(transient);
-                Ok(())
-            }
-            Fault::Person { act, who } => self.act(act, who),
-        }
-    }
-
-    fn deploy(&mut self, policies: u64) -> Result<(), Violation> {
-        let Some(live) = &self.coordinator.live else { return Ok(()) };
-        self.versions += 1;
-        let Some(plan) = self.scenario.plan(&live.fleet, self.versions, policies) else { return Ok(()) };
-        if live.fleet.may_start(&plan).is_err() {
-            return Ok(());
-        }
-        let options = Options { rollback: plan.rollback.enabled, started_by: "p0".to_owned() };
-        let intents = self.coordinator.intents(plan.parent.next());
-        self.coordinator_event(FleetEvent::DeploymentStarted { plan: Box::new(plan), options, intents })?;
-        Ok(())
-    }
-
-    fn newest(&self) -> Option<DeploymentId> {
-        Some(self.coordinator.live.as_ref()?.fleet.deployments().next_back()?.id().clone())
-    }
-
-    fn act(&mut self, act: Act, who: usize) -> Result<(), Violation> {
-        let by = format!("p{who}");
-        let since = self.coordinator.clock(self.now);
-        let reason = String::new();
-        let instances = BTreeSet::new();
-        let event = match act {
-            Act::Halt => return self.coordinator_event(FleetEvent::Halted { by, reason }).map(drop),
-            Act::Unhalt => return self.coordinator_event(FleetEvent::Unhalted { by }).map(drop),
-            Act::Rollback => return self.roll_back(None, false),
-            Act::RollbackPart => return self.roll_back(None, true),
-            Act::RollbackNow => return self.roll_back(Some(RollbackStrategy::Aggressive), false),
-            Act::Pause => DeploymentEvent::Held(Hold { kind: HoldKind::Pause, by, reason, since }),
-            Act::Resume => DeploymentEvent::Released { kind: HoldKind::Pause, by },
-            Act::Approve => DeploymentEvent::Approved { by },
-            Act::Reject => DeploymentEvent::Rejected { by, reason },
-            Act::Cancel => DeploymentEvent::Cancelled { by },
-            Act::Retry => DeploymentEvent::RetryRequested { instances, by },
-            Act::Skip => DeploymentEvent::SkipRequested { instances, by },
-            Act::Resolve => {
-                self.put_in_order();
-                DeploymentEvent::ResolveRequested { instances, by }
-            }
-        };
-        let Some(deployment) = self.newest() else { return Ok(()) };
-        self.coordinator_event(FleetEvent::Deployment { deployment, event }).map(drop)
-    }
-
-    fn roll_back(&mut self, strategy: Option<RollbackStrategy>, part: bool) -> Result<(), Violation> {
-        let Some(deployment) = self.newest() else { return Ok(()) };
-        self.roll_back_one(deployment, strategy, part).map(drop)
-    }
-
-    /// Asks for a rollback; whether it was taken.
-    fn roll_back_one(
-        &mut self,
-        deployment: DeploymentId,
-        strategy: Option<RollbackStrategy>,
-        part: bool,
-    ) -> Result<bool, Violation> {
-        let Some(live) = &self.coordinator.live else { return Ok(false) };
-        let Some(found) = live.fleet.deployment(&deployment) else { return Ok(false) };
-        let mut touched = found.steps().iter().filter(|(_, step)| step.state.is_touched()).map(|(id, _)| id.clone());
-        let only = if part { touched.next().into_iter().collect() } else { BTreeSet::new() };
-        let intents = self.coordinator.intents(live.fleet.generation().next());
-        let event = FleetEvent::RollbackRequested { deployment, by: "p1".to_owned(), strategy, only, intents };
-        Ok(self.coordinator_event(event)?.is_none())
-    }
-
-    /// A person puts every stuck server in order by hand.
-    fn put_in_order(&mut self) {
-        for host in self.hosts.values_mut() {
-            let stuck = host.agent.iter().flat_map(|agent| agent.instances.values());
-            let stuck = stuck.filter(|instance| matches!(instance.state(), InstanceState::Stuck { .. }));
-            let servers: Vec<ServerName> = stuck.map(|instance| instance.server().clone()).collect();
-            servers.iter().for_each(|server| host.put_in_order(server));
-        }
-    }
-
-    /// Once the faults are over, people attend to whatever waits for them.
-    fn persons(&mut self) -> Result<(), Violation> {
-        self.after(PERSON_MS, Event::Persons);
-        self.network.losing.clear();
-        for host in self.hosts.values_mut() {
-            host.failing = None;
-        }
-        let Some(live) = &self.coordinator.live else { return Ok(()) };
-        if live.fleet.halted().is_some() {
-            return self.act(Act::Unhalt, 1);
-        }
-        let mut decisions = Vec::new();
-        let mut undo = Vec::new();
-        for deployment in live.fleet.deployments() {
-            let id = deployment.id().clone();
-            let stuck = deployment.steps().values().any(|step| matches!(step.state, StepState::Stuck { .. }));
-            if !deployment.holds_by_people().is_empty() {
-                decisions.push((id, DeploymentEvent::Released { kind: HoldKind::Pause, by: "p1".to_owned() }));
-            } else if matches!(deployment.phase(), Phase::AwaitingOperator { .. })
-                || (stuck && deployment.outcome().is_some())
-            {
-                undo.push(id);
-            } else if deployment.outcome().is_none() {
-                for by in ["p1", "p2"] {
-                    decisions.push((id.clone(), DeploymentEvent::Approved { by: by.to_owned() }));
-                }
-            }
-        }
-        for (deployment, event) in decisions {
-            self.coordinator_event(FleetEvent::Deployment { deployment, event })?;
-        }
-        for deployment in undo {
-            // What cannot be undone, as when it was pruned, is declared to be in order now and then.
-            let tries = self.tries.entry(deployment.clone()).or_default();
-            *tries += 1;
-            if *tries % 5 != 0 && self.roll_back_one(deployment.clone(), None, false)? {
-                continue;
-            }
-            // What a later deployment has changed is undone first. Where nothing can be undone, what is left is to
-            // say that it is in order.
-            let newer: Vec<DeploymentId> = self
-                .coordinator
-                .live
-                .iter()
-                .flat_map(|live| live.fleet.deployments().rev().map(|newer| newer.id().clone()))
-                .take_while(|newer| *newer != deployment)
-                .collect();
-            let mut undone = false;
-            for newer in newer {
-                undone = undone || self.roll_back_one(newer, None, false)?;
-            }
-            if !undone {
-                self.put_in_order();
-                let event = DeploymentEvent::ResolveRequested { instances: BTreeSet::new(), by: "p1".to_owned() };
-                self.coordinator_event(FleetEvent::Deployment { deployment, event })?;
-            }
-        }
         Ok(())
     }
 }
