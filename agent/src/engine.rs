@@ -159,8 +159,10 @@ impl Engine {
         match input {
             Input::Command { envelope, over, reply } => {
                 let answer = self.command(&envelope, over).await?;
-                if let CommandReply::Refused(failure) = &answer {
-                    tracing::warn!(%failure, "command refused");
+                match &answer {
+                    CommandReply::Refused(failure) => tracing::warn!(%failure, "command refused"),
+                    CommandReply::Stale => tracing::warn!("command refused: this host has seen a later generation"),
+                    CommandReply::Accepted | CommandReply::Duplicate | CommandReply::Logs(_) => {}
                 }
                 // A coordinator that went away asks again.
                 let _ = reply.send(answer);

@@ -26,7 +26,7 @@ use crate::commands::CommandMaker;
 use crate::journal::{EventRecord, Journal, JournalError, NewEntry, SqliteStore};
 use crate::sessions::{Outbound, SessionHandle};
 
-pub(crate) use request::{Handle, Reply, Request, Samples};
+pub(crate) use request::{Handle, NotObeyed, Reply, Request, Samples};
 
 /// How many requests may wait; whoever has more waits too.
 const REQUESTS_MAX: usize = 1_024;
@@ -271,11 +271,9 @@ impl Engine {
                 self.acknowledge(reply, outcome);
             }
             Request::Metrics { host, sample } => self.keep_sample(host, sample),
-            Request::OrderRefused { instance, deployment, attempt, order, failure } => {
-                let event = DeploymentEvent::OrderRefused { instance, attempt, order, failure };
-                self.event(FleetEvent::Deployment { deployment, event }).ok();
+            Request::NotObeyed { instance, deployment, attempt, order, not_obeyed } => {
+                self.not_obeyed(instance, deployment, attempt, order, not_obeyed);
             }
-            Request::SendAgain { host } => self.send_missed(&host),
             Request::IssueToken { host, lifetime, reply } => self.issue_token(host, lifetime, reply),
             Request::Enrol { token, request_der, reply } => self.enrol(&token, &request_der, reply)?,
             Request::Start { plan, options, intents, reply } => self.start(plan, options, intents, reply),
@@ -315,29 +313,25 @@ impl Engine {
             return;
         };
         let made = self.authorities.commands.step(&self.fleet, deployment, instance, attempt, order, now);
-        let (handle, instance, id) = (self.handle.clone(), instance.clone(), deployment.id().clone());
-        let (order, host) = (OrderName::from(order), instance.host.clone());
-        let tell_refusal = async move |failure| {
-            let refused = Request::OrderRefused { instance, deployment: id, attempt, order, failure };
-            let _ = handle.requests.send(refused).await;
+        let (handle, deployment, instance) = (self.handle.clone(), deployment.id().clone(), instance.clone());
+        let (order, generation) = (OrderName::from(order), self.fleet.generation());
+        let tell = async move |not_obeyed: NotObeyed| {
+            let _ = handle.requests.send(Request::NotObeyed { instance, deployment, attempt, order, not_obeyed }).await;
         };
-        let (handle, host) = (self.handle.clone(), host);
-        let again = async move || drop(handle.requests.send(Request::SendAgain { host }).await);
         match made {
             Ok(envelope) => {
                 let (reply, answer) = oneshot::channel();
                 session.send(Outbound { envelope, reply });
                 tokio::spawn(async move {
                     match answer.await {
-                        Ok(CommandReply::Refused(failure)) => tell_refusal(failure).await,
-                        // Another deployment has begun since it was signed: it is signed anew.
-                        Ok(CommandReply::Stale) => again().await,
+                        Ok(CommandReply::Refused(failure)) => tell(NotObeyed::Refused(failure)).await,
+                        Ok(CommandReply::Stale) => tell(NotObeyed::Stale(generation)).await,
                         Ok(CommandReply::Accepted | CommandReply::Duplicate | CommandReply::Logs(_)) | Err(_) => {}
                     }
                 });
             }
             Err(failure) => {
-                tokio::spawn(tell_refusal(failure));
+                tokio::spawn(tell(NotObeyed::Refused(failure)));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use fleetwright_certs::{Token, fingerprint};
-use fleetwright_deploy::deployment::Order;
+use fleetwright_deploy::deployment::{DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::FleetEvent;
 use fleetwright_deploy::host::HostView;
@@ -12,7 +12,7 @@ use fleetwright_protocol::enrol::Credentials;
 use fleetwright_protocol::report::{CoordinatorReply, MetricsSample};
 
 use super::operators::failure_of;
-use super::{Authorities, Engine, Reply};
+use super::{Authorities, Engine, NotObeyed, Reply};
 use crate::clock;
 use crate::sessions::SessionHandle;
 
@@ -42,7 +42,7 @@ impl Engine {
     }
 
     /// The host may have missed what was sent to it, or found it stale; what it did not miss, it will not do again.
-    pub(super) fn send_missed(&self, host: &HostName) {
+    fn send_missed(&self, host: &HostName) {
         let missed: Vec<(DeploymentId, InstanceId, u32, Order)> = self
             .fleet
             .outstanding(host)
@@ -52,6 +52,31 @@ impl Engine {
         for (deployment, instance, attempt, order) in missed {
             self.send(&deployment, &instance, attempt, &order, now);
         }
+    }
+
+    /// A command that was signed before another deployment began is signed anew. One that is stale all the same comes
+    /// from a coordinator that knows less than its hosts.
+    pub(super) fn not_obeyed(
+        &mut self,
+        instance: InstanceId,
+        deployment: DeploymentId,
+        attempt: u32,
+        order: OrderName,
+        not_obeyed: NotObeyed,
+    ) {
+        let failure = match not_obeyed {
+            NotObeyed::Stale(generation) if generation < self.fleet.generation() => {
+                return self.send_missed(&instance.host);
+            }
+            NotObeyed::Stale(generation) => {
+                let message = format!("{} has seen a later generation than {generation}", instance.host);
+                Failure::new(FailureKind::PermissionError, "command", message)
+                    .hint("was the coordinator's journal put back from an old backup? hosts obey no coordinator that knows less than they do")
+            }
+            NotObeyed::Refused(failure) => failure,
+        };
+        let event = DeploymentEvent::OrderRefused { instance, attempt, order, failure };
+        self.event(FleetEvent::Deployment { deployment, event }).ok();
     }
 
     pub(super) fn keep_sample(&mut self, host: HostName, sample: MetricsSample) {

@@ -8,7 +8,7 @@ use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::fleet::{Fleet, FleetEvent};
 use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::host::HostView;
-use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId, ReleaseId};
+use fleetwright_deploy::ids::{DeploymentId, Generation, HostName, InstanceId, ReleaseId};
 use fleetwright_deploy::instance::StepReport;
 use fleetwright_deploy::plan::{Plan, RollbackStrategy};
 use fleetwright_deploy::release::SecretSource;
@@ -25,6 +25,14 @@ pub(crate) type Reply<T> = oneshot::Sender<T>;
 pub(crate) type Samples = BTreeMap<HostName, VecDeque<MetricsSample>>;
 /// A look at the fleet, its metrics and the number of the last entry.
 type Look = dyn FnOnce(&Fleet, &Samples, u64) + Send;
+
+/// Why an agent does not obey an order.
+pub(crate) enum NotObeyed {
+    /// It has a reason.
+    Refused(Failure),
+    /// It has seen a later generation than the one in which the command was signed.
+    Stale(Generation),
+}
 
 /// What comes in.
 pub(crate) enum Request {
@@ -50,10 +58,8 @@ pub(crate) enum Request {
     },
     /// An agent's metrics.
     Metrics { host: HostName, sample: MetricsSample },
-    /// An agent refused an order, or it could not be made.
-    OrderRefused { instance: InstanceId, deployment: DeploymentId, attempt: u32, order: OrderName, failure: Failure },
-    /// What a host has not answered is to be sent again, signed anew.
-    SendAgain { host: HostName },
+    /// An agent does not obey an order, or it could not be made.
+    NotObeyed { instance: InstanceId, deployment: DeploymentId, attempt: u32, order: OrderName, not_obeyed: NotObeyed },
     /// A token for a host.
     IssueToken { host: HostName, lifetime: Length, reply: Reply<Result<Token, Failure>> },
     /// A host wants to enrol.

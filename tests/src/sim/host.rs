@@ -177,7 +177,9 @@ impl Host {
         match agent.admission.admit(&stamp) {
             Ok(Admitted::New) => {}
             Ok(Admitted::Again) => return Led::default(),
-            Err(NotAdmitted::Older { .. }) => return Led { send: vec![Message::Stale], ..Led::default() },
+            Err(NotAdmitted::Older { .. }) => {
+                return Led { send: vec![Message::Stale(command.generation)], ..Led::default() };
+            }
             Err(why @ NotAdmitted::OlderIntent { .. }) => return refuse(why.to_string()),
         }
         let event = match &command.order {

@@ -34,7 +34,7 @@ pub(super) enum Message {
     Welcome,
     Command(Box<Command>),
     Refused { command: Box<Command>, failure: Failure },
-    Stale,
+    Stale(Generation),
     Report { number: u64, server: ServerName, key: StepKey, report: StepReport },
     Heard { number: u64 },
     Health { server: ServerName, release: ReleaseId, report: HealthReport },

@@ -483,7 +483,16 @@ impl World<'_> {
                 let instance = InstanceId::new(server, host.clone());
                 self.coordinator_event(FleetEvent::HealthReported { instance, release, report, output: Vec::new() })?;
             }
-            Message::Stale => self.send_missed(host)?,
+            Message::Stale(generation) => {
+                let present = self.coordinator.live.as_ref().map(|live| live.fleet.generation());
+                if present.is_none_or(|present| present <= generation) {
+                    return Err(Violation::new(
+                        "generations only rise",
+                        format!("{host} knows more than {generation}"),
+                    ));
+                }
+                self.send_missed(host)?;
+            }
             Message::Welcome | Message::Command(_) | Message::Heard { .. } => {}
         }
         Ok(())
@@ -553,7 +562,7 @@ impl World<'_> {
             }
             Message::Hello
             | Message::Refused { .. }
-            | Message::Stale
+            | Message::Stale(_)
             | Message::Report { .. }
             | Message::Health { .. } => {}
         }
