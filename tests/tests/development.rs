@@ -81,7 +81,8 @@ fn the_production_manifest_plans_without_a_coordinator() {
     let manifest = repository().join("deploy/deployments/mcp-production-deployment.yaml");
     let plan = fleet.run(&["plan", &manifest.to_string_lossy(), "--output", "json"]).expect_code(0).json();
     assert_eq!(plan["summary"]["create"], 7);
-    assert_eq!(plan["plan"]["rollout"]["canary"], 1);
+    let paces = plan["plan"]["paces"].as_object().expect("a pace for each server");
+    assert!(paces.len() == 7 && paces.values().all(|pace| pace["canary"] == 1 && pace["bake"] == "5m"), "{paces:?}");
     assert_eq!(plan["plan"]["rollback"]["strategy"], "graceful");
     let groups: Vec<String> =
         plan["plan"]["groups"].as_array().expect("groups").iter().map(|group| group["servers"].to_string()).collect();
