@@ -3,7 +3,7 @@
 //! What is real: the machines [`fleetwright_deploy::fleet::Fleet`] with its deployments,
 //! [`fleetwright_deploy::instance::Instance`] and [`fleetwright_deploy::admission::Admission`], and the coordinator's
 //! journal. What is simulated: disks, hosts with their servers, the network, clocks and people. After every event
-//! the invariants of [`check`] are checked; when the faults are over, everything must settle.
+//! the invariants in `sim/check.rs` are checked; when the faults are over, everything must settle.
 
 mod check;
 mod coordinator;
