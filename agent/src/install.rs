@@ -9,6 +9,7 @@ use fleetwright_deploy::host::Requirement;
 use fleetwright_deploy::release::{Package, Release};
 use rustix::process::Signal;
 use tokio::process::Command;
+use tokio::time::{Instant, sleep};
 
 use crate::facts;
 use crate::layout::ReleaseLayout;
@@ -16,6 +17,9 @@ use crate::process::{KillGroup, Process, kill_group};
 
 /// How long one call of a package client may take.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a client that was killed has to be gone.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(10);
+const LEFTOVER_POLL: Duration = Duration::from_millis(20);
 const STEP: &str = "install";
 
 /// Installs the package of a release and keeps the list of everything that came with it. While a client is at
@@ -130,15 +134,23 @@ fn explain(failure: Failure, wanted: &str, registry: &str) -> Failure {
 }
 
 /// Ends a package client that an agent which was killed has left behind: two at work on one folder spoil it.
-pub(crate) fn end_leftover(installer: &Path) {
+pub(crate) async fn end_leftover(installer: &Path) -> Result<(), Failure> {
     let left = std::fs::read(installer).ok().and_then(|bytes| serde_json::from_slice::<Process>(&bytes).ok());
     if let Some(left) = left.filter(|left| left.is_alive()) {
         kill_group(left.pid, Signal::KILL);
+        let deadline = Instant::now() + LEFTOVER_TIMEOUT;
         while left.is_alive() {
-            std::thread::yield_now();
+            if Instant::now() > deadline {
+                let message =
+                    format!("package client {} of an earlier run does not end although it was killed", left.pid);
+                return Err(Failure::new(FailureKind::TimeoutError, STEP, message)
+                    .hint("look for what it waits for on the host, for example a disk"));
+            }
+            sleep(LEFTOVER_POLL).await;
         }
     }
     let _ = std::fs::remove_file(installer);
+    Ok(())
 }
 
 /// Runs a client to its end, in a process group of its own, and gives its standard output.
@@ -204,10 +216,10 @@ mod tests {
         let mut left = left.args(["-c", "sleep 1000 & wait"]).process_group(0).spawn().expect("spawn");
         let process = Process::find(i32::try_from(left.id().expect("pid")).expect("pid")).expect("a process");
         std::fs::write(&installer, serde_json::to_vec(&process).expect("JSON")).expect("write");
-        end_leftover(&installer);
+        end_leftover(&installer).await.expect("it ends");
         assert!(!process.is_alive() && !installer.exists());
         left.wait().await.expect("wait");
-        end_leftover(&installer);
+        end_leftover(&installer).await.expect("nothing is left");
     }
 
     #[tokio::test]

@@ -41,7 +41,7 @@ pub(crate) async fn stage(server: &ServerLayout, id: &ReleaseId, running: Option
     if load(&layout).is_none() {
         let (release, secrets) = received(&incoming)?;
         preflight::check(&release, server, running).await?;
-        install::end_leftover(&server.installer());
+        install::end_leftover(&server.installer()).await?;
         remove_folder(layout.folder())?;
         fs::create_dir_all(layout.config()).map_err(|error| file_failure(layout.folder(), &error))?;
         fs::create_dir_all(server.data()).map_err(|error| file_failure(&server.data(), &error))?;

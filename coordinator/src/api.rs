@@ -267,6 +267,7 @@ async fn deployment(State(api): State<Api>, UrlPath(id): UrlPath<String>) -> Ans
 
 async fn start(State(api): State<Api>, Json(request): Json<StartRequest>) -> Answer<Started> {
     let StartRequest { plan, options, intents } = request;
+    check_words(&options.started_by, "")?;
     let plan = Box::new(plan);
     let started = api.engine.ask(|reply| Request::Start { plan, options, intents, reply }).await.ok_or_else(ending)?;
     started.map(|id| Json(Started { id })).map_err(Refusal)
@@ -281,9 +282,19 @@ async fn roll_back(
         return Err(not_found(format!("there is no deployment {id}")));
     };
     let (id, RollbackRequest { by, strategy, only, intents }) = (deployment.clone(), request);
+    check_words(&by, "")?;
     let rolled = api.engine.ask(|reply| Request::RollBack { deployment, by, strategy, only, intents, reply }).await;
     let rolled = rolled.ok_or_else(ending)?;
     rolled.map(|()| Json(Started { id })).map_err(Refusal)
+}
+
+/// What people say of themselves and of their reasons is kept for ever, so it has a limit.
+fn check_words(by: &str, reason: &str) -> Result<(), Refusal> {
+    if by.len() <= PERSON_BYTES_MAX && reason.len() <= REASON_BYTES_MAX {
+        return Ok(());
+    }
+    let limits = format!("a name has at most {PERSON_BYTES_MAX} bytes, a reason at most {REASON_BYTES_MAX}");
+    Err(Refusal(Failure::new(FailureKind::ConfigurationError, "request", limits).hint("say it shorter")))
 }
 
 async fn control(
@@ -292,9 +303,7 @@ async fn control(
     Json(request): Json<ControlRequest>,
 ) -> Answer<DeploymentView> {
     let missing = || not_found(format!("there is no deployment {id}"));
-    if request.by.len() > PERSON_BYTES_MAX || request.reason.len() > REASON_BYTES_MAX {
-        return Err(not_found(format!("a reason has at most {REASON_BYTES_MAX} bytes")));
-    }
+    check_words(&request.by, &request.reason)?;
     let deployment = id.parse::<DeploymentId>().map_err(|_| missing())?;
     let event = Box::new(request.event(decision, clock::now()));
     let asked = deployment.clone();
@@ -306,10 +315,12 @@ async fn control(
 
 async fn halt(State(api): State<Api>, Json(request): Json<ControlRequest>) -> Answer<StatusView> {
     let ControlRequest { by, reason, instances: _ } = request;
+    check_words(&by, &reason)?;
     hold_fleet(api, FleetEvent::Halted { by, reason }).await
 }
 
 async fn unhalt(State(api): State<Api>, Json(request): Json<ControlRequest>) -> Answer<StatusView> {
+    check_words(&request.by, "")?;
     hold_fleet(api, FleetEvent::Unhalted { by: request.by }).await
 }
 

@@ -38,6 +38,11 @@ pub enum JournalError {
         "journal: entry {0} is damaged ({1}), but later ones are whole\n  hint: `fleetwright journal verify` tells more; put the journal back from a backup"
     )]
     Damaged(u64, String),
+    /// An entry is whole, but of a kind that this version of the program does not know.
+    #[error(
+        "journal: entry {0} is whole but not understood ({1})\n  hint: was it written by a newer coordinator? install that one again"
+    )]
+    NotUnderstood(u64, String),
     /// An entry does not fit the state that those before it led to.
     #[error("journal: entry {0} does not fit those before it: {1}")]
     Inconsistent(u64, String),
@@ -106,16 +111,14 @@ impl<S: Store> Journal<S> {
             let page = store.read(last, PAGE)?;
             let full = page.len() == PAGE;
             for entry in page {
-                let event = match check(&entry, last, &last_hash) {
-                    Ok(event) => event,
-                    Err(why) => {
-                        if let Some(whole) = first_whole_after(&store, entry.seq)? {
-                            return Err(JournalError::Damaged(last + 1, format!("{why}; entry {whole} is whole")));
-                        }
-                        opened.set_aside = store.set_aside_after(last)?;
-                        break 'pages;
+                if let Err(why) = check(&entry, last, &last_hash) {
+                    if let Some(whole) = first_whole_after(&store, entry.seq)? {
+                        return Err(JournalError::Damaged(last + 1, format!("{why}; entry {whole} is whole")));
                     }
-                };
+                    opened.set_aside = store.set_aside_after(last)?;
+                    break 'pages;
+                }
+                let event = event_of(&entry)?;
                 (last, last_hash) = (entry.seq, entry.hash);
                 let applied = folded.apply(event, entry.at);
                 applied.map_err(|refused| JournalError::Inconsistent(last, refused.to_string()))?;
@@ -236,11 +239,12 @@ pub fn verify(store: &impl Store, name: &FleetName) -> Result<Verified, JournalE
         let page = store.read(last, PAGE)?;
         let full = page.len() == PAGE;
         for entry in page {
-            let event = check(&entry, last, &hash).map_err(|why| match first_whole_after(store, entry.seq) {
+            check(&entry, last, &hash).map_err(|why| match first_whole_after(store, entry.seq) {
                 Ok(Some(_)) => JournalError::Damaged(last + 1, why),
                 Ok(None) => JournalError::Inconsistent(last + 1, format!("{why}; it is the end of the journal")),
                 Err(error) => error,
             })?;
+            let event = event_of(&entry)?;
             (last, hash) = (entry.seq, entry.hash);
             let applied = fleet.apply(event, entry.at);
             applied.map_err(|refused| JournalError::Inconsistent(last, refused.to_string()))?;
@@ -271,15 +275,21 @@ fn newest_snapshot(store: &impl Store, name: &FleetName) -> Result<(Fleet, u64, 
     Ok((Fleet::new(name.clone()), 0, EntryHash::default()))
 }
 
-/// The event of an entry, if the entry is whole and the one after `last`.
-fn check(entry: &StoredEntry, last: u64, last_hash: &EntryHash) -> Result<FleetEvent, String> {
+/// Whether an entry is whole and the one after `last`.
+fn check(entry: &StoredEntry, last: u64, last_hash: &EntryHash) -> Result<(), String> {
     if entry.seq != last + 1 {
         return Err(format!("it is missing; the next one is {}", entry.seq));
     }
     if entry.chained_to(last_hash) != entry.hash && !is_active(Mutant::TakeTornEntry) {
         return Err("its hash is wrong".to_owned());
     }
-    serde_json::from_str(&entry.event).map_err(|error| error.to_string())
+    Ok(())
+}
+
+/// The event of a whole entry. One that is not understood was durable and acted upon all the same, so it is never
+/// taken for torn.
+fn event_of(entry: &StoredEntry) -> Result<FleetEvent, JournalError> {
+    serde_json::from_str(&entry.event).map_err(|error| JournalError::NotUnderstood(entry.seq, error.to_string()))
 }
 
 /// The first entry after a broken one that is chained to the one before it: proof that the broken one is not

@@ -366,7 +366,17 @@ impl Fleet {
             if let Some(other) = newer.iter().find(|other| other.steps().get(&step.instance).is_some_and(changed)) {
                 let message = format!("deployment {} has changed {} since", other.id(), step.instance);
                 let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
-                return Err(Box::new(failure.hint(format!("roll back {} first", other.id()))));
+                // What a later one has taken on from there is no longer that deployment's to undo.
+                let undone_first = other.steps().get(&step.instance).is_some_and(|step| step.state.is_touched());
+                let hint = if undone_first {
+                    format!("roll back {} first", other.id())
+                } else {
+                    format!(
+                        "`fleetwright rollback {} --to DEPLOYMENT` takes it to what one had planned",
+                        step.instance.server
+                    )
+                };
+                return Err(Box::new(failure.hint(hint)));
             }
         }
         Ok(deployment)
@@ -435,8 +445,8 @@ impl Fleet {
     }
 
     fn halt(&mut self, by: String, reason: String, now: Timestamp) -> Result<Effects, Refused> {
-        if self.halted.is_some() {
-            return Err(Refused::NoChange);
+        if let Some(halt) = &self.halted {
+            return Err(Refused::Failure(Box::new(halt.refusal("halt"))));
         }
         let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         let mut effects = note("halted", format!("the fleet was halted by {by}{why}"));
@@ -448,7 +458,8 @@ impl Fleet {
 
     fn unhalt(&mut self, by: String, now: Timestamp) -> Result<Effects, Refused> {
         if self.halted.take().is_none() {
-            return Err(Refused::NoChange);
+            let failure = Failure::new(FailureKind::ConfigurationError, "unhalt", "the fleet is not halted");
+            return Err(Refused::Failure(Box::new(failure.hint("`fleetwright status` shows what is under way"))));
         }
         let mut effects = note("unhalted", format!("the fleet goes on, says {by}"));
         self.tell_all(&DeploymentEvent::Released { kind: HoldKind::Halt, by }, now, &mut effects);
@@ -621,8 +632,17 @@ impl Fleet {
         };
         let Some(deployment) = self.deployments.get(id) else { return };
         let release_id = release;
-        // Whatever a host runs was in the plan of some deployment.
-        let Some(release) = self.release(&release_id) else { return };
+        let Some(release) = self.release(&release_id).filter(|release| release.server == instance.server) else {
+            // A host's word decides what its instances run, but only of what was planned for them.
+            if let Some(record) = self.instances.get_mut(&instance) {
+                let message =
+                    format!("its host runs release {}, which was planned for no such server", release_id.short());
+                let failure = Failure::new(FailureKind::DeploymentError, "restore", message);
+                let failure = failure.hint("look at the host; deploying again takes it on");
+                record.trouble = Some(failure.at(&instance.host, &instance.server));
+            }
+            return;
+        };
         let health = self.instances.get(&instance).filter(|record| record.release_id == release_id);
         let record = InstanceRecord {
             manifest: deployment.plan().manifest.clone(),

@@ -122,6 +122,20 @@ fn damage_before_whole_entries_is_no_torn_tail_and_stops_the_coordinator() {
 }
 
 #[test]
+fn a_whole_entry_of_a_kind_that_is_not_known_stops_the_coordinator_and_is_kept() {
+    let file = File::new();
+    file.with(10);
+    let mut store = SqliteStore::open(&file.path()).expect("open");
+    let before = store.read(9, 1).expect("read").remove(0);
+    let mut newer = StoredEntry { seq: 11, event: r#"{"type":"of_a_later_version"}"#.to_owned(), ..before.clone() };
+    newer.hash = newer.chained_to(&before.hash);
+    store.append(10, &[newer]).expect("append");
+    let error = Journal::open(store, name()).err().expect("not understood");
+    assert!(matches!(error, JournalError::NotUnderstood(11, _)) && error.to_string().contains("newer coordinator"));
+    assert_eq!(SqliteStore::open(&file.path()).expect("open").read(10, 5).expect("read").len(), 1, "it is still there");
+}
+
+#[test]
 fn a_file_that_was_cut_off_goes_on_with_its_whole_entries_and_keeps_the_damaged_one_aside() {
     let file = File::new();
     file.with(2_000);

@@ -105,7 +105,8 @@ impl Deployment {
         if self.waiting_points().next().is_none() || !self.is_forward() {
             return Err(self.illegal("rejected", "; it waits for no approval".to_owned()));
         }
-        self.reject(format!("rejected by {by}: {reason}"), now, effects);
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        self.reject(format!("rejected by {by}{why}"), now, effects);
         Ok(())
     }
 
