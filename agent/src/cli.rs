@@ -1,23 +1,21 @@
 //! The command line of the agent.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use fleetwright_deploy::ids::ServerName;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::engine::Engine;
+use crate::embedded::Agent;
 use crate::enroll::{Enrolment, enroll};
-use crate::identity::AgentIdentity;
 use crate::layout::Layout;
-use crate::runtime;
-use crate::session::Session;
-use crate::{bridge, supervise};
+use crate::this_host::ThisHost;
+use crate::{bridge, clock, runtime, supervise};
 
 /// Fleetwright's agent: stages, switches, checks and restores the servers of this host.
 #[derive(Parser)]
@@ -141,48 +139,34 @@ async fn enroll_host(arguments: EnrollArguments) -> Result<ExitCode> {
         address: arguments.address,
         labels,
     };
-    let identity = enroll(&state_dir, enrolment).await?;
+    let identity = enroll(&state_dir, enrolment, client()?, &clock::system()).await?;
     tracing::info!("enrolled as host {} of fleet {}", identity.host, identity.fleet);
     Ok(ExitCode::SUCCESS)
 }
 
 async fn run(state_dir: &Path, coordinator: Option<String>) -> Result<ExitCode> {
-    let layout = Layout::new(state_dir);
-    let Some(mut identity) = AgentIdentity::load(&layout.identity())? else {
+    let Some(mut identity) = Agent::identity(state_dir)? else {
         bail!(
-            "this host is not enrolled: {} is empty\n  hint: `fleetwright hosts token HOST`, on the coordinator, prints the command that enrols it",
-            layout.identity().display()
+            "this host is not enrolled: {} has no identity\n  hint: `fleetwright hosts token HOST`, on the coordinator, prints the command that enrols it",
+            state_dir.display()
         );
     };
     if let Some(coordinator) = coordinator {
         identity.coordinator = coordinator;
     }
-    let _lock = lock(&layout)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (engine, handle) = Engine::open(layout.clone(), identity.verifier()?)?;
-    let session = Session::new(identity, layout, handle)?;
+    let machine = ThisHost::new(state_dir, identity.address.clone(), identity.labels.clone());
+    let agent = Agent::open(state_dir, identity, Arc::new(machine), client()?, clock::system())?;
     tokio::select! {
-        ended = engine.run() => ended.map(|()| ExitCode::FAILURE),
-        () = session.run() => Ok(ExitCode::FAILURE),
+        ended = agent.run() => ended.map(|()| ExitCode::FAILURE),
         _ = terminate.recv() => Ok(ExitCode::SUCCESS),
         _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
     }
 }
 
-/// Two agents on one state folder would fight over its servers. The lock holds the number of this process, for
-/// whoever wants to end it.
-fn lock(layout: &Layout) -> Result<std::fs::File> {
-    let path = layout.lock();
-    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-    if !supervise::take_lock(&file) {
-        bail!(
-            "another agent works on {}\n  hint: stop it first, or give this one another --state-dir",
-            layout.state_dir().display()
-        );
-    }
-    file.set_len(0)?;
-    write!(file, "{}", std::process::id())?;
-    Ok(file)
+/// An endpoint that dials only.
+fn client() -> Result<quinn::Endpoint> {
+    Ok(quinn::Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0)))?)
 }
 
 async fn stop(state_dir: &Path, mut servers: Vec<ServerName>) -> Result<ExitCode> {

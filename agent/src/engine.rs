@@ -6,7 +6,7 @@
 mod gate;
 mod work;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,23 +22,16 @@ use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::command::{CommandBody, CommandReply, LOG_LINES_MAX, StepOrder, VerifiedCommand};
 use fleetwright_protocol::report::AgentMessageV1;
-use fleetwright_protocol::{Envelope, Verifier};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch as value};
+use fleetwright_protocol::{Clock, Envelope, Verifier};
+use tokio::sync::{mpsc, oneshot, watch as value};
 use tokio::task::JoinHandle;
 
 use self::gate::Gate;
-use crate::clock;
 use crate::journal::{Commit, ConnectionSerial, Journal, JournalError, Outgoing};
-use crate::layout::Layout;
-use crate::output;
-use crate::stage;
-use crate::supervise::read_status;
-use crate::watch::{Observation, watch};
+use crate::machine::{Machine, Observation};
 
 /// How many inputs may wait; whoever has more waits too.
 const INPUTS_MAX: usize = 256;
-/// How many releases are installed at once: package clients are hungry.
-const INSTALLS_MAX: usize = 2;
 /// Lines of a server's output that travel with a failure or a change of health.
 const OUTPUT_LINES: usize = 20;
 
@@ -50,6 +43,8 @@ pub(crate) enum Input {
     Performed { server: ServerName, event: InstanceEvent },
     /// Work that is no part of the instance's state ended.
     Report { server: ServerName, key: StepKey, report: StepReport },
+    /// What is to run was made to run, outside of any step.
+    Ran(ServerName),
     /// A report was acknowledged.
     Told(i64),
     /// A new connection is up: everything worth knowing must be told again.
@@ -63,48 +58,59 @@ pub(crate) struct Handle {
     pub(crate) outbox: value::Receiver<Arc<Vec<Outgoing>>>,
     /// The health of every server, to be told when it changes.
     pub(crate) health: value::Receiver<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
-    /// The processes that lead the servers' process groups.
-    pub(crate) processes: value::Receiver<Arc<BTreeMap<ServerName, i32>>>,
+    /// The servers that are watched.
+    pub(crate) watched: value::Receiver<Arc<BTreeSet<ServerName>>>,
+}
+
+/// Work under way on an instance.
+struct UnderWay {
+    task: JoinHandle<()>,
+    /// Whether it makes run what is to run: only what runs something else may cut it off.
+    runs: bool,
 }
 
 pub(crate) struct Engine {
-    layout: Layout,
+    machine: Arc<dyn Machine>,
+    clock: Clock,
     verifier: Verifier,
     journal: Journal,
     admission: Admission,
     instances: BTreeMap<ServerName, Instance>,
     /// The one piece of work under way on each instance.
-    work: BTreeMap<ServerName, JoinHandle<()>>,
+    work: BTreeMap<ServerName, UnderWay>,
     watchers: BTreeMap<ServerName, JoinHandle<()>>,
     gates: BTreeMap<ServerName, Gate>,
     /// The connection that was newest when an instance was switched: confirmation must come over a newer one.
     switched_over: BTreeMap<ServerName, ConnectionSerial>,
     newest_connection: Option<ConnectionSerial>,
     told: BTreeMap<ServerName, HealthReport>,
-    installs: Arc<Semaphore>,
     inputs: mpsc::Sender<Input>,
     input: mpsc::Receiver<Input>,
     observations: mpsc::Sender<Observation>,
     observation: mpsc::Receiver<Observation>,
     outbox: value::Sender<Arc<Vec<Outgoing>>>,
     health: value::Sender<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
-    processes: value::Sender<Arc<BTreeMap<ServerName, i32>>>,
+    watched: value::Sender<Arc<BTreeSet<ServerName>>>,
 }
 
 impl Engine {
     /// The engine over what the journal holds.
-    pub(crate) fn open(layout: Layout, verifier: Verifier) -> Result<(Self, Handle), JournalError> {
-        let journal = Journal::open(&layout.journal())?;
+    pub(crate) fn open(
+        journal: Journal,
+        machine: Arc<dyn Machine>,
+        verifier: Verifier,
+        clock: Clock,
+    ) -> Result<(Self, Handle), JournalError> {
         let instances = journal.instances()?;
         let (inputs, input) = mpsc::channel(INPUTS_MAX);
         let (observations, observation) = mpsc::channel(INPUTS_MAX);
         let (outbox, outbox_out) = value::channel(Arc::new(journal.outbox()?));
         let (health, health_out) = value::channel(Arc::default());
-        let (processes, processes_out) = value::channel(Arc::default());
-        let handle =
-            Handle { inputs: inputs.clone(), outbox: outbox_out, health: health_out, processes: processes_out };
+        let (watched, watched_out) = value::channel(Arc::default());
+        let handle = Handle { inputs: inputs.clone(), outbox: outbox_out, health: health_out, watched: watched_out };
         let engine = Self {
-            layout,
+            machine,
+            clock,
             verifier,
             admission: journal.admission()?,
             journal,
@@ -115,14 +121,13 @@ impl Engine {
             switched_over: BTreeMap::new(),
             newest_connection: None,
             told: BTreeMap::new(),
-            installs: Arc::new(Semaphore::new(INSTALLS_MAX)),
             inputs,
             input,
             observations,
             observation,
             outbox,
             health,
-            processes,
+            watched,
         };
         Ok((engine, handle))
     }
@@ -146,8 +151,12 @@ impl Engine {
         for server in servers {
             let instance = &self.instances[&server];
             let actions: Vec<InstanceAction> = instance.resume();
-            if instance.current().is_some() && !redo_touches_process(&actions) {
-                self.start_current(&server).await;
+            // A run that was cut off after it was decided is made good.
+            let current = instance.current().cloned();
+            if matches!(instance.state(), InstanceState::Idle) && self.machine.current(&server) != current {
+                self.start_run(&server, current).await;
+            } else if current.is_some() && !redo_touches_process(&actions) {
+                self.start_current(&server);
             }
             tracing::info!(%server, "resumed");
             let actions = actions.into_iter().filter(|action| !matches!(action, InstanceAction::Report { .. }));
@@ -167,11 +176,12 @@ impl Engine {
                 // A coordinator that went away asks again.
                 let _ = reply.send(answer);
             }
-            Input::Performed { server, event } => self.apply(&server, event, None, clock::now()).await?,
+            Input::Performed { server, event } => self.apply(&server, event, None, self.clock.now()).await?,
             Input::Report { server, key, report } => {
                 let commit = Commit { reports: vec![self.outgoing(&server, &key, report)], ..Commit::default() };
-                self.commit(&commit, clock::now())?;
+                self.commit(&commit, self.clock.now())?;
             }
+            Input::Ran(server) => self.watch_current(&server),
             Input::Told(number) => {
                 self.journal.told(number)?;
                 self.publish_outbox()?;
@@ -186,7 +196,7 @@ impl Engine {
 
     /// Verifies a command, checks what needs memory, and obeys it at most once.
     async fn command(&mut self, envelope: &Envelope, over: ConnectionSerial) -> Result<CommandReply> {
-        let now = clock::now();
+        let now = self.clock.now();
         let refuse = |message: String| {
             let failure = Failure::new(FailureKind::PermissionError, "command", message);
             Ok(CommandReply::Refused(
@@ -202,13 +212,12 @@ impl Engine {
         }
         let (server, key, order) = match command.body {
             CommandBody::Logs { server, lines } => {
-                if !self.layout.server(&server).folder().exists() {
+                if !self.machine.knows(&server) {
                     let failure = Failure::new(FailureKind::ConfigurationError, "logs", "this host has no such server");
                     let failure = failure.hint("`fleetwright servers list` shows what runs where");
                     return Ok(CommandReply::Refused(failure.at(&self.verifier.host, &server)));
                 }
-                let log = self.layout.server(&server).log();
-                return Ok(CommandReply::Logs(output::tail(&log, lines.min(LOG_LINES_MAX) as usize)));
+                return Ok(CommandReply::Logs(self.machine.output(&server, lines.min(LOG_LINES_MAX) as usize)));
             }
             CommandBody::Step { deployment, server, attempt, order, .. } => {
                 (server, StepKey { deployment, attempt }, order)
@@ -257,7 +266,7 @@ impl Engine {
             StepOrder::Stage { release, secrets } => {
                 let id = ReleaseId::of(&release);
                 let event = self.check(server, InstanceEvent::StageRequested { key, release: id.clone() }, now)?;
-                stage::receive(&self.layout.server(server), &id, &release, &secrets)?;
+                self.machine.receive(server, &id, &release, &secrets)?;
                 event
             }
             StepOrder::Switch { target, confirm_within, healthy_deadline, min_healthy_time } => {
@@ -361,13 +370,13 @@ impl Engine {
     }
 
     fn next_deadline(&self) -> Option<Duration> {
-        let now = clock::now();
+        let now = self.clock.now();
         let earliest = self.instances.values().filter_map(|instance| Some(instance.deadline()?.0)).min()?;
         Some(earliest.since(now).into())
     }
 
     async fn deadlines_passed(&mut self) -> Result<()> {
-        let now = clock::now();
+        let now = self.clock.now();
         let due = |instance: &&Instance| instance.deadline().is_some_and(|(at, _)| at <= now);
         let servers: Vec<ServerName> = self.instances.values().filter(due).map(|i| i.server().clone()).collect();
         for server in servers {
@@ -385,13 +394,15 @@ impl Engine {
             return Ok(());
         };
         let gate = self.gates.entry(server.clone()).or_default();
-        let log = self.layout.server(&server).log();
-        if let Some(event) = gate.decide(instance, &seen, clock::now(), || output::tail_of_this_run(&log, OUTPUT_LINES))
+        let output = || self.machine.output_of_this_run(&server, OUTPUT_LINES);
+        if let Some(event) = gate.decide(instance, &seen, self.clock.now(), output) {
+            self.apply(&server, event, None, self.clock.now()).await?;
+        } else if seen.unsupervised
+            && matches!(instance.state(), InstanceState::Idle)
+            && self.work.get(&server).is_none_or(|work| work.task.is_finished())
         {
-            self.apply(&server, event, None, clock::now()).await?;
-        } else if seen.unsupervised && matches!(instance.state(), InstanceState::Idle) {
-            tracing::warn!(%server, "its supervisor is gone; starting it again");
-            self.start_current(&server).await;
+            tracing::warn!(%server, "nothing keeps it running; starting it again");
+            self.start_current(&server);
         }
         self.publish_health(&seen);
         Ok(())
@@ -399,24 +410,13 @@ impl Engine {
 
     /// Changes are told; that everything is as it was is not.
     fn publish_health(&mut self, seen: &Observation) {
-        let status = read_status(&self.layout.server(&seen.server));
-        let process = status.and_then(|status| status.server).map(|process| process.pid);
-        if self.processes.borrow().get(&seen.server).copied() != process {
-            self.processes.send_modify(|processes| {
-                let processes = Arc::make_mut(processes);
-                match process {
-                    Some(pid) => processes.insert(seen.server.clone(), pid),
-                    None => processes.remove(&seen.server),
-                };
-            });
-        }
         if self.told.get(&seen.server).is_some_and(|told| !gate::worth_telling(told, &seen.report)) {
             return;
         }
         let output = if seen.report.status.is_available() {
             Vec::new()
         } else {
-            output::tail_of_this_run(&self.layout.server(&seen.server).log(), OUTPUT_LINES)
+            self.machine.output_of_this_run(&seen.server, OUTPUT_LINES)
         };
         let message = AgentMessageV1::Health {
             server: seen.server.clone(),
@@ -432,8 +432,7 @@ impl Engine {
 
     /// The release that an instance runs now.
     fn running(&self, server: &ServerName) -> Option<Release> {
-        let current = self.instances.get(server)?.current()?;
-        stage::load(&self.layout.server(server).release(current))
+        self.machine.release(server, self.instances.get(server)?.current()?)
     }
 
     /// Watches the current release of a server, and nothing else of it.
@@ -441,13 +440,24 @@ impl Engine {
         self.unwatch(server);
         let Some(id) = self.instances.get(server).and_then(|instance| instance.current().cloned()) else { return };
         let Some(release) = self.running(server) else { return };
-        let task = watch(self.layout.server(server), id, release, self.observations.clone());
+        let task = self.machine.watch(server, &id, release, self.observations.clone());
         self.watchers.insert(server.clone(), tokio::spawn(task));
+        self.publish_watched();
+    }
+
+    fn publish_watched(&self) {
+        let watched: BTreeSet<ServerName> = self.watchers.keys().cloned().collect();
+        self.watched.send_if_modified(|told| {
+            let changed = **told != watched;
+            *told = Arc::new(watched);
+            changed
+        });
     }
 
     fn unwatch(&mut self, server: &ServerName) {
         if let Some(watcher) = self.watchers.remove(server) {
             watcher.abort();
+            self.publish_watched();
         }
         self.gates.remove(server);
         self.told.remove(server);

@@ -8,22 +8,33 @@ use anyhow::{Context, Result, bail};
 use fleetwright_certs::{COORDINATOR_DNS_NAME, PinnedAuthority, key_and_request};
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::MESSAGE_BYTES_MAX;
-use fleetwright_protocol::{close, endpoint, read_frame, write_frame};
+use fleetwright_protocol::{Clock, close, endpoint, read_frame, write_frame};
+use quinn::Endpoint;
 
 use crate::identity::AgentIdentity;
 use crate::layout::Layout;
 
 /// What the operator gave on the command line.
-pub(crate) struct Enrolment {
-    pub(crate) coordinator: String,
-    pub(crate) token: String,
-    pub(crate) authority_fingerprint: String,
-    pub(crate) address: String,
-    pub(crate) labels: BTreeMap<String, String>,
+pub struct Enrolment {
+    /// The coordinator, `HOST:PORT`.
+    pub coordinator: String,
+    /// The token that was made for this host.
+    pub token: String,
+    /// The fingerprint of the fleet's authority, `sha256:HEX`.
+    pub authority_fingerprint: String,
+    /// The address that servers of this host listen on.
+    pub address: String,
+    /// What placement may ask for.
+    pub labels: BTreeMap<String, String>,
 }
 
-/// Enrols this host, unless it is enrolled already.
-pub(crate) async fn enroll(state_dir: &Path, enrolment: Enrolment) -> Result<AgentIdentity> {
+/// Enrols this host over an endpoint, unless it is enrolled already.
+pub async fn enroll(
+    state_dir: &Path,
+    enrolment: Enrolment,
+    mut client: Endpoint,
+    clock: &Clock,
+) -> Result<AgentIdentity> {
     let layout = Layout::new(state_dir);
     if let Some(identity) = AgentIdentity::load(&layout.identity())? {
         bail!(
@@ -34,8 +45,7 @@ pub(crate) async fn enroll(state_dir: &Path, enrolment: Enrolment) -> Result<Age
         );
     }
     let pinned = PinnedAuthority::new(&enrolment.authority_fingerprint, endpoint::provider())?;
-    let mut client = quinn::Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0)))?;
-    client.set_default_client_config(endpoint::enrolling(pinned)?);
+    client.set_default_client_config(endpoint::enrolling(pinned, clock)?);
     let to = resolve(&enrolment.coordinator).await?;
     let connection = client
         .connect(to, COORDINATOR_DNS_NAME)?

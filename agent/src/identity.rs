@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// What is remembered of an enrolment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct AgentIdentity {
+pub struct AgentIdentity {
     pub(crate) fleet: FleetName,
     pub(crate) host: HostName,
     pub(crate) coordinator: String,
@@ -57,7 +57,7 @@ impl AgentIdentity {
     }
 
     /// The identity in a folder; nothing when this agent has not enrolled.
-    pub(crate) fn load(folder: &Path) -> Result<Option<Self>> {
+    pub fn load(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join("agent.json");
         if !path.exists() {
             return Ok(None);

@@ -113,6 +113,11 @@ pub(crate) async fn stop(server: &ServerLayout, drain: bool) -> Result<(), Failu
     Ok(())
 }
 
+/// The release that is current on disk.
+pub(crate) fn current(server: &ServerLayout) -> Option<ReleaseId> {
+    fs::read_link(server.current()).ok()?.file_name()?.to_str()?.parse().ok()
+}
+
 /// Makes a release the current one by one rename, or makes none current.
 pub(crate) fn switch(server: &ServerLayout, release: Option<&ReleaseId>) -> Result<(), Failure> {
     let current = server.current();

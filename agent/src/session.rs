@@ -3,31 +3,27 @@
 //! A connection that is lost is made again, after a pause that doubles and is drawn at random, so that a
 //! thousand agents do not come back in the same moment.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fleetwright_certs::{COORDINATOR_DNS_NAME, Role};
-use fleetwright_deploy::host::{Facts, HostView};
+use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::ServerName;
 use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
 use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply};
-use fleetwright_protocol::{Envelope, close, endpoint, read_frame, write_frame};
+use fleetwright_protocol::{Clock, Envelope, close, endpoint, read_frame, write_frame};
 use quinn::{Connection, Endpoint};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::engine::{Handle, Input};
 use crate::enroll::resolve;
-use crate::facts;
 use crate::identity::AgentIdentity;
 use crate::journal::{ConnectionSerial, Outgoing};
-use crate::layout::Layout;
-use crate::metrics::Sampler;
+use crate::machine::{Machine, Sampler};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -42,15 +38,16 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(crate) struct Session {
     identity: AgentIdentity,
-    layout: Layout,
+    machine: Arc<dyn Machine>,
     endpoint: Endpoint,
+    clock: Clock,
     inputs: mpsc::Sender<Input>,
     outbox: watch::Receiver<Arc<Vec<Outgoing>>>,
     health: watch::Receiver<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
-    processes: watch::Receiver<Arc<BTreeMap<ServerName, i32>>>,
+    watched: watch::Receiver<Arc<BTreeSet<ServerName>>>,
     serial: ConnectionSerial,
-    /// What this host has; asked again after a connection was lost, since that may have taken long.
-    facts: Option<Facts>,
+    /// What this host is; asked again after a connection was lost, since that may have taken long.
+    view: Option<HostView>,
     /// The newest report that was acknowledged: the outbox may still show it for a moment.
     told: i64,
 }
@@ -64,14 +61,19 @@ enum Over {
 }
 
 impl Session {
-    pub(crate) fn new(identity: AgentIdentity, layout: Layout, handle: Handle) -> Result<Self> {
-        let mut endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0)))?;
-        endpoint.set_default_client_config(endpoint::agent(&identity.tls(&layout.identity())?)?);
-        let Handle { inputs, outbox, health, processes } = handle;
+    /// A session by way of an endpoint that presents the agent's certificate.
+    pub(crate) fn new(
+        identity: AgentIdentity,
+        machine: Arc<dyn Machine>,
+        endpoint: Endpoint,
+        clock: Clock,
+        handle: Handle,
+    ) -> Result<Self> {
+        let Handle { inputs, outbox, health, watched } = handle;
         let mut run = [0; 8];
         getrandom::fill(&mut run).context("random numbers")?;
         let serial = ConnectionSerial { run: i64::from_le_bytes(run), count: 0 };
-        Ok(Self { identity, layout, endpoint, inputs, outbox, health, processes, serial, facts: None, told: 0 })
+        Ok(Self { identity, machine, endpoint, clock, inputs, outbox, health, watched, serial, view: None, told: 0 })
     }
 
     /// Keeps a connection for as long as the agent lives.
@@ -92,7 +94,7 @@ impl Session {
                             continue;
                         }
                         Over::Lost(error) => {
-                            self.facts = None;
+                            self.view = None;
                             tracing::warn!(error = format!("{error:#}"), "connection lost");
                         }
                     }
@@ -106,9 +108,10 @@ impl Session {
 
     /// Dials, checks that it is a coordinator of this fleet, and says who this host is.
     async fn connect(&mut self) -> Result<Connection> {
-        if self.facts.is_none() {
-            self.facts = Some(facts::gather().await);
-        }
+        let view = match self.view.clone() {
+            Some(view) => view,
+            None => self.view.insert(self.machine.view().await).clone(),
+        };
         let to = resolve(&self.identity.coordinator).await?;
         let connecting = self.endpoint.connect(to, COORDINATOR_DNS_NAME)?;
         let connection = timeout(CONNECT_TIMEOUT, connecting).await.context("no answer")??;
@@ -117,12 +120,6 @@ impl Session {
             connection.close(close::NOT_PERMITTED.into(), b"not a coordinator of this fleet");
             bail!("{} is no coordinator of fleet {}", peer.uri(), self.identity.fleet);
         }
-        let view = HostView {
-            address: self.identity.address.clone(),
-            state_dir: self.layout.state_dir().display().to_string(),
-            labels: self.identity.labels.clone(),
-            facts: self.facts.clone(),
-        };
         let hello = AgentMessageV1::Hello { agent_version: env!("CARGO_PKG_VERSION").to_owned(), view };
         match tell(&connection, hello).await? {
             CoordinatorReply::Acknowledged => {}
@@ -138,13 +135,19 @@ impl Session {
         self.outbox.mark_changed();
         self.health.mark_changed();
         let commands = tokio::spawn(obey(connection.clone(), self.inputs.clone(), self.serial));
-        let metrics =
-            tokio::spawn(sample(connection.clone(), self.layout.state_dir().to_owned(), self.processes.clone()));
+        let metrics = tokio::spawn(sample(connection.clone(), self.machine.sampler(), self.watched.clone()));
+        let clock = self.clock.clone();
+        let expired = endpoint::peer_expired(connection, &clock);
+        tokio::pin!(expired);
         let over = loop {
             // Reports before health: what became of a step decides which release a health report is about.
             tokio::select! {
                 biased;
                 lost = connection.closed() => break Over::Lost(lost.into()),
+                () = &mut expired => {
+                    connection.close(close::EXPIRED.into(), b"the coordinator's certificate is over");
+                    break Over::Lost(anyhow::anyhow!("the coordinator's certificate is over"));
+                }
                 changed = self.outbox.changed() => {
                     if changed.is_err() {
                         break Over::Lost(anyhow::anyhow!("the agent is ending"));
@@ -234,22 +237,16 @@ async fn obey(connection: Connection, inputs: mpsc::Sender<Input>, over: Connect
 /// Tells the metrics; a sample that cannot be told is lost.
 async fn sample(
     connection: Connection,
-    state_dir: PathBuf,
-    processes: watch::Receiver<Arc<BTreeMap<ServerName, i32>>>,
+    sampler: Option<Box<dyn Sampler>>,
+    watched: watch::Receiver<Arc<BTreeSet<ServerName>>>,
 ) {
-    let mut sampler = match Sampler::new() {
-        Ok(sampler) => sampler,
-        Err(error) => {
-            tracing::warn!(%error, "this host's metrics cannot be read");
-            return;
-        }
-    };
+    let Some(mut sampler) = sampler else { return };
     let mut tick = interval(METRICS_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let servers = Arc::clone(&processes.borrow());
-        let sample = sampler.sample(&state_dir, &servers);
+        let servers: Vec<ServerName> = watched.borrow().iter().cloned().collect();
+        let sample = sampler.sample(&servers);
         if tell(&connection, AgentMessageV1::Metrics(sample)).await.is_err() {
             return;
         }

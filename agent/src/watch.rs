@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fleetwright_deploy::health::{CheckOutcome, CheckReport, HealthReport, HealthStatus, McpInfo, verdict};
-use fleetwright_deploy::ids::{ReleaseId, ServerName};
+use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::release::Release;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::check::Checker;
 use crate::layout::ServerLayout;
+use crate::machine::Observation;
 use crate::runtime;
 use crate::supervise::read_status;
 
@@ -20,18 +21,6 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long a server may take until its checks pass for the first time, before their failures count. A gate has a
 /// deadline of its own.
 const START_GRACE: Duration = Duration::from_secs(60);
-
-/// What was seen in one look.
-#[derive(Clone, Debug)]
-pub(crate) struct Observation {
-    pub(crate) server: ServerName,
-    pub(crate) release: ReleaseId,
-    pub(crate) report: HealthReport,
-    /// How the server ended, if it has since it was started.
-    pub(crate) ended: Option<String>,
-    /// Whether its supervisor is gone although nobody stopped it.
-    pub(crate) unsupervised: bool,
-}
 
 /// What a watcher remembers of one check.
 #[derive(Default)]

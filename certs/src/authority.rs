@@ -113,6 +113,12 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     hex::encode(Sha256::digest(certificate.as_ref()))
 }
 
+/// When a certificate ends to count, in seconds since 1970; nothing when it cannot be read.
+pub fn not_after_unix_s(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}
+
 fn leaf(identity: &Identity, now_unix_s: i64) -> Result<CertificateParams, CertsError> {
     let mut params = params(&identity.uri(), now_unix_s, LEAF_DAYS)?;
     params.is_ca = IsCa::ExplicitNoCa;

@@ -11,7 +11,7 @@ mod signing;
 pub mod store;
 mod token;
 
-pub use authority::{Authority, Certificate, Enrolment, fingerprint, key_and_request};
+pub use authority::{Authority, Certificate, Enrolment, fingerprint, key_and_request, not_after_unix_s};
 pub use identity::{COORDINATOR_DNS_NAME, Identity, Role};
 pub use pinned::PinnedAuthority;
 pub use signing::{BadSignature, KeyId, Signature, Signer, TrustedKeys};

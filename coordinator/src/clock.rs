@@ -1,6 +1,7 @@
 //! The one place where the coordinator reads the clock.
 
 use fleetwright_deploy::time::Timestamp;
+use fleetwright_protocol::Clock;
 
 /// Now.
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
@@ -9,7 +10,7 @@ pub(crate) fn now() -> Timestamp {
     Timestamp::from_unix_ms(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Now, in seconds since 1970, as certificates count.
-pub(crate) fn now_unix_s() -> i64 {
-    now().unix_ms() / 1_000
+/// The clock of this machine.
+pub(crate) fn system() -> Clock {
+    Clock::new(now)
 }

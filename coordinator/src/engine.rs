@@ -17,11 +17,11 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{Fleet, FleetEvent, Refused};
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
 use fleetwright_deploy::time::Timestamp;
+use fleetwright_protocol::Clock;
 use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::report::CoordinatorReply;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::clock;
 use crate::commands::CommandMaker;
 use crate::journal::{EventRecord, Journal, JournalError, NewEntry, SqliteStore};
 use crate::sessions::{Outbound, SessionHandle};
@@ -59,6 +59,7 @@ pub(crate) struct Engine {
     /// Why nothing can be made durable, while nothing can, and when that was tried last.
     full: Option<(Failure, Instant)>,
     authorities: Authorities,
+    clock: Clock,
     sessions: BTreeMap<HostName, SessionHandle>,
     samples: Samples,
     requests: mpsc::Receiver<Request>,
@@ -68,7 +69,12 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// The engine over what the journal holds.
-    pub(crate) fn open(fleet: Fleet, journal: Journal<SqliteStore>, authorities: Authorities) -> (Self, Handle) {
+    pub(crate) fn open(
+        fleet: Fleet,
+        journal: Journal<SqliteStore>,
+        authorities: Authorities,
+        clock: Clock,
+    ) -> (Self, Handle) {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let (records, _) = broadcast::channel(FOLLOWERS_BEHIND_MAX);
         let handle = Handle { requests: sender, records: records.clone() };
@@ -80,6 +86,7 @@ impl Engine {
             deferred: Vec::new(),
             full: None,
             authorities,
+            clock,
             sessions: BTreeMap::new(),
             samples: BTreeMap::new(),
             requests,
@@ -98,7 +105,7 @@ impl Engine {
             let deadline = self.fleet.deadline().filter(|_| self.full.is_none());
             let wait: Duration = match (&self.full, &deadline) {
                 (Some(_), _) => FULL_PAUSE,
-                (None, Some((_, at))) => at.since(clock::now()).into(),
+                (None, Some((_, at))) => at.since(self.clock.now()).into(),
                 (None, None) => Duration::from_secs(3_600),
             };
             tokio::select! {
@@ -108,7 +115,7 @@ impl Engine {
                     }
                 }
                 () = tokio::time::sleep(wait) => {
-                    if let Some((deployment, _)) = deadline.filter(|(_, at)| *at <= clock::now()) {
+                    if let Some((deployment, _)) = deadline.filter(|(_, at)| *at <= self.clock.now()) {
                         self.event(FleetEvent::Deployment { deployment, event: DeploymentEvent::DeadlinePassed }).ok();
                     }
                 }
@@ -123,7 +130,7 @@ impl Engine {
         if let Some((full, _)) = &self.full {
             return Err(Refused::Failure(Box::new(full.clone())));
         }
-        let at = clock::now();
+        let at = self.clock.now();
         let effects = self.fleet.apply(event.clone(), at)?;
         self.entries.push(NewEntry { at, event, notes: effects.notes });
         self.actions.extend(effects.actions);
@@ -168,7 +175,7 @@ impl Engine {
                 return if error.is_full() { self.stall(&error) } else { Err(error) };
             }
             self.publish(first, entries);
-            let now = clock::now();
+            let now = self.clock.now();
             for action in actions {
                 if let Action::Send { deployment, instance, attempt, order } = action {
                     self.send(&deployment, &instance, attempt, &order, now);

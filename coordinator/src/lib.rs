@@ -8,6 +8,7 @@ pub mod cli;
 mod client;
 mod clock;
 mod commands;
+mod embedded;
 mod engine;
 pub mod journal;
 mod local;
@@ -16,3 +17,5 @@ mod secrets;
 mod serve;
 mod sessions;
 mod state_dir;
+
+pub use embedded::{Coordinator, Operator};

@@ -13,7 +13,7 @@ use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
 use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply};
-use fleetwright_protocol::{ALPN, ALPN_ENROL, Envelope, FrameError, close, endpoint, read_frame, write_frame};
+use fleetwright_protocol::{ALPN, ALPN_ENROL, Clock, Envelope, FrameError, close, endpoint, read_frame, write_frame};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
@@ -75,7 +75,7 @@ impl SessionHandle {
 }
 
 /// Accepts connections for as long as the endpoint lives.
-pub(crate) async fn accept(endpoint: Endpoint, fleet: FleetName, engine: Handle) {
+pub(crate) async fn accept(endpoint: Endpoint, fleet: FleetName, engine: Handle, clock: Clock) {
     let ids = Arc::new(AtomicU64::new(1));
     let enrolling = Arc::new(Semaphore::new(ENROLLING_MAX));
     while let Some(incoming) = endpoint.accept().await {
@@ -87,11 +87,19 @@ pub(crate) async fn accept(endpoint: Endpoint, fleet: FleetName, engine: Handle)
             continue;
         }
         let (fleet, engine, ids, enrolling) = (fleet.clone(), engine.clone(), ids.clone(), enrolling.clone());
-        tokio::spawn(async move { admit(incoming, &fleet, engine, &ids, &enrolling).await });
+        let clock = clock.clone();
+        tokio::spawn(async move { admit(incoming, &fleet, engine, &ids, &enrolling, &clock).await });
     }
 }
 
-async fn admit(incoming: Incoming, fleet: &FleetName, engine: Handle, ids: &AtomicU64, enrolling: &Semaphore) {
+async fn admit(
+    incoming: Incoming,
+    fleet: &FleetName,
+    engine: Handle,
+    ids: &AtomicU64,
+    enrolling: &Semaphore,
+    clock: &Clock,
+) {
     let from = incoming.remote_address();
     let connection = match timeout(HANDSHAKE_TIMEOUT, incoming).await {
         Ok(Ok(connection)) => connection,
@@ -115,7 +123,7 @@ async fn admit(incoming: Incoming, fleet: &FleetName, engine: Handle, ids: &Atom
         (Some(ALPN), Some(peer)) if peer.fleet != fleet.as_str() => refuse("the certificate is another fleet's"),
         (Some(ALPN), Some(peer)) => match peer.name.parse::<HostName>() {
             Ok(host) if is_enrolled(&engine, &host, &connection).await => {
-                serve(connection, host, engine, ids.fetch_add(1, Ordering::Relaxed)).await;
+                serve(connection, host, engine, ids.fetch_add(1, Ordering::Relaxed), clock).await;
             }
             Ok(_) => refuse("the certificate is not the one its host enrolled with"),
             Err(_) => refuse("the certificate names no host"),
@@ -156,7 +164,7 @@ async fn enrol(connection: &Connection, engine: &Handle) {
 }
 
 /// Serves one agent until its connection is gone.
-async fn serve(connection: Connection, host: HostName, engine: Handle, id: u64) {
+async fn serve(connection: Connection, host: HostName, engine: Handle, id: u64, clock: &Clock) {
     let (outbound, mut commands) = mpsc::channel::<Outbound>(OUTBOUND_MAX);
     let session = SessionHandle { id, outbound, connection: connection.clone() };
     let sending = connection.clone();
@@ -167,7 +175,20 @@ async fn serve(connection: Connection, host: HostName, engine: Handle, id: u64) 
             tokio::spawn(async move { deliver(&connection, command).await });
         }
     });
-    while let Ok((send, receive)) = connection.accept_bi().await {
+    let expired = endpoint::peer_expired(&connection, clock);
+    tokio::pin!(expired);
+    loop {
+        let (send, receive) = tokio::select! {
+            stream = connection.accept_bi() => match stream {
+                Ok(stream) => stream,
+                Err(_) => break,
+            },
+            () = &mut expired => {
+                tracing::warn!(%host, "its certificate is over: the connection is closed");
+                connection.close(close::EXPIRED.into(), b"the certificate of this host is over");
+                break;
+            }
+        };
         let (host, engine, session, connection) = (host.clone(), engine.clone(), session.clone(), connection.clone());
         tokio::spawn(async move {
             if let Err(error) = message(send, receive, &host, &engine, session).await {

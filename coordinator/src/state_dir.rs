@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use fleetwright_certs::{Authority, Signer, TrustedKeys, fingerprint, store};
 use fleetwright_deploy::ids::FleetName;
+use fleetwright_protocol::Clock;
 use fleetwright_protocol::command::{COMMAND_PURPOSE, INTENT_PURPOSE};
 use fleetwright_protocol::endpoint::TlsIdentity;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-
-use crate::clock;
 
 /// How long the lock of the coordinator is asked for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -86,12 +85,12 @@ impl StateDir {
     }
 
     /// Makes a fleet: its authority, its coordinator's certificate, and the keys that sign commands and intents.
-    pub(crate) fn create(&self, name: &FleetName, listen: &str) -> Result<()> {
+    pub(crate) fn create(&self, name: &FleetName, listen: &str, clock: &Clock) -> Result<()> {
         let failed = || format!("the state folder {} cannot be made", self.folder.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).with_context(failed)?;
         fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700)).with_context(failed)?;
         fs::create_dir_all(self.secrets()).with_context(failed)?;
-        let now = clock::now_unix_s();
+        let now = clock.now_unix_s();
         let authority = Authority::create(name.as_str(), now)?;
         let (certificate, key_pem) = authority.issue_coordinator("coordinator", now)?;
         // The chain ends in the authority itself, for agents that only know its fingerprint.

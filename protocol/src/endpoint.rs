@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fleetwright_certs::{Identity, PinnedAuthority};
+use fleetwright_deploy::time::{Length, Timestamp};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, ServerConfig, TransportConfig, VarInt};
 use rustls::crypto::CryptoProvider;
@@ -12,12 +13,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, version::TLS13};
 
-use crate::{ALPN, ALPN_ENROL};
+use crate::{ALPN, ALPN_ENROL, Clock};
 
 /// A connection on which nothing arrives for this long is gone.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a quiet connection is shown to be alive.
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
+/// How often it is looked whether a peer's certificate still counts, at least.
+const EXPIRY_LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// Most bidirectional streams that one peer may have open at once.
 pub const STREAMS_MAX: u32 = 256;
 /// Most connections that wait for their handshake at once.
@@ -58,10 +61,10 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 /// A coordinator's endpoint. A peer without a certificate is let through the handshake only so that it can
 /// enrol: whoever accepts connections must look at [`peer`] and at the negotiated ALPN.
-pub fn coordinator(identity: &TlsIdentity) -> Result<ServerConfig, EndpointError> {
+pub fn coordinator(identity: &TlsIdentity, clock: &Clock) -> Result<ServerConfig, EndpointError> {
     let roots = Arc::new(roots(&identity.authority_pem)?);
     let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build()?;
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+    let mut tls = rustls::ServerConfig::builder_with_details(provider(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(clients)
         .with_single_cert(chain(&identity.chain_pem)?, key(&identity.key_pem)?)?;
@@ -73,8 +76,8 @@ pub fn coordinator(identity: &TlsIdentity) -> Result<ServerConfig, EndpointError
 }
 
 /// An agent's endpoint for its work.
-pub fn agent(identity: &TlsIdentity) -> Result<ClientConfig, EndpointError> {
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+pub fn agent(identity: &TlsIdentity, clock: &Clock) -> Result<ClientConfig, EndpointError> {
+    let mut tls = rustls::ClientConfig::builder_with_details(provider(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&TLS13])?
         .with_root_certificates(roots(&identity.authority_pem)?)
         .with_client_auth_cert(chain(&identity.chain_pem)?, key(&identity.key_pem)?)?;
@@ -83,8 +86,8 @@ pub fn agent(identity: &TlsIdentity) -> Result<ClientConfig, EndpointError> {
 }
 
 /// An agent's endpoint for enrolling with the coordinator whose authority is pinned.
-pub fn enrolling(authority: PinnedAuthority) -> Result<ClientConfig, EndpointError> {
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+pub fn enrolling(authority: PinnedAuthority, clock: &Clock) -> Result<ClientConfig, EndpointError> {
+    let mut tls = rustls::ClientConfig::builder_with_details(provider(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(authority))
@@ -103,6 +106,25 @@ pub fn peer(connection: &quinn::Connection) -> Option<Identity> {
 pub fn peer_fingerprint(connection: &quinn::Connection) -> Option<String> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     Some(fleetwright_certs::fingerprint(chain.first()?))
+}
+
+/// When the certificate of a connection's peer ends to count; nothing when it presented none.
+pub fn peer_not_after(connection: &quinn::Connection) -> Option<Timestamp> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Some(Timestamp::from_unix_ms(fleetwright_certs::not_after_unix_s(chain.first()?)?.saturating_mul(1_000)))
+}
+
+/// Ends when the certificate of a connection's peer is over; never, where it presented none. The wall clock is
+/// looked at now and then, since it may be set.
+pub async fn peer_expired(connection: &quinn::Connection, clock: &Clock) {
+    let Some(not_after) = peer_not_after(connection) else { return std::future::pending().await };
+    loop {
+        let left = not_after.since(clock.now());
+        if left == Length::ZERO {
+            return;
+        }
+        tokio::time::sleep(EXPIRY_LOOK_INTERVAL.min(left.into())).await;
+    }
 }
 
 /// The protocol that a connection negotiated.

@@ -3,12 +3,14 @@
 //!
 //! Agents dial. Each message or command has a bidirectional stream of its own: one frame there, one frame back.
 
+pub mod clock;
 pub mod command;
 pub mod endpoint;
 pub mod enrol;
 pub mod frame;
 pub mod report;
 
+pub use clock::Clock;
 pub use command::{
     Command, CommandBody, CommandReply, Envelope, Intent, Rejection, StepOrder, VerifiedCommand, Verifier,
 };
@@ -27,6 +29,8 @@ pub mod close {
     pub const NOT_PERMITTED: u32 = 1;
     /// The peer sent something that is no message of this protocol.
     pub const BAD_MESSAGE: u32 = 2;
+    /// The peer's certificate is over.
+    pub const EXPIRED: u32 = 4;
     /// A newer connection of the same host took over.
     pub const SUPERSEDED: u32 = 3;
 }

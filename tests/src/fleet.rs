@@ -7,6 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use fleetwright_deploy::time::Timestamp;
+use fleetwright_protocol::Clock;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
@@ -285,6 +287,13 @@ impl Drop for Fleet {
             }
         }
     }
+}
+
+/// The clock of this machine.
+pub fn clock() -> Clock {
+    #[expect(clippy::disallowed_methods, reason = "tests judge certificates by the real time")]
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Clock::new(move || Timestamp::from_unix_ms(i64::try_from(now().as_millis()).expect("a time")))
 }
 
 /// The text in a JSON value.

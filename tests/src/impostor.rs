@@ -26,7 +26,7 @@ pub struct Impostor {
 impl Impostor {
     /// Listens on a free port with this identity.
     pub fn listen(identity: &TlsIdentity) -> Self {
-        let config = endpoint::coordinator(identity).expect("settings");
+        let config = endpoint::coordinator(identity, &crate::fleet::clock()).expect("settings");
         let endpoint = Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0))).expect("listen");
         Self { endpoint, told: Arc::default() }
     }

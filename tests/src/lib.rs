@@ -7,4 +7,5 @@ pub mod fleet;
 pub mod impostor;
 pub mod servers;
 pub mod sim;
+pub mod simnet;
 pub mod tools;

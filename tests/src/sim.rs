@@ -18,6 +18,7 @@ mod world;
 pub use check::Violation;
 pub use minimise::minimise;
 pub use scenario::{Fault, Scenario};
+pub(crate) use scenario::{release, step};
 pub use world::{Run, run};
 
 /// Runs one seed; gives how much happened, or what was violated.

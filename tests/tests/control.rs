@@ -273,3 +273,29 @@ fn the_journal_is_verified_and_exported_and_damage_is_told() {
     let told = fleet.run(&["journal", "verify"]).expect_code(FAILED).stderr;
     assert!(told.contains("entry 5 is damaged") && told.contains("hint:"), "{told}");
 }
+
+#[test]
+fn a_stuck_instance_that_a_person_has_put_in_order_runs_the_release_from_before() {
+    let fleet = running();
+    // Neither the new release nor the one from before starts.
+    let (new, old) = (fleet.write("bad-host-2-2", ""), fleet.write("bad-host-2-1", ""));
+    let path = manifest(&fleet, 2, "retry: { attempts: 1 }");
+    fleet.deploy(&path, &[]).expect_code(NEEDS_A_PERSON);
+    let id = text(&fleet.newest_deployment()["summary"]["id"]).to_owned();
+    assert_eq!((outcome(&fleet, &id).as_deref(), state(&fleet, &id, "web@host-2").as_str()), (Some("stuck"), "stuck"));
+    let explained = fleet.run(&["explain", &id]).expect_code(0).stdout;
+    assert!(explained.contains(&format!("fleetwright deploy resolve {id}")), "{explained}");
+    fleet.run(&["status"]).expect_code(NEEDS_A_PERSON);
+    fs::remove_file(old).expect("mend");
+    fs::remove_file(new).expect("mend");
+    fleet.run(&["deploy", "resolve", &id, "--instance", "web@host-1"]).expect_code(FAILED);
+    fleet.run(&["deploy", "resolve", &id]).expect_code(0);
+    fleet.wait_until("it is resolved", || outcome(&fleet, &id).as_deref() == Some("rolled_back"));
+    fleet.wait_until("it runs", || {
+        let servers = fleet.servers();
+        let row = &servers["web@host-2"];
+        row["health"] == "healthy" && row["trouble"].is_null()
+    });
+    assert_eq!(version(&fleet, "host-2", "web"), "echo version 1");
+    fleet.run(&["status"]).expect_code(0);
+}

@@ -5,7 +5,7 @@ use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::instance::{Instance, InstanceEvent, InstanceState, Switch};
 use fleetwright_deploy::time::Timestamp;
 
-use crate::watch::Observation;
+use crate::machine::Observation;
 
 /// What is remembered between two observations of one instance.
 #[derive(Default)]

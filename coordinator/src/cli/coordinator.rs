@@ -4,6 +4,7 @@ use anyhow::Result;
 use fleetwright_deploy::ids::FleetName;
 
 use super::{Context, exit};
+use crate::clock;
 use crate::serve::serve;
 use crate::state_dir::{STATE_DIR_NAME, StateDir};
 
@@ -27,7 +28,7 @@ pub(super) async fn coordinator(arguments: &CoordinatorArguments, context: &Cont
         None => StateDir::new(std::path::Path::new(STATE_DIR_NAME))?,
     };
     if !state_dir.exists() {
-        state_dir.create(&arguments.fleet, &arguments.listen)?;
+        state_dir.create(&arguments.fleet, &arguments.listen, &clock::system())?;
     }
     serve(&state_dir).await?;
     Ok(exit::DONE)

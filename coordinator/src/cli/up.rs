@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{Context, deploy, down, exit, follow, plan, tables};
 use crate::api::views::{InstanceRow, StatusView};
 use crate::client::Client;
+use crate::clock;
 use crate::local::{LocalHost, agent_program, ensure_agents, ensure_coordinator, hosts};
 use crate::project;
 use crate::state_dir::{STATE_DIR_NAME, StateDir};
@@ -61,7 +62,7 @@ pub(super) async fn up(arguments: UpArguments, context: &Context) -> Result<u8> 
     };
     if !state_dir.exists() {
         let name: FleetName = "local".parse()?;
-        state_dir.create(&name, "127.0.0.1:0")?;
+        state_dir.create(&name, "127.0.0.1:0", &clock::system())?;
         ui.say(&format!("made a fleet in {}", state_dir.path().display()));
     }
     let mut ours = false;

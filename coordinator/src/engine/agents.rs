@@ -13,7 +13,6 @@ use fleetwright_protocol::report::{CoordinatorReply, MetricsSample};
 
 use super::operators::failure_of;
 use super::{Authorities, Engine, NotObeyed, Reply};
-use crate::clock;
 use crate::sessions::SessionHandle;
 
 /// How many samples of metrics are kept per host.
@@ -48,7 +47,7 @@ impl Engine {
             .outstanding(host)
             .map(|(deployment, id, attempt, order)| (deployment.id().clone(), id.clone(), attempt, order))
             .collect();
-        let now = clock::now();
+        let now = self.clock.now();
         for (deployment, instance, attempt, order) in missed {
             self.send(&deployment, &instance, attempt, &order, now);
         }
@@ -91,7 +90,7 @@ impl Engine {
         let issued = match Token::generate() {
             Err(error) => Err(Failure::new(FailureKind::ResourceError, "token", error.to_string())),
             Ok(token) => {
-                let not_after = clock::now().after(lifetime);
+                let not_after = self.clock.now().after(lifetime);
                 let token_sha256 = Token::sha256(token.reveal());
                 let issued = self.event(FleetEvent::TokenIssued { host, token_sha256, not_after });
                 issued.map(|()| token).map_err(failure_of)
@@ -107,12 +106,12 @@ impl Engine {
         request_der: &[u8],
         reply: Reply<Result<Credentials, String>>,
     ) -> Result<()> {
-        let Some(host) = self.fleet.token(&Token::sha256(token), clock::now()).cloned() else {
+        let Some(host) = self.fleet.token(&Token::sha256(token), self.clock.now()).cloned() else {
             let _ = reply.send(Err("the token is not valid: it is unknown, expired or used up".to_owned()));
             return Ok(());
         };
         let Authorities { authority, commands, operator, .. } = &self.authorities;
-        let certificate = match authority.issue_agent(host.as_str(), request_der, clock::now_unix_s()) {
+        let certificate = match authority.issue_agent(host.as_str(), request_der, self.clock.now_unix_s()) {
             Ok(certificate) => certificate,
             Err(error) => {
                 let _ = reply.send(Err(error.to_string()));

@@ -11,7 +11,6 @@ use fleetwright_protocol::command::CommandReply;
 use tokio::sync::oneshot;
 
 use super::{Engine, Reply};
-use crate::clock;
 use crate::commands::check_intents;
 use crate::sessions::Outbound;
 
@@ -95,7 +94,7 @@ impl Engine {
             let _ = reply.send(Err(failure.hint("look at the agent on that host")));
             return;
         };
-        match self.authorities.commands.logs(&self.fleet, instance, lines, clock::now()) {
+        match self.authorities.commands.logs(&self.fleet, instance, lines, self.clock.now()) {
             Err(failure) => {
                 let _ = reply.send(Err(failure));
             }

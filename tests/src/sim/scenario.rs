@@ -206,7 +206,8 @@ impl Scenario {
     }
 }
 
-fn step(fleet: &Fleet, instance: InstanceId, release: Option<Release>) -> PlannedStep {
+/// The step that takes an instance from what the fleet runs to a release.
+pub(crate) fn step(fleet: &Fleet, instance: InstanceId, release: Option<Release>) -> PlannedStep {
     let present = fleet.instances().get(&instance);
     let release_id = release.as_ref().map(Release::id);
     let action = match (present, &release_id) {
@@ -277,7 +278,7 @@ pub(super) fn host(n: usize) -> HostName {
 }
 
 /// A version of a server.
-pub(super) fn release(server: &ServerName, version: u64) -> Release {
+pub(crate) fn release(server: &ServerName, version: u64) -> Release {
     Release {
         server: server.clone(),
         package: Package::None,

@@ -1,0 +1,75 @@
+//! An agent inside a program: over a state folder, on a machine, an endpoint and by a clock that the program gives it.
+//! `fleetwright-agent run` is one such program.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use fleetwright_protocol::{Clock, endpoint};
+use quinn::Endpoint;
+
+use crate::engine::Engine;
+use crate::identity::AgentIdentity;
+use crate::journal::Journal;
+use crate::layout::Layout;
+use crate::machine::Machine;
+use crate::session::Session;
+use crate::supervise;
+
+/// The agent of a host, before it works.
+pub struct Agent {
+    engine: Engine,
+    session: Session,
+    _lock: File,
+}
+
+impl Agent {
+    /// The identity that a state folder holds; nothing when its host has not enrolled.
+    pub fn identity(state_dir: &Path) -> Result<Option<AgentIdentity>> {
+        AgentIdentity::load(&Layout::new(state_dir).identity())
+    }
+
+    /// Opens a state folder whose host has enrolled. One agent at a time works on it.
+    pub fn open(
+        state_dir: &Path,
+        identity: AgentIdentity,
+        machine: Arc<dyn Machine>,
+        mut client: Endpoint,
+        clock: Clock,
+    ) -> Result<Self> {
+        let layout = Layout::new(state_dir);
+        fs::create_dir_all(layout.state_dir())?;
+        let lock = lock(&layout)?;
+        client.set_default_client_config(endpoint::agent(&identity.tls(&layout.identity())?, &clock)?);
+        let journal = Journal::open(&layout.journal())?;
+        let (engine, handle) = Engine::open(journal, machine.clone(), identity.verifier()?, clock.clone())?;
+        let session = Session::new(identity, machine, client, clock, handle)?;
+        Ok(Self { engine, session, _lock: lock })
+    }
+
+    /// Works for the coordinator until the journal fails or the future is dropped. Servers go on without it.
+    pub async fn run(self) -> Result<()> {
+        tokio::select! {
+            ended = self.engine.run() => ended,
+            () = self.session.run() => Ok(()),
+        }
+    }
+}
+
+/// Two agents on one state folder would fight over its servers. The lock holds the number of this process, for
+/// whoever wants to end it.
+fn lock(layout: &Layout) -> Result<File> {
+    let path = layout.lock();
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    if !supervise::take_lock(&file) {
+        bail!(
+            "another agent works on {}\n  hint: stop it first, or give this one another --state-dir",
+            layout.state_dir().display()
+        );
+    }
+    file.set_len(0)?;
+    write!(file, "{}", std::process::id())?;
+    Ok(file)
+}

@@ -1,0 +1,273 @@
+//! The machine that a real agent works on: this host.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::host::HostView;
+use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
+use fleetwright_deploy::instance::Switch;
+use fleetwright_deploy::release::Release;
+use fleetwright_protocol::report::MetricsSample;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+
+use crate::check::{McpClient, call_tool, end_session, http_client};
+use crate::layout::{Layout, ServerLayout};
+use crate::machine::{Machine, Observation, Restore, Sampler, Work};
+use crate::supervise::read_status;
+use crate::watch::watch;
+use crate::{facts, metrics, output, runtime, snapshot, stage};
+
+/// How many releases are installed at once: package clients are hungry.
+const INSTALLS_MAX: usize = 2;
+/// How long an old release has to become healthy again after it was put back.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// This host, worked on in one state folder.
+pub struct ThisHost {
+    layout: Layout,
+    address: String,
+    labels: BTreeMap<String, String>,
+    installs: Arc<Semaphore>,
+}
+
+impl ThisHost {
+    /// This host, with what was said of it when it was enrolled.
+    pub fn new(state_dir: &Path, address: String, labels: BTreeMap<String, String>) -> Self {
+        Self { layout: Layout::new(state_dir), address, labels, installs: Arc::new(Semaphore::new(INSTALLS_MAX)) }
+    }
+}
+
+impl Machine for ThisHost {
+    fn view(&self) -> BoxFuture<'static, HostView> {
+        let (address, labels) = (self.address.clone(), self.labels.clone());
+        let state_dir = self.layout.state_dir().display().to_string();
+        async move { HostView { address, state_dir, labels, facts: Some(facts::gather().await) } }.boxed()
+    }
+
+    fn receive(
+        &self,
+        server: &ServerName,
+        id: &ReleaseId,
+        release: &[u8],
+        secrets: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
+        stage::receive(&self.layout.server(server), id, release, secrets)
+    }
+
+    fn stage(&self, server: &ServerName, id: &ReleaseId, running: Option<Release>) -> Work {
+        let (layout, id, installs) = (self.layout.server(server), id.clone(), self.installs.clone());
+        async move {
+            let _permit = installs.acquire_owned().await;
+            stage::stage(&layout, &id, running.as_ref()).await
+        }
+        .boxed()
+    }
+
+    fn discard(&self, server: &ServerName, id: &ReleaseId, kept: &[ReleaseId]) -> Result<(), Failure> {
+        stage::discard(&self.layout.server(server), id, kept)
+    }
+
+    fn snapshot(&self, server: &ServerName, switch: &Switch) -> Work {
+        let (layout, server) = (self.layout.clone(), self.layout.server(server));
+        let (id, previous) = (switch.snapshot.clone(), switch.previous.clone());
+        blocking(move || snapshot::take(&layout, &server, &id, previous.as_ref())).boxed()
+    }
+
+    fn switch(&self, server: &ServerName, switch: &Switch) -> Work {
+        let layout = self.layout.server(server);
+        let (target, previous) = (switch.spec.target.clone(), switch.previous.clone());
+        async move {
+            let outcome = run_release(&layout, target.as_ref()).await;
+            // What could not be started is not what is to run should the agent start again.
+            if outcome.is_err()
+                && let Err(failure) = runtime::switch(&layout, previous.as_ref())
+            {
+                tracing::error!(%failure, "the release that ran before could not be made current again");
+            }
+            outcome
+        }
+        .boxed()
+    }
+
+    fn restore(&self, server: &ServerName, restore: Restore) -> Work {
+        let (layout, server) = (self.layout.clone(), self.layout.server(server));
+        async move { put_back(&layout, &server, &restore).await }.boxed()
+    }
+
+    fn run(&self, server: &ServerName, release: Option<ReleaseId>) -> Work {
+        let layout = self.layout.server(server);
+        async move { run_release(&layout, release.as_ref()).await }.boxed()
+    }
+
+    fn start(&self, server: &ServerName) -> Work {
+        let layout = self.layout.server(server);
+        async move { runtime::start(&layout).await }.boxed()
+    }
+
+    fn test(&self, _: &ServerName, release: Release) -> Work {
+        async move {
+            test(&release).await.map_err(|message| {
+                Failure::new(FailureKind::HealthCheckError, "integration test", message)
+                    .hint("the server runs, but does not do what its definition's `integration_tests` expect")
+            })
+        }
+        .boxed()
+    }
+
+    fn clean(&self, server: &ServerName, releases: Vec<ReleaseId>, snapshots: Vec<SnapshotId>) -> Work {
+        let (layout, server) = (self.layout.clone(), self.layout.server(server));
+        blocking(move || {
+            let snapshots: Vec<&SnapshotId> = snapshots.iter().collect();
+            stage::prune(&server, &releases)?;
+            snapshot::prune(&layout, &server, &snapshots)
+        })
+        .boxed()
+    }
+
+    fn watch(
+        &self,
+        server: &ServerName,
+        id: &ReleaseId,
+        release: Release,
+        to: mpsc::Sender<Observation>,
+    ) -> BoxFuture<'static, ()> {
+        watch(self.layout.server(server), id.clone(), release, to).boxed()
+    }
+
+    fn knows(&self, server: &ServerName) -> bool {
+        self.layout.server(server).folder().exists()
+    }
+
+    fn current(&self, server: &ServerName) -> Option<ReleaseId> {
+        runtime::current(&self.layout.server(server))
+    }
+
+    fn release(&self, server: &ServerName, id: &ReleaseId) -> Option<Release> {
+        stage::load(&self.layout.server(server).release(id))
+    }
+
+    fn output(&self, server: &ServerName, lines: usize) -> Vec<String> {
+        output::tail(&self.layout.server(server).log(), lines)
+    }
+
+    fn output_of_this_run(&self, server: &ServerName, lines: usize) -> Vec<String> {
+        output::tail_of_this_run(&self.layout.server(server).log(), lines)
+    }
+
+    fn sampler(&self) -> Option<Box<dyn Sampler>> {
+        match metrics::Sampler::new() {
+            Ok(sampler) => Some(Box::new(HostSampler { sampler, layout: self.layout.clone() })),
+            Err(error) => {
+                tracing::warn!(%error, "this host's metrics cannot be read");
+                None
+            }
+        }
+    }
+}
+
+struct HostSampler {
+    sampler: metrics::Sampler,
+    layout: Layout,
+}
+
+impl Sampler for HostSampler {
+    fn sample(&mut self, servers: &[ServerName]) -> MetricsSample {
+        let leaders = servers.iter().filter_map(|server| {
+            let process = read_status(&self.layout.server(server))?.server?;
+            Some((server.clone(), process.pid))
+        });
+        self.sampler.sample(self.layout.state_dir(), &leaders.collect())
+    }
+}
+
+/// Stops what runs, makes the target current, and starts it.
+async fn run_release(layout: &ServerLayout, target: Option<&ReleaseId>) -> Result<(), Failure> {
+    runtime::stop(layout, true).await?;
+    runtime::switch(layout, target)?;
+    match target {
+        Some(_) => runtime::start(layout).await,
+        None => Ok(()),
+    }
+}
+
+/// Puts a snapshot back. What ran before must run again, with its own checks passing; a server whose checks
+/// did not pass before the switch either is only started.
+async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
+    let Restore { switch, drain, kept } = restore;
+    runtime::stop(server, *drain).await?;
+    // Without a snapshot nothing was touched yet: what ran before only has to run again.
+    if server.snapshot(&switch.snapshot).exists() {
+        let (layout, server, id) = (layout.clone(), server.clone(), switch.snapshot.clone());
+        blocking(move || snapshot::restore(&layout, &server, &id)).await?;
+    }
+    run_release(server, switch.previous.as_ref()).await?;
+    if let Some(target) = switch.spec.target.as_ref().filter(|target| switch.previous.as_ref() != Some(target)) {
+        let undone: Vec<ReleaseId> = kept.iter().filter(|release| *release != target).cloned().collect();
+        stage::discard(server, target, &undone)?;
+    }
+    match &switch.previous {
+        Some(previous) => recovered(server, previous).await,
+        None => Ok(()),
+    }
+}
+
+/// Whether an old release is healthy again, by its own checks.
+async fn recovered(server: &ServerLayout, id: &ReleaseId) -> Result<(), Failure> {
+    let Some(release) = stage::load(&server.release(id)) else { return Ok(()) };
+    let (to, mut observations) = mpsc::channel(1);
+    let watcher = tokio::spawn(watch(server.clone(), id.clone(), release, to));
+    let deadline = Instant::now() + RECOVERY_TIMEOUT;
+    let mut reason = "no check has answered yet".to_owned();
+    let outcome = loop {
+        match tokio::time::timeout_at(deadline, observations.recv()).await {
+            Ok(Some(seen)) if seen.report.status.is_available() => break Ok(()),
+            Ok(Some(seen)) => reason = seen.report.reason(),
+            Ok(None) | Err(_) => {
+                let message = format!(
+                    "the old release is back, but not healthy within {} s: {reason}",
+                    RECOVERY_TIMEOUT.as_secs()
+                );
+                break Err(Failure::new(FailureKind::HealthCheckError, "restore", message).hint(
+                    "its files are as they were; look for what else has changed on the host, then deploy again",
+                ));
+            }
+        }
+    };
+    watcher.abort();
+    outcome
+}
+
+/// Speaks to an MCP server as a client would: handshake, tools, and the calls of its definition.
+async fn test(release: &Release) -> Result<(), String> {
+    let Some(url) = release.mcp_url() else { return Ok(()) };
+    let http = http_client().map_err(|error| error.to_string())?;
+    let mut client = McpClient::new(http);
+    let session = match client.connect(&url).await {
+        Ok(session) => session,
+        Err(error) if error.auth_challenge().is_some() => return Ok(()),
+        Err(error) => {
+            return Err(format!("{url} does not complete the MCP handshake: {}", crate::check::chain(&error)));
+        }
+    };
+    let mut outcome = session.list_all_tools().await.map(drop).map_err(|error| error.to_string());
+    for call in &release.tool_calls {
+        if outcome.is_ok() {
+            outcome = call_tool(&session, call).await;
+        }
+    }
+    end_session(session).await;
+    outcome
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::new(FailureKind::DeploymentError, "agent", error.to_string())),
+    }
+}

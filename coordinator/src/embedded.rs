@@ -1,0 +1,202 @@
+//! A coordinator inside a program: over a state folder, on an endpoint and by a clock that the program gives it.
+//! `fleetwright coordinator` is one such program.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::Result;
+use fleetwright_certs::{Signer, Token};
+use fleetwright_deploy::deployment::{DeploymentEvent, Options};
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::fleet::Fleet;
+use fleetwright_deploy::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId};
+use fleetwright_deploy::plan::{Plan, RollbackStrategy};
+use fleetwright_deploy::time::Length;
+use fleetwright_protocol::endpoint::{self, TlsIdentity};
+use fleetwright_protocol::{Clock, close};
+use quinn::Endpoint;
+
+use crate::commands::{CommandMaker, sign_intents};
+use crate::engine::{Authorities, Engine, Handle, Reply, Request};
+use crate::journal::{self, Journal, SqliteStore};
+use crate::secrets::Secrets;
+use crate::sessions;
+use crate::state_dir::{FleetFile, StateDir};
+
+/// The coordinator of a fleet, before it works.
+pub struct Coordinator {
+    name: FleetName,
+    engine: Engine,
+    handle: Handle,
+    identity: TlsIdentity,
+    operator: Operator,
+    clock: Clock,
+    _lock: File,
+}
+
+/// What an operator does by way of a coordinator in the same program.
+#[derive(Clone)]
+pub struct Operator {
+    handle: Handle,
+    fleet: FleetName,
+    key_pem: String,
+    authority_fingerprint: String,
+    clock: Clock,
+}
+
+impl Coordinator {
+    /// Makes the state folder of a fleet: its authority, its keys, and where it listens.
+    pub fn create(folder: &Path, fleet: &FleetName, listen: &str, clock: &Clock) -> Result<()> {
+        StateDir::new(folder)?.create(fleet, listen, clock)
+    }
+
+    /// Opens a state folder. One coordinator at a time works on it.
+    pub fn open(folder: &Path, clock: Clock) -> Result<Self> {
+        let state_dir = StateDir::new(folder)?;
+        let FleetFile { name, .. } = state_dir.fleet()?;
+        let lock = state_dir.lock()?;
+        let (journal, fleet) = open_journal(&state_dir, &name)?;
+        let operator = state_dir.operator_signer()?;
+        let key_pem = operator.to_pem()?;
+        let authorities = Authorities {
+            authority: state_dir.authority(&name)?,
+            commands: CommandMaker {
+                signer: state_dir.command_signer()?,
+                secrets: Secrets::new(state_dir.secrets(), state_dir.values_key()?),
+            },
+            operator_keys: state_dir.operator_keys()?,
+            operator,
+        };
+        let (engine, handle) = Engine::open(fleet, journal, authorities, clock.clone());
+        let operator = Operator {
+            handle: handle.clone(),
+            fleet: name.clone(),
+            key_pem,
+            authority_fingerprint: state_dir.authority_fingerprint()?,
+            clock: clock.clone(),
+        };
+        Ok(Self { name, engine, handle, identity: state_dir.tls()?, operator, clock, _lock: lock })
+    }
+
+    /// The settings that the endpoint must have.
+    pub fn endpoint_config(&self) -> Result<quinn::ServerConfig> {
+        Ok(endpoint::coordinator(&self.identity, &self.clock)?)
+    }
+
+    /// The operator's way in.
+    pub fn operator(&self) -> Operator {
+        self.operator.clone()
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Works for the agents that dial the endpoint, until the journal fails or the future is dropped.
+    pub async fn run(self, endpoint: Endpoint) -> Result<()> {
+        let goodbye = Goodbye(endpoint.clone());
+        let outcome = tokio::select! {
+            ended = self.engine.run() => ended,
+            () = sessions::accept(endpoint, self.name, self.handle, self.clock) => Ok(()),
+        };
+        drop(goodbye);
+        outcome
+    }
+}
+
+/// Closes every connection when the coordinator ends, however it ends.
+struct Goodbye(Endpoint);
+
+impl Drop for Goodbye {
+    fn drop(&mut self) {
+        self.0.close(close::GOODBYE.into(), b"the coordinator is ending");
+    }
+}
+
+impl Operator {
+    /// The fingerprint that agents know the fleet's authority by, `sha256:HEX`.
+    pub fn authority_fingerprint(&self) -> &str {
+        &self.authority_fingerprint
+    }
+
+    /// Looks at the fleet.
+    pub async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Fleet) -> T + Send + 'static) -> Result<T, Failure> {
+        self.handle.look(|fleet, _, _| look(fleet)).await.ok_or_else(ending)
+    }
+
+    /// A token that enrols a host.
+    pub async fn issue_token(&self, host: HostName, lifetime: Length) -> Result<Token, Failure> {
+        self.ask(|reply| Request::IssueToken { host, lifetime, reply }).await
+    }
+
+    /// Signs the intents of a plan, and starts it.
+    pub async fn start(&self, plan: Plan, options: Options) -> Result<DeploymentId, Failure> {
+        let generation = plan.parent.next();
+        let intents = self.intents(&DeploymentId::new(generation, &plan.id()), &plan, generation)?;
+        let plan = Box::new(plan);
+        self.ask(|reply| Request::Start { plan, options, intents, reply }).await
+    }
+
+    /// Undoes a deployment, or what it did to some instances.
+    pub async fn roll_back(
+        &self,
+        deployment: DeploymentId,
+        by: String,
+        strategy: Option<RollbackStrategy>,
+        only: BTreeSet<InstanceId>,
+    ) -> Result<(), Failure> {
+        let wanted = deployment.clone();
+        let found = self.look(move |fleet| Some((fleet.deployment(&wanted)?.plan().clone(), fleet.generation())));
+        let (plan, generation) = found.await?.ok_or_else(|| {
+            Failure::new(FailureKind::ConfigurationError, "rollback", format!("there is no deployment {deployment}"))
+        })?;
+        let intents = self.intents(&deployment, &plan, generation.next())?;
+        self.ask(|reply| Request::RollBack { deployment, by, strategy, only, intents, reply }).await
+    }
+
+    /// Decides about a deployment.
+    pub async fn decide(&self, deployment: DeploymentId, event: DeploymentEvent) -> Result<(), Failure> {
+        self.ask(|reply| Request::Control { deployment, event: Box::new(event), reply }).await
+    }
+
+    fn intents(
+        &self,
+        deployment: &DeploymentId,
+        plan: &Plan,
+        generation: Generation,
+    ) -> Result<BTreeMap<HostName, String>, Failure> {
+        let failed = |why: String| Failure::new(FailureKind::PermissionError, "intent", why);
+        let signer = Signer::from_pem(&self.key_pem, fleetwright_protocol::command::INTENT_PURPOSE)
+            .map_err(|error| failed(error.to_string()))?;
+        sign_intents(&self.fleet, deployment, plan, generation, &signer, self.clock.now())
+            .map_err(|error| failed(error.to_string()))
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<Result<T, Failure>>) -> Request) -> Result<T, Failure> {
+        self.handle.ask(request).await.unwrap_or_else(|| Err(ending()))
+    }
+}
+
+fn ending() -> Failure {
+    Failure::new(FailureKind::NetworkError, "request", "the coordinator is ending").hint("try again")
+}
+
+/// Opens the journal, and says what was found wrong with it.
+fn open_journal(state_dir: &StateDir, name: &FleetName) -> Result<(Journal<SqliteStore>, Fleet)> {
+    let path = state_dir.journal();
+    let (journal, fleet, opened, damaged) = journal::open_file(&path, name)?;
+    if let Some(damaged) = damaged {
+        let damaged = damaged.display();
+        tracing::error!(%damaged, entries = journal.last(), "the journal was damaged: it goes on with its whole entries, and the damaged file is kept");
+    }
+    if opened.set_aside > 0 {
+        tracing::warn!(
+            entries = opened.set_aside,
+            after = journal.last(),
+            "the journal ended in torn entries: they were set aside"
+        );
+    }
+    tracing::info!(entries = journal.last(), snapshot = opened.snapshot, folded = opened.folded, "the journal is open");
+    Ok((journal, fleet))
+}
