@@ -4,6 +4,7 @@
 //! durable, together with the reports it leads to, before anything is done about it.
 
 mod gate;
+mod look;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,7 @@ use fleetwright_deploy::instance::{
 };
 use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
-use fleetwright_protocol::command::{CommandBody, CommandReply, LOG_LINES_MAX, StepOrder, VerifiedCommand};
+use fleetwright_protocol::command::{CommandBody, CommandReply, IntentV1, StepOrder, VerifiedCommand};
 use fleetwright_protocol::report::AgentMessageV1;
 use fleetwright_protocol::{Clock, Envelope, Verifier};
 use tokio::sync::{mpsc, oneshot, watch as value};
@@ -166,16 +167,7 @@ impl Engine {
 
     async fn take(&mut self, input: Input) -> Result<()> {
         match input {
-            Input::Command { envelope, over, reply } => {
-                let answer = self.command(&envelope, over).await?;
-                match &answer {
-                    CommandReply::Refused(failure) => tracing::warn!(%failure, "command refused"),
-                    CommandReply::Stale => tracing::warn!("command refused: this host has seen a later generation"),
-                    CommandReply::Accepted | CommandReply::Duplicate | CommandReply::Logs(_) => {}
-                }
-                // A coordinator that went away asks again.
-                let _ = reply.send(answer);
-            }
+            Input::Command { envelope, over, reply } => self.take_command(&envelope, over, reply).await?,
             Input::Performed { server, event } => self.apply(&server, event, None, self.clock.now()).await?,
             Input::Report { server, key, report } => {
                 let commit = Commit { reports: vec![self.outgoing(&server, &key, report)], ..Commit::default() };
@@ -194,43 +186,71 @@ impl Engine {
         Ok(())
     }
 
-    /// Verifies a command, checks what needs memory, and obeys it at most once.
-    async fn command(&mut self, envelope: &Envelope, over: ConnectionSerial) -> Result<CommandReply> {
+    /// Verifies a command, obeys it, and answers. A coordinator that went away asks again.
+    async fn take_command(
+        &mut self,
+        envelope: &Envelope,
+        over: ConnectionSerial,
+        reply: oneshot::Sender<CommandReply>,
+    ) -> Result<()> {
         let now = self.clock.now();
         let refuse = |message: String| {
             let failure = Failure::new(FailureKind::PermissionError, "command", message);
-            Ok(CommandReply::Refused(
+            CommandReply::Refused(
                 failure.hint("if nobody is attacking, compare the clocks and the keys of host and coordinator"),
-            ))
+            )
         };
-        let VerifiedCommand { command, intent } = match self.verifier.open(envelope, now) {
-            Ok(verified) => verified,
-            Err(rejection) => return refuse(rejection.to_string()),
-        };
-        if self.admission.admit_reading(command.generation).is_err() {
-            return Ok(CommandReply::Stale);
-        }
-        let (server, key, order) = match command.body {
-            CommandBody::Logs { server, lines } => {
-                if !self.machine.knows(&server) {
-                    let failure = Failure::new(FailureKind::ConfigurationError, "logs", "this host has no such server");
-                    let failure = failure.hint("`fleetwright servers list` shows what runs where");
-                    return Ok(CommandReply::Refused(failure.at(&self.verifier.host, &server)));
+        let answer = match self.verifier.open(envelope, now) {
+            Err(rejection) => refuse(rejection.to_string()),
+            Ok(VerifiedCommand { command, .. }) if self.admission.admit_reading(command.generation).is_err() => {
+                CommandReply::Stale
+            }
+            Ok(VerifiedCommand { command, intent }) => {
+                let stamp = |server: &ServerName, intent: IntentV1| Stamp {
+                    id: command.id,
+                    generation: command.generation,
+                    intent: (server.clone(), intent.generation),
+                };
+                match (command.body, intent) {
+                    (CommandBody::Step { deployment, server, attempt, order, .. }, Some(intent)) => {
+                        let (stamp, key) = (stamp(&server, intent), StepKey { deployment, attempt });
+                        self.command(server, key, order, stamp, over, now).await?
+                    }
+                    (CommandBody::Step { .. }, None) => refuse("it comes without the operator's intent".to_owned()),
+                    (reading, _) => {
+                        self.look(reading, reply);
+                        return Ok(());
+                    }
                 }
-                return Ok(CommandReply::Logs(self.machine.output(&server, lines.min(LOG_LINES_MAX) as usize)));
-            }
-            CommandBody::Step { deployment, server, attempt, order, .. } => {
-                (server, StepKey { deployment, attempt }, order)
             }
         };
-        let Some(intent) = intent else { return refuse("it comes without the operator's intent".to_owned()) };
-        let obeyed =
-            Stamp { id: command.id, generation: command.generation, intent: (server.clone(), intent.generation) };
+        match &answer {
+            CommandReply::Refused(failure) => tracing::warn!(%failure, "command refused"),
+            CommandReply::Stale => tracing::warn!("command refused: this host has seen a later generation"),
+            _ => {}
+        }
+        let _ = reply.send(answer);
+        Ok(())
+    }
+
+    /// Checks what needs memory, and obeys a command at most once.
+    async fn command(
+        &mut self,
+        server: ServerName,
+        key: StepKey,
+        order: StepOrder,
+        obeyed: Stamp,
+        over: ConnectionSerial,
+        now: Timestamp,
+    ) -> Result<CommandReply> {
         match self.admission.admit(&obeyed) {
             Ok(Admitted::New) => {}
             Ok(Admitted::Again) => return Ok(CommandReply::Duplicate),
             Err(NotAdmitted::Older { .. }) => return Ok(CommandReply::Stale),
-            Err(older @ NotAdmitted::OlderIntent { .. }) => return refuse(older.to_string()),
+            Err(older @ NotAdmitted::OlderIntent { .. }) => {
+                let failure = Failure::new(FailureKind::PermissionError, "command", older.to_string());
+                return Ok(CommandReply::Refused(failure.at(&self.verifier.host, &server)));
+            }
         }
         let event = match self.event_of(&server, key.clone(), order, over, now) {
             Ok(Some(event)) => event,

@@ -119,6 +119,16 @@ impl ServerLayout {
         self.folder.join("supervisor.lock")
     }
 
+    /// Which runtime started the server last.
+    pub(crate) fn runtime(&self) -> PathBuf {
+        self.folder.join("runtime.json")
+    }
+
+    /// The name of the server.
+    pub(crate) fn name(&self) -> &str {
+        self.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
     /// The package client that is at work, should the agent end before it.
     pub(crate) fn installer(&self) -> PathBuf {
         self.folder.join("installer.json")
@@ -151,9 +161,19 @@ impl ReleaseLayout {
         self.folder.join("config")
     }
 
+    /// The values of its secrets, a file each, readable by the owner only.
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.folder.join("secrets")
+    }
+
     /// The server's environment with its secrets, readable by the owner only.
     pub(crate) fn environment(&self) -> PathBuf {
         self.folder.join("environment.json")
+    }
+
+    /// The same as systemd reads it.
+    pub(crate) fn systemd_environment(&self) -> PathBuf {
+        self.folder.join("environment")
     }
 
     /// Every package that was installed, with its version.

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use fleetwright_deploy::failure::Failure;
-use fleetwright_deploy::health::HealthReport;
+use fleetwright_deploy::health::{CheckRun, HealthCheck, HealthReport};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
 use fleetwright_deploy::instance::Switch;
 use fleetwright_deploy::release::Release;
 use fleetwright_protocol::report::MetricsSample;
+use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
@@ -70,6 +71,12 @@ pub trait Machine: Send + Sync + 'static {
     fn start(&self, server: &ServerName) -> Work;
     /// Speaks to a server as a client would.
     fn test(&self, server: &ServerName, release: Release) -> Work;
+    /// Runs checks of a running release, for a person who waits.
+    fn check(&self, server: &ServerName, checks: Vec<HealthCheck>) -> BoxFuture<'static, Vec<CheckRun>>;
+    /// The snapshots of a server.
+    fn snapshots(&self, server: &ServerName) -> Work<Vec<SnapshotSummary>>;
+    /// What is in one of them, and, where asked for, what has changed since.
+    fn show_snapshot(&self, server: &ServerName, id: &SnapshotId, compare: bool) -> Work<SnapshotView>;
     /// Removes the releases and snapshots that are not kept.
     fn clean(&self, server: &ServerName, releases: Vec<ReleaseId>, snapshots: Vec<SnapshotId>) -> Work;
     /// Looks at a running release again and again, until the receiver is gone.

@@ -26,7 +26,12 @@ pub(crate) fn tail(log: &Path, lines: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().skip(usize::from(start > 0)).collect();
     let first = all.len().saturating_sub(lines);
-    all[first..].iter().map(|line| line.chars().take(LINE_CHARACTERS_MAX).collect()).collect()
+    all[first..].iter().map(|line| shortened(line)).collect()
+}
+
+/// A line as it is handed on.
+pub(crate) fn shortened(line: &str) -> String {
+    line.chars().take(LINE_CHARACTERS_MAX).collect()
 }
 
 /// The last `lines` lines since the server was stopped the last time: what another release said before is no

@@ -7,6 +7,7 @@ use fleetwright_deploy::release::Release;
 
 use crate::facts;
 use crate::layout::ServerLayout;
+use crate::runtime;
 
 /// Least free space for staging a release, in bytes.
 const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
@@ -21,6 +22,7 @@ pub(crate) async fn check(release: &Release, server: &ServerLayout, running: Opt
                 .hint("install it on the host, or place the server elsewhere"));
         }
     }
+    runtime::chosen(release)?;
     check_disk(server.folder())?;
     let port_is_ours = running.is_some_and(|running| {
         running.run.endpoint.as_ref().map(|at| (&at.address, at.port))

@@ -1,116 +1,155 @@
-//! Starting and stopping servers, by way of their supervisors.
+//! What keeps servers running: systemd, where the host has it, or a supervisor process of the agent's.
+//!
+//! A server's folder remembers which runtime started it last: that one is asked to stop it, whatever its next release
+//! wants.
 
-use std::fs::{self, OpenOptions};
+pub(crate) mod cgroup;
+mod process;
+pub(crate) mod systemd;
+mod unit;
+pub(crate) mod users;
+
+use std::fs;
 use std::os::unix::fs::symlink;
-use std::process::Stdio;
-use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
-use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::Command;
-use tokio::time::{Instant, sleep};
+use fleetwright_deploy::release::{Release, RuntimeChoice, RuntimeKind};
+use fleetwright_deploy::time::Timestamp;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::install::file_failure;
 use crate::layout::ServerLayout;
-use crate::process::kill_group;
 use crate::stage;
-use crate::supervise::read_status;
 
-/// How often a supervisor that is to end is looked at.
-const POLL: Duration = Duration::from_millis(20);
-/// How much longer than its server a supervisor has to end.
-const SUPERVISOR_GRACE: Duration = Duration::from_secs(5);
-/// How long a supervisor has to take its lock after it was started.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+use self::process::Process;
+use self::systemd::Systemd;
 
-/// Whether a supervisor runs for this server: it holds its lock for as long as it lives.
-pub(crate) fn is_supervised(server: &ServerLayout) -> bool {
-    let Ok(file) = OpenOptions::new().write(true).open(server.supervisor_lock()) else { return false };
-    flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+pub(crate) use unit::environment_line;
+
+/// How a server is doing, as its runtime sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    /// Whether it runs.
+    pub(crate) runs: bool,
+    /// How often it has ended since it was started.
+    pub(crate) exits: u32,
+    /// How it ended last.
+    pub(crate) last_exit: Option<String>,
+    /// Whether it will not be started again, as its policy says.
+    pub(crate) given_up: bool,
+    /// Whether something keeps it running.
+    pub(crate) kept: bool,
+    /// The process that leads it.
+    pub(crate) pid: Option<i32>,
 }
 
-/// Starts the current release, unless it runs already. Returns once its supervisor holds its lock.
+/// Keeps servers running.
+pub(crate) trait Runtime: Send + Sync {
+    /// Starts the current release of a server, unless it runs already.
+    fn start<'a>(&'a self, server: &'a ServerLayout, release: &'a Release) -> BoxFuture<'a, Result<(), Failure>>;
+    /// Stops a server with everything it has started. Unless it is to be drained, it gets no time to end by itself.
+    fn stop<'a>(&'a self, server: &'a ServerLayout, drain: bool) -> BoxFuture<'a, Result<(), Failure>>;
+    /// Forgets a server that is stopped.
+    fn forget<'a>(&'a self, server: &'a ServerLayout) -> BoxFuture<'a, Result<(), Failure>>;
+    /// How a server is doing.
+    fn state<'a>(&'a self, server: &'a ServerLayout) -> BoxFuture<'a, State>;
+    /// The process that leads a server, as it was seen last.
+    fn pid(&self, server: &ServerLayout) -> Option<i32>;
+    /// The last lines of its output; only those since it was started the last time, where asked for.
+    fn output(&self, server: &ServerLayout, lines: usize, this_run: bool) -> Vec<String>;
+}
+
+/// What a server's folder remembers of its runtime.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Marker {
+    runtime: RuntimeKind,
+    started_at: Timestamp,
+}
+
+fn marker(server: &ServerLayout) -> Option<Marker> {
+    serde_json::from_slice(&fs::read(server.runtime()).ok()?).ok()
+}
+
+fn remember(server: &ServerLayout, runtime: RuntimeKind) -> Result<(), Failure> {
+    let marker = Marker { runtime, started_at: clock::now() };
+    let fresh = server.runtime().with_extension("json.new");
+    let written = fs::write(&fresh, serde_json::to_vec(&marker).unwrap_or_default());
+    written.and_then(|()| fs::rename(&fresh, server.runtime())).map_err(|error| file_failure(&server.runtime(), &error))
+}
+
+fn runtime(kind: RuntimeKind) -> &'static dyn Runtime {
+    match kind {
+        RuntimeKind::Systemd => &Systemd,
+        RuntimeKind::Process => &Process,
+    }
+}
+
+/// The runtime that started a server last.
+fn last(server: &ServerLayout) -> &'static dyn Runtime {
+    runtime(marker(server).map_or(RuntimeKind::Process, |marker| marker.runtime))
+}
+
+/// The runtime that a release gets on this host.
+pub(crate) fn chosen(release: &Release) -> Result<RuntimeKind, Failure> {
+    match release.run.runtime {
+        RuntimeChoice::Process => Ok(RuntimeKind::Process),
+        RuntimeChoice::Auto if systemd::is_there() => Ok(RuntimeKind::Systemd),
+        RuntimeChoice::Auto => Ok(RuntimeKind::Process),
+        RuntimeChoice::Systemd if systemd::is_there() => Ok(RuntimeKind::Systemd),
+        RuntimeChoice::Systemd => {
+            let message = "this host has no systemd that this agent may use";
+            Err(Failure::new(FailureKind::DependencyError, "preflight", message)
+                .hint("run the agent as root on a host with systemd, or leave `run.runtime` out of the definition"))
+        }
+    }
+}
+
+/// Starts the current release of a server, unless it runs already.
 pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
-    if is_supervised(server) {
+    let Some(release) = stage::load(&server.current_release()) else {
+        let message = format!("{} holds no release", server.current().display());
+        return Err(Failure::new(FailureKind::DeploymentError, "start", message));
+    };
+    let kind = chosen(&release)?;
+    let before = marker(server).map(|marker| marker.runtime);
+    if let Some(other) = before.filter(|before| *before != kind) {
+        runtime(other).stop(server, true).await?;
+        runtime(other).forget(server).await?;
+    }
+    if before == Some(kind) && runtime(kind).state(server).await.kept {
         return Ok(());
     }
     let _ = fs::remove_file(server.stopped());
-    let failed = |message: String| Failure::new(FailureKind::DeploymentError, "start", message);
-    let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
-    // The last status is of another life; what follows must not be mistaken for it.
-    if let Some(old) = read_status(server).and_then(|status| status.server).filter(|server| server.is_alive()) {
-        kill_group(old.pid, Signal::KILL);
-    }
-    let _ = fs::remove_file(server.status());
-    // Why a supervisor could not do its work belongs beside the output of its server.
-    let log = fs::create_dir_all(server.logs())
-        .and_then(|()| OpenOptions::new().create(true).append(true).open(server.log()));
-    let log = log.map_err(|error| file_failure(&server.log(), &error))?;
-    let mut supervisor = Command::new(program)
-        .arg("supervise")
-        .arg("--server-dir")
-        .arg(server.folder())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .process_group(0)
-        .spawn()
-        .map_err(|error| failed(format!("the supervisor could not be started: {error}")))?;
-    let deadline = Instant::now() + START_TIMEOUT;
-    while read_status(server).is_none() {
-        if let Ok(Some(exit)) = supervisor.try_wait() {
-            // A server that may end, and did, has said so in its status before its supervisor ended.
-            if read_status(server).is_some() {
-                return Ok(());
-            }
-            return Err(failed(format!("the supervisor ended at once with {exit}")));
-        }
-        if Instant::now() > deadline {
-            return Err(failed("the supervisor did not report within 10 s".to_owned()));
-        }
-        sleep(POLL).await;
-    }
-    // Collects the supervisor's exit status, should it end while this agent still lives.
-    tokio::spawn(async move { supervisor.wait().await });
-    Ok(())
+    remember(server, kind)?;
+    runtime(kind).start(server, &release).await
 }
 
-/// Stops a server and its supervisor; the whole process group is gone when it returns. Unless it is to be drained,
-/// the server gets no time to end by itself.
+/// Stops a server with everything it has started.
 pub(crate) async fn stop(server: &ServerLayout, drain: bool) -> Result<(), Failure> {
-    let status = read_status(server);
-    if is_supervised(server) {
-        let stop_timeout = stage::load(&server.current_release()).map(|release| release.run.stop_timeout.into());
-        let patience = stop_timeout.unwrap_or(Duration::from_secs(10)) + SUPERVISOR_GRACE;
-        let deadline = if drain { Instant::now() + patience } else { Instant::now() };
-        let supervisor = read_status(server).map(|status| status.supervisor);
-        let signal = |signal: Signal| {
-            if let Some(pid) =
-                supervisor.filter(|process| process.is_alive()).and_then(|process| Pid::from_raw(process.pid))
-            {
-                let _ = kill_process(pid, signal);
-            }
-        };
-        signal(if drain { Signal::TERM } else { Signal::KILL });
-        while is_supervised(server) {
-            if Instant::now() > deadline {
-                signal(Signal::KILL);
-            }
-            if Instant::now() > deadline + SUPERVISOR_GRACE {
-                return Err(Failure::new(FailureKind::TimeoutError, "stop", "the supervisor could not be ended")
-                    .hint("look for a process that cannot be killed on the host, for example one waiting for a disk"));
-            }
-            sleep(POLL).await;
-        }
-    }
-    if let Some(left) =
-        read_status(server).or(status).and_then(|status| status.server).filter(|server| server.is_alive())
-    {
-        kill_group(left.pid, Signal::KILL);
-    }
-    Ok(())
+    last(server).stop(server, drain).await
+}
+
+/// Forgets a server that is stopped and will not run again.
+pub(crate) async fn forget(server: &ServerLayout) -> Result<(), Failure> {
+    last(server).forget(server).await
+}
+
+/// How a server is doing.
+pub(crate) async fn state(server: &ServerLayout) -> State {
+    last(server).state(server).await
+}
+
+/// The process that leads a server, as it was seen last.
+pub(crate) fn pid(server: &ServerLayout) -> Option<i32> {
+    last(server).pid(server)
+}
+
+/// The last lines of a server's output.
+pub(crate) fn output(server: &ServerLayout, lines: usize, this_run: bool) -> Vec<String> {
+    last(server).output(server, lines, this_run)
 }
 
 /// The release that is current on disk.

@@ -1,99 +1,217 @@
 //! Snapshots: what a host keeps of an instance before a step, enough to put it back exactly.
 //!
-//! A release is never changed once staged, so a snapshot names it and records the hashes of its rendered files;
-//! the data folder, where it is asked for, is copied into the content-addressed store. Restoring checks every
-//! hash: what comes back is what was there, or the restore fails.
+//! A release is never changed once staged, so a snapshot names it and records the hashes of its rendered files. The data
+//! folder, listed files and folders of the host, and a dump of the database are kept in the store of blobs, each under
+//! its hash: what comes back is what was there, or the restore fails before anything is touched.
+//!
+//! The data is kept twice: once while the server runs, and, once it is stopped, whatever has changed since. So what is
+//! kept is consistent, and the server is down only for as long as the changes take.
+
+mod blobs;
+mod database;
+mod tree;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use fleetwright_certs::store;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{ReleaseId, SnapshotId};
+use fleetwright_deploy::release::Release;
+use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::install::file_failure;
 use crate::layout::{Layout, ServerLayout};
 use crate::stage;
 
+use self::blobs::Blobs;
+use self::tree::Tree;
+
+pub(crate) use view::{list, show};
+
 const STEP: &str = "snapshot";
-/// How much of a file is read at once, in bytes.
-const CHUNK_BYTES: usize = 128 * 1024;
 
 /// What was there.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Manifest {
+    /// When it was taken.
+    #[serde(default)]
+    taken_at: Timestamp,
     /// The release that ran.
     release: Option<ReleaseId>,
     /// BLAKE3 of its rendered files, by path below the release.
     release_files: BTreeMap<String, String>,
-    /// The data folder, by path below it; nothing when it was not asked for.
-    data: Option<BTreeMap<String, Entry>>,
+    /// The data folder; nothing when it was not asked for.
+    data: Option<Tree>,
+    /// Files and folders of the host, by path; nothing for those that were not there.
+    #[serde(default)]
+    paths: BTreeMap<String, Option<Tree>>,
+    /// The database, with what restores it.
+    #[serde(default)]
+    database: Option<Dump>,
+    /// Whether data and paths are as they were once the server was stopped. Before, nothing was touched.
+    #[serde(default = "settled")]
+    settled: bool,
+}
+
+/// Snapshots of before this was written were taken once and for all.
+fn settled() -> bool {
+    true
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    kind: EntryKind,
+struct Dump {
+    blake3: String,
+    restore: Vec<String>,
+    environment_of: ReleaseId,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum EntryKind {
-    Folder,
-    File { blake3: String },
-    Link { to: PathBuf },
+/// What is to be kept.
+#[derive(Default)]
+struct Wanted {
+    data: bool,
+    paths: BTreeSet<String>,
 }
 
-/// Takes a snapshot of a server that runs `release`. One that is complete is left as it is.
-pub(crate) fn take(
+impl Wanted {
+    /// What either of two releases asks for: the one that runs knows what it has, and the next one what it will touch.
+    fn of(releases: [Option<&Release>; 2]) -> Self {
+        let mut wanted = Self::default();
+        for release in releases.into_iter().flatten() {
+            wanted.data |= release.snapshot_data;
+            wanted.paths.extend(release.snapshot_paths.iter().cloned());
+        }
+        wanted
+    }
+}
+
+/// Takes a snapshot of a server that runs `release`, before it is switched to `target`. One that was taken is left as it
+/// is.
+pub(crate) async fn take(
     layout: &Layout,
     server: &ServerLayout,
     id: &SnapshotId,
     release: Option<&ReleaseId>,
+    target: Option<&ReleaseId>,
 ) -> Result<(), Failure> {
-    let path = server.snapshot(id).join("manifest.json");
-    if path.exists() {
+    if manifest_path(&server.snapshot(id)).exists() {
         return Ok(());
     }
-    let _blobs = layout.lock_blobs();
-    let running = release.map(|release| server.release(release));
-    let wants_data = running.as_ref().and_then(stage::load).is_some_and(|release| release.snapshot_data);
-    let manifest = Manifest {
-        release: release.cloned(),
-        release_files: running.map_or_else(|| Ok(BTreeMap::new()), |running| hashes(&running.config()))?,
-        data: wants_data.then(|| keep(&server.data(), &layout.blobs())).transpose()?,
+    let running = release.and_then(|release| stage::load(&server.release(release)));
+    let dump = match (release, running.as_ref().and_then(|running| running.database.as_ref())) {
+        (Some(release), Some(database)) => {
+            let blobs = Blobs::of(layout);
+            let blake3 = database::dump(database, server, &server.release(release), &blobs).await?;
+            Some(Dump { blake3, restore: database.restore.clone(), environment_of: release.clone() })
+        }
+        _ => None,
     };
-    let bytes = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
-    store::write_private(&path, &bytes)
-        .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
+    let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
+    let (release, target) = (release.cloned(), target.cloned());
+    aside(move || {
+        let target = target.and_then(|target| stage::load(&server.release(&target)));
+        let wanted = Wanted::of([running.as_ref(), target.as_ref()]);
+        let _blobs = layout.lock_blobs();
+        let mut manifest = Manifest {
+            taken_at: clock::now(),
+            release_files: match &release {
+                Some(release) => tree::hashes(&server.release(release).config())?,
+                None => BTreeMap::new(),
+            },
+            release,
+            data: None,
+            paths: BTreeMap::new(),
+            database: dump,
+            settled: !wanted.data && wanted.paths.is_empty(),
+        };
+        keep(&layout, &server, &wanted, &mut manifest)?;
+        write(&server.snapshot(&id), &manifest)
+    })
+    .await
 }
 
-/// Puts the files of a snapshot back, after checking that all of them are still what they were.
-pub(crate) fn restore(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
+/// Keeps what has changed since the snapshot was taken, now that the server is stopped. Doing it again, after the next
+/// release has begun to change things, does nothing.
+pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
+    let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
+    aside(move || {
+        let Some(mut manifest) = read_manifest(&server.snapshot(&id)) else { return Ok(()) };
+        if manifest.settled {
+            return Ok(());
+        }
+        let _blobs = layout.lock_blobs();
+        let wanted = Wanted { data: manifest.data.is_some(), paths: manifest.paths.keys().cloned().collect() };
+        keep(&layout, &server, &wanted, &mut manifest)?;
+        manifest.settled = true;
+        write(&server.snapshot(&id), &manifest)
+    })
+    .await
+}
+
+/// Keeps data and paths; what the manifest holds already and has not changed is not read again.
+fn keep(layout: &Layout, server: &ServerLayout, wanted: &Wanted, manifest: &mut Manifest) -> Result<(), Failure> {
+    let blobs = Blobs::of(layout);
+    if wanted.data {
+        let known = manifest.data.take().unwrap_or_default();
+        manifest.data = Some(Tree::keep(&server.data(), &blobs, &known)?.unwrap_or_default());
+    }
+    for path in &wanted.paths {
+        let known = manifest.paths.remove(path).flatten().unwrap_or_default();
+        let kept = Tree::keep(Path::new(path), &blobs, &known)?;
+        manifest.paths.insert(path.clone(), kept);
+    }
+    Ok(())
+}
+
+/// Puts everything that a snapshot holds back, the database last. Everything is checked, and built beside what is
+/// there, before the first thing is exchanged.
+pub(crate) async fn restore(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
     let manifest = read(server, id)?;
+    let (of, to) = (layout.clone(), server.clone());
+    let database = aside(move || {
+        put_back(&of, &to, &manifest)?;
+        Ok(manifest.database)
+    })
+    .await?;
+    match database {
+        Some(Dump { blake3, restore, environment_of }) => {
+            let release = server.release(&environment_of);
+            database::restore(&restore, server, &release, &Blobs::of(layout), &blake3).await
+        }
+        None => Ok(()),
+    }
+}
+
+fn put_back(layout: &Layout, server: &ServerLayout, manifest: &Manifest) -> Result<(), Failure> {
     if let Some(release) = &manifest.release {
         let running = server.release(release);
         if stage::load(&running).is_none() {
             return Err(damaged(format!("release {} is no longer there", release.short())));
         }
-        if hashes(&running.config())? != manifest.release_files {
+        if tree::hashes(&running.config())? != manifest.release_files {
             return Err(damaged(format!("files of release {} have changed", release.short())));
         }
     }
-    match &manifest.data {
-        Some(entries) => put_back(&server.data(), entries, &layout.blobs()),
-        None => Ok(()),
+    if !manifest.settled {
+        // The server was not stopped, so nothing else was touched either.
+        return Ok(());
     }
+    let data = manifest.data.as_ref().map(|data| (server.data(), Some(data)));
+    let paths = manifest.paths.iter().map(|(path, tree)| (PathBuf::from(path), tree.as_ref()));
+    let blobs = Blobs::of(layout);
+    let mut built = Vec::new();
+    for (path, tree) in data.into_iter().chain(paths) {
+        built.push(tree::Replacement::build(&path, tree, &blobs)?);
+    }
+    built.into_iter().try_for_each(tree::Replacement::exchange)
 }
 
 /// Removes snapshots that are not needed, and blobs that no snapshot on this host needs any more.
-pub(crate) fn prune(layout: &Layout, server: &ServerLayout, keep: &[&SnapshotId]) -> Result<(), Failure> {
+pub(crate) fn prune(layout: &Layout, server: &ServerLayout, keep: &[SnapshotId]) -> Result<(), Failure> {
     let _blobs = layout.lock_blobs();
     for entry in fs::read_dir(server.snapshots()).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -105,19 +223,22 @@ pub(crate) fn prune(layout: &Layout, server: &ServerLayout, keep: &[&SnapshotId]
     for server in fs::read_dir(layout.servers()).into_iter().flatten().flatten() {
         for snapshot in fs::read_dir(server.path().join("snapshots")).into_iter().flatten().flatten() {
             let Some(manifest) = read_manifest(&snapshot.path()) else { continue };
-            for entry in manifest.data.into_iter().flatten() {
-                if let EntryKind::File { blake3 } = entry.1.kind {
-                    needed.insert(blake3);
-                }
-            }
+            let trees = manifest.data.into_iter().chain(manifest.paths.into_values().flatten());
+            needed.extend(trees.flat_map(Tree::into_blobs));
+            needed.extend(manifest.database.map(|dump| dump.blake3));
         }
     }
-    for blob in fs::read_dir(layout.blobs()).into_iter().flatten().flatten() {
-        if !needed.contains(blob.file_name().to_string_lossy().as_ref()) {
-            fs::remove_file(blob.path()).map_err(|error| file_failure(&blob.path(), &error))?;
-        }
-    }
-    Ok(())
+    Blobs::of(layout).retain(&needed)
+}
+
+fn manifest_path(folder: &Path) -> PathBuf {
+    folder.join("manifest.json")
+}
+
+fn write(folder: &Path, manifest: &Manifest) -> Result<(), Failure> {
+    let bytes = serde_json::to_vec_pretty(manifest).unwrap_or_default();
+    store::write_private(&manifest_path(folder), &bytes)
+        .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
 }
 
 fn read(server: &ServerLayout, id: &SnapshotId) -> Result<Manifest, Failure> {
@@ -125,7 +246,7 @@ fn read(server: &ServerLayout, id: &SnapshotId) -> Result<Manifest, Failure> {
 }
 
 fn read_manifest(folder: &Path) -> Option<Manifest> {
-    serde_json::from_slice(&fs::read(folder.join("manifest.json")).ok()?).ok()
+    serde_json::from_slice(&fs::read(manifest_path(folder)).ok()?).ok()
 }
 
 fn damaged(message: String) -> Failure {
@@ -133,190 +254,17 @@ fn damaged(message: String) -> Failure {
         .hint("look at the state folder on the host; a new deployment replaces what is damaged")
 }
 
-/// BLAKE3 of every file below a folder, by path below it.
-fn hashes(folder: &Path) -> Result<BTreeMap<String, String>, Failure> {
-    let mut found = BTreeMap::new();
-    walk(folder, Path::new(""), &mut |relative, path, metadata| {
-        if metadata.is_file() {
-            found.insert(relative.to_string_lossy().into_owned(), hash(path, None)?);
-        }
-        Ok(())
-    })?;
-    Ok(found)
+/// A failure of a file, in the words of this step.
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure + '_ {
+    move |error| file_failure(path, &error)
 }
 
-/// Copies everything below a folder into the store of blobs.
-fn keep(folder: &Path, blobs: &Path) -> Result<BTreeMap<String, Entry>, Failure> {
-    fs::create_dir_all(blobs).map_err(|error| file_failure(blobs, &error))?;
-    let mut entries = BTreeMap::new();
-    walk(folder, Path::new(""), &mut |relative, path, metadata| {
-        let kind = if metadata.is_dir() {
-            EntryKind::Folder
-        } else if metadata.is_symlink() {
-            EntryKind::Link { to: fs::read_link(path).map_err(|error| file_failure(path, &error))? }
-        } else if metadata.is_file() {
-            EntryKind::File { blake3: hash(path, Some(blobs))? }
-        } else {
-            return Ok(()); // sockets and pipes belong to the processes that made them
-        };
-        let entry = Entry { mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid(), kind };
-        entries.insert(relative.to_string_lossy().into_owned(), entry);
-        Ok(())
-    })?;
-    Ok(entries)
-}
-
-/// Replaces a folder by what was kept of it: built beside it, then exchanged by renaming.
-fn put_back(folder: &Path, entries: &BTreeMap<String, Entry>, blobs: &Path) -> Result<(), Failure> {
-    let fresh = folder.with_extension("restoring");
-    stage::remove_folder(&fresh)?;
-    fs::create_dir_all(&fresh).map_err(|error| file_failure(&fresh, &error))?;
-    for (relative, entry) in entries {
-        let path = fresh.join(relative);
-        let fail = |error: std::io::Error| file_failure(&path, &error);
-        match &entry.kind {
-            EntryKind::Folder => fs::create_dir_all(&path).map_err(fail)?,
-            EntryKind::Link { to } => symlink(to, &path).map_err(fail)?,
-            EntryKind::File { blake3 } => {
-                fs::copy(blobs.join(blake3), &path).map_err(fail)?;
-                if hash(&path, None)? != *blake3 {
-                    return Err(damaged(format!("the kept content of {relative} is damaged")));
-                }
-            }
-        }
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::new(FailureKind::DeploymentError, "agent", error.to_string())),
     }
-    // Modes and owners last, the deepest first: a folder may come back read-only.
-    for (relative, entry) in entries.iter().rev() {
-        let path = fresh.join(relative);
-        let fail = |error: std::io::Error| file_failure(&path, &error);
-        lchown(&path, Some(entry.uid), Some(entry.gid)).map_err(fail)?;
-        if !matches!(entry.kind, EntryKind::Link { .. }) {
-            fs::set_permissions(&path, fs::Permissions::from_mode(entry.mode)).map_err(fail)?;
-        }
-    }
-    let old = folder.with_extension("replaced");
-    stage::remove_folder(&old)?;
-    if folder.exists() {
-        fs::rename(folder, &old).map_err(|error| file_failure(folder, &error))?;
-    }
-    fs::rename(&fresh, folder).map_err(|error| file_failure(folder, &error))?;
-    stage::remove_folder(&old)
-}
-
-type Visit<'a> = dyn FnMut(&Path, &Path, &fs::Metadata) -> Result<(), Failure> + 'a;
-
-/// Visits everything below a folder, folders before their content, without following links.
-fn walk(root: &Path, relative: &Path, visit: &mut Visit<'_>) -> Result<(), Failure> {
-    let folder = root.join(relative);
-    let entries = match fs::read_dir(&folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(|error| file_failure(&folder, &error))?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(|error| file_failure(&folder, &error))?;
-        let path = entry.path();
-        let metadata = fs::symlink_metadata(&path).map_err(|error| file_failure(&path, &error))?;
-        let below = relative.join(entry.file_name());
-        visit(&below, &path, &metadata)?;
-        if metadata.is_dir() {
-            walk(root, &below, visit)?;
-        }
-    }
-    Ok(())
-}
-
-/// BLAKE3 of a file, which is copied into `blobs` on the way where that is given.
-fn hash(path: &Path, blobs: Option<&Path>) -> Result<String, Failure> {
-    let fail = |error: std::io::Error| file_failure(path, &error);
-    let mut file = fs::File::open(path).map_err(fail)?;
-    let copy = blobs.map(|blobs| blobs.join(format!("{}.new", std::process::id())));
-    let mut to = copy.as_ref().map(fs::File::create).transpose().map_err(fail)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        let read = file.read(&mut chunk).map_err(fail)?;
-        if read == 0 {
-            break;
-        }
-        hasher.update(&chunk[..read]);
-        if let Some(to) = &mut to {
-            std::io::Write::write_all(to, &chunk[..read]).map_err(fail)?;
-        }
-    }
-    let digest = hasher.finalize().to_hex().to_string();
-    if let (Some(copy), Some(to), Some(blobs)) = (copy, to, blobs) {
-        to.sync_all().map_err(fail)?;
-        fs::rename(&copy, blobs.join(&digest)).map_err(fail)?;
-    }
-    Ok(digest)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn setup() -> (tempfile::TempDir, Layout, ServerLayout) {
-        let folder = tempfile::tempdir().expect("folder");
-        let layout = Layout::new(folder.path());
-        let server = layout.server(&"s".parse().expect("name"));
-        fs::create_dir_all(server.data().join("deep")).expect("folder");
-        (folder, layout, server)
-    }
-
-    fn listing(folder: &Path) -> Vec<(String, u32, Option<String>)> {
-        let mut found = Vec::new();
-        walk(folder, Path::new(""), &mut |relative, path, metadata| {
-            let content = if metadata.is_symlink() {
-                Some(fs::read_link(path).expect("link").to_string_lossy().into_owned())
-            } else {
-                fs::read_to_string(path).ok()
-            };
-            found.push((relative.to_string_lossy().into_owned(), metadata.mode(), content));
-            Ok(())
-        })
-        .expect("walk");
-        found.sort();
-        found
-    }
-
-    #[test]
-    fn data_comes_back_exactly_with_modes_links_and_without_what_was_added_since() {
-        let (_folder, layout, server) = setup();
-        let data = server.data();
-        fs::write(data.join("a"), "one").expect("write");
-        fs::write(data.join("deep/b"), "two").expect("write");
-        fs::set_permissions(data.join("a"), fs::Permissions::from_mode(0o640)).expect("mode");
-        symlink("deep/b", data.join("link")).expect("link");
-        let before = listing(&data);
-        let entries = keep(&data, &layout.blobs()).expect("keep");
-        fs::write(data.join("a"), "changed").expect("write");
-        fs::write(data.join("new"), "new").expect("write");
-        fs::remove_file(data.join("link")).expect("remove");
-        put_back(&data, &entries, &layout.blobs()).expect("put back");
-        assert_eq!(listing(&data), before);
-    }
-
-    #[test]
-    fn damaged_blobs_are_noticed_and_leave_the_folder_as_it_was() {
-        let (_folder, layout, server) = setup();
-        fs::write(server.data().join("a"), "one").expect("write");
-        let entries = keep(&server.data(), &layout.blobs()).expect("keep");
-        for blob in fs::read_dir(layout.blobs()).expect("list").flatten() {
-            fs::write(blob.path(), "rotten").expect("write");
-        }
-        fs::write(server.data().join("a"), "changed").expect("write");
-        let failure = put_back(&server.data(), &entries, &layout.blobs()).expect_err("damaged");
-        assert!(failure.message.contains("damaged"), "{failure}");
-        assert_eq!(fs::read_to_string(server.data().join("a")).expect("read"), "changed");
-    }
-
-    #[test]
-    fn a_snapshot_of_nothing_restores_to_nothing() {
-        let (_folder, layout, server) = setup();
-        let id = "d1-aa-1".parse().expect("id");
-        take(&layout, &server, &id, None).expect("take");
-        restore(&layout, &server, &id).expect("restore");
-        prune(&layout, &server, &[]).expect("prune");
-        assert!(restore(&layout, &server, &id).is_err());
-    }
-}
+mod tests;

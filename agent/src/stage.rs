@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use fleetwright_certs::store;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
-use fleetwright_deploy::release::{Release, reveal};
+use fleetwright_deploy::release::{Release, RuntimeKind, reveal};
 
 use crate::install::{self, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
+use crate::runtime::users::User;
+use crate::runtime::{self, environment_line, users};
 
 const STEP: &str = "stage";
 
@@ -47,6 +49,10 @@ pub(crate) async fn stage(server: &ServerLayout, id: &ReleaseId, running: Option
         fs::create_dir_all(server.data()).map_err(|error| file_failure(&server.data(), &error))?;
         install::install(&release, &layout, &server.installer()).await?;
         write_files(&release, &layout, &secrets)?;
+        if let Some((name, own)) = user_of(&release)? {
+            let user = users::ensure(&name, own).await?;
+            hand_over(server, &layout, user).map_err(|error| file_failure(layout.folder(), &error))?;
+        }
         let bytes = fs::read(incoming.join("release.json")).map_err(|error| file_failure(&incoming, &error))?;
         store::write_private(&layout.manifest(), &bytes)
             .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))?;
@@ -54,6 +60,31 @@ pub(crate) async fn stage(server: &ServerLayout, id: &ReleaseId, running: Option
         preflight::check(&release, server, running).await?;
     }
     remove_folder(&incoming)
+}
+
+/// The user that a release runs as, and whether it is the server's own; nothing for the agent's.
+fn user_of(release: &Release) -> Result<Option<(String, bool)>, Failure> {
+    match (&release.run.user, runtime::chosen(release)?) {
+        (Some(name), _) => Ok(Some((name.clone(), false))),
+        (None, RuntimeKind::Systemd) => Ok(Some((users::own_name(release.server.as_str()), true))),
+        (None, RuntimeKind::Process) => Ok(None),
+    }
+}
+
+/// The server's user may read its package, owns its rendered files and its data, and sees nothing of other servers.
+fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, user: User) -> std::io::Result<()> {
+    let group_only = |path: &Path, mode| {
+        std::os::unix::fs::chown(path, None, Some(user.gid))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    };
+    for folder in [server.folder(), &server.releases(), layout.folder()] {
+        group_only(folder, 0o710)?;
+    }
+    if layout.app().exists() {
+        users::let_group_read(&layout.app(), user)?;
+    }
+    users::give(&layout.config(), user)?;
+    users::give(&server.data(), user)
 }
 
 /// Removes a release that will not run, unless it is one of `kept`, and what came with its order.
@@ -109,9 +140,20 @@ fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<Str
     }
     let environment: Result<BTreeMap<&String, String>, _> =
         release.run.environment.iter().map(|(name, value)| Ok((name, reveal(value, secrets)?))).collect();
-    let bytes = serde_json::to_vec(&environment.map_err(missing)?).unwrap_or_default();
-    store::write_private(&layout.environment(), &bytes)
-        .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
+    let environment = environment.map_err(missing)?;
+    let private = |path: &Path, bytes: &[u8]| {
+        store::write_private(path, bytes)
+            .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
+    };
+    let lines: String = environment.iter().map(|(name, value)| environment_line(name, value)).collect();
+    private(&layout.systemd_environment(), lines.as_bytes())?;
+    for name in release.secrets.keys() {
+        // What the release names only in a check, for example, may have come without a value.
+        if let Some(value) = secrets.get(name) {
+            private(&layout.secrets().join(name), value.as_bytes())?;
+        }
+    }
+    private(&layout.environment(), &serde_json::to_vec(&environment).unwrap_or_default())
 }
 
 /// Removes a folder with all its content; that it is not there is no error.

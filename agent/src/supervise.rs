@@ -11,7 +11,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use fleetwright_deploy::release::{Release, RestartPolicy, Transport};
+use fleetwright_deploy::release::{Release, Resources, RestartPolicy, Run, Transport};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,8 @@ use crate::clock;
 use crate::layout::ServerLayout;
 use crate::output::OWN_LINE;
 use crate::process::{Process, kill_group};
+use crate::runtime::cgroup::Cgroup;
+use crate::runtime::users;
 use crate::stage;
 
 /// The first pause before a server is started again; it doubles up to [`BACKOFF_MAX`].
@@ -119,6 +121,7 @@ impl Supervisor {
                     if let Some(server) = self.status.server {
                         kill_group(server.pid, Signal::KILL);
                     }
+                    self.kill_rest();
                     if !self.wants_restart(exit) {
                         self.ended(&words(exit), true)?;
                         self.log.line(&format!("ended with {}; not started again", words(exit)));
@@ -157,33 +160,42 @@ impl Supervisor {
         self.status.server = child.id().and_then(|pid| Process::find(i32::try_from(pid).ok()?));
         self.save()?;
         self.log.line("started");
+        self.limit();
         Ok(child)
     }
 
-    /// What is started: the server itself, or the bridge that starts it and speaks HTTP for it.
+    /// Ends what has left the server's process group, as far as a cgroup holds it.
+    fn kill_rest(&self) {
+        if let Ok(group) = Cgroup::of(&self.layout) {
+            group.kill();
+        }
+    }
+
+    /// Puts the server into a cgroup of its own, where it has limits and the host allows it.
+    fn limit(&mut self) {
+        let (resources, Some(server)) = (&self.release.run.resources, self.status.server) else { return };
+        if *resources == Resources::default() {
+            return;
+        }
+        match Cgroup::of(&self.layout).and_then(|group| group.limit(resources).and_then(|()| group.take(server.pid))) {
+            Ok(()) => {}
+            Err(error) => self.log.line(&format!("its limits cannot be set on this host: {error}")),
+        }
+    }
+
     fn command(&self, release: &Path) -> Result<Command> {
-        let run = &self.release.run;
-        let mut command = match (&run.endpoint, run.transport) {
-            (Some(endpoint), Transport::Stdio) => {
-                let mut command = Command::new(std::env::current_exe()?);
-                command
-                    .args(["bridge", "--listen", &endpoint.authority(), "--path", &endpoint.path, "--"])
-                    .args(&run.command);
-                command
-            }
-            _ => {
-                let mut command = Command::new(program(&run.command[0], release));
-                command.args(&run.command[1..]);
-                command
-            }
-        };
-        let inherited = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
-        let own = format!("{0}/app/bin:{0}/app/node_modules/.bin", release.display());
-        command.env_clear().env("PATH", format!("{own}:{inherited}")).env("HOME", self.layout.data());
+        let mut words = command_of(&self.release.run, release, &std::env::current_exe()?).into_iter();
+        let mut command = Command::new(words.next().context("the command is empty")?);
+        command.args(words);
+        command.env_clear().env("PATH", search_path(release, &inherited_path())).env("HOME", self.layout.data());
         for name in ["LANG", "LC_ALL", "TZ", "TMPDIR", "PYENV_ROOT"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
+        }
+        if let Some(name) = &self.release.run.user {
+            let user = users::find(name).with_context(|| format!("this host has no user `{name}`"))?;
+            command.uid(user.uid).gid(user.gid);
         }
         Ok(command)
     }
@@ -213,6 +225,7 @@ impl Supervisor {
             kill_group(server.pid, Signal::KILL);
         }
         child.wait().await?;
+        self.kill_rest();
         self.status.server = None;
         self.log.line("stopped");
         self.save()
@@ -226,13 +239,43 @@ impl Supervisor {
     }
 }
 
+/// What is started: the server itself, or the bridge that starts it and speaks HTTP for it.
+pub(crate) fn command_of(run: &Run, release: &Path, bridge: &Path) -> Vec<String> {
+    match (&run.endpoint, run.transport) {
+        (Some(endpoint), Transport::Stdio) => {
+            let bridge = bridge.display().to_string();
+            let words = [&bridge, "bridge", "--listen", &endpoint.authority(), "--path", &endpoint.path, "--"];
+            words.into_iter().map(str::to_owned).chain(run.command.iter().cloned()).collect()
+        }
+        _ => {
+            let program = run.command.first().map(|name| program(name, release).display().to_string());
+            program.into_iter().chain(run.command.iter().skip(1).cloned()).collect()
+        }
+    }
+}
+
+/// Where programs of the host are looked for.
+pub(crate) fn inherited_path() -> String {
+    std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned())
+}
+
+/// Where programs are looked for: in the release's own package first.
+pub(crate) fn search_path(release: &Path, inherited: &str) -> String {
+    format!("{0}/app/bin:{0}/app/node_modules/.bin:{inherited}", release.display())
+}
+
 /// A program of the release's own package comes before one of the host.
 fn program(name: &str, release: &Path) -> PathBuf {
     if name.contains('/') {
         return PathBuf::from(name);
     }
     let own = ["app/bin", "app/node_modules/.bin"].map(|folder| release.join(folder).join(name));
-    own.into_iter().find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(name))
+    let hosts = || {
+        std::env::split_paths(&search_path(release, &inherited_path()))
+            .map(|folder| folder.join(name))
+            .find(|path| path.is_file())
+    };
+    own.into_iter().find(|path| path.exists()).or_else(hosts).unwrap_or_else(|| PathBuf::from(name))
 }
 
 fn words(exit: ExitStatus) -> String {

@@ -6,22 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::health::{CheckRun, HealthCheck};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
 use fleetwright_deploy::instance::Switch;
 use fleetwright_deploy::release::Release;
+use fleetwright_protocol::command::CHECK_RUN_TIMEOUT;
 use fleetwright_protocol::report::MetricsSample;
+use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::check::{McpClient, call_tool, end_session, http_client};
+use crate::check::{Checker, McpClient, call_tool, end_session, http_client};
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
-use crate::supervise::read_status;
 use crate::watch::watch;
-use crate::{facts, metrics, output, runtime, snapshot, stage};
+use crate::{facts, metrics, runtime, snapshot, stage};
 
 /// How many releases are installed at once: package clients are hungry.
 const INSTALLS_MAX: usize = 2;
@@ -75,18 +77,17 @@ impl Machine for ThisHost {
 
     fn snapshot(&self, server: &ServerName, switch: &Switch) -> Work {
         let (layout, server) = (self.layout.clone(), self.layout.server(server));
-        let (id, previous) = (switch.snapshot.clone(), switch.previous.clone());
-        blocking(move || snapshot::take(&layout, &server, &id, previous.as_ref())).boxed()
+        let (id, previous, target) = (switch.snapshot.clone(), switch.previous.clone(), switch.spec.target.clone());
+        async move { snapshot::take(&layout, &server, &id, previous.as_ref(), target.as_ref()).await }.boxed()
     }
 
     fn switch(&self, server: &ServerName, switch: &Switch) -> Work {
-        let layout = self.layout.server(server);
-        let (target, previous) = (switch.spec.target.clone(), switch.previous.clone());
+        let (layout, server, switch) = (self.layout.clone(), self.layout.server(server), switch.clone());
         async move {
-            let outcome = run_release(&layout, target.as_ref()).await;
+            let outcome = switch_over(&layout, &server, &switch).await;
             // What could not be started is not what is to run should the agent start again.
             if outcome.is_err()
-                && let Err(failure) = runtime::switch(&layout, previous.as_ref())
+                && let Err(failure) = runtime::switch(&server, switch.previous.as_ref())
             {
                 tracing::error!(%failure, "the release that ran before could not be made current again");
             }
@@ -120,10 +121,29 @@ impl Machine for ThisHost {
         .boxed()
     }
 
+    fn check(&self, _: &ServerName, checks: Vec<HealthCheck>) -> BoxFuture<'static, Vec<CheckRun>> {
+        async move {
+            match Checker::new() {
+                Ok(checker) => checker.run_all(&checks, CHECK_RUN_TIMEOUT.into()).await,
+                Err(_) => Vec::new(),
+            }
+        }
+        .boxed()
+    }
+
+    fn snapshots(&self, server: &ServerName) -> Work<Vec<SnapshotSummary>> {
+        let server = self.layout.server(server);
+        blocking(move || Ok(snapshot::list(&server))).boxed()
+    }
+
+    fn show_snapshot(&self, server: &ServerName, id: &SnapshotId, compare: bool) -> Work<SnapshotView> {
+        let (server, id) = (self.layout.server(server), id.clone());
+        blocking(move || snapshot::show(&server, &id, compare)).boxed()
+    }
+
     fn clean(&self, server: &ServerName, releases: Vec<ReleaseId>, snapshots: Vec<SnapshotId>) -> Work {
         let (layout, server) = (self.layout.clone(), self.layout.server(server));
         blocking(move || {
-            let snapshots: Vec<&SnapshotId> = snapshots.iter().collect();
             stage::prune(&server, &releases)?;
             snapshot::prune(&layout, &server, &snapshots)
         })
@@ -153,11 +173,11 @@ impl Machine for ThisHost {
     }
 
     fn output(&self, server: &ServerName, lines: usize) -> Vec<String> {
-        output::tail(&self.layout.server(server).log(), lines)
+        runtime::output(&self.layout.server(server), lines, false)
     }
 
     fn output_of_this_run(&self, server: &ServerName, lines: usize) -> Vec<String> {
-        output::tail_of_this_run(&self.layout.server(server).log(), lines)
+        runtime::output(&self.layout.server(server), lines, true)
     }
 
     fn sampler(&self) -> Option<Box<dyn Sampler>> {
@@ -178,12 +198,17 @@ struct HostSampler {
 
 impl Sampler for HostSampler {
     fn sample(&mut self, servers: &[ServerName]) -> MetricsSample {
-        let leaders = servers.iter().filter_map(|server| {
-            let process = read_status(&self.layout.server(server))?.server?;
-            Some((server.clone(), process.pid))
-        });
+        let leaders =
+            servers.iter().filter_map(|server| Some((server.clone(), runtime::pid(&self.layout.server(server))?)));
         self.sampler.sample(self.layout.state_dir(), &leaders.collect())
     }
+}
+
+/// Stops what runs, keeps what it has changed since the snapshot was begun, and starts the target.
+async fn switch_over(layout: &Layout, server: &ServerLayout, switch: &Switch) -> Result<(), Failure> {
+    runtime::stop(server, true).await?;
+    snapshot::settle(layout, server, &switch.snapshot).await?;
+    run_release(server, switch.spec.target.as_ref()).await
 }
 
 /// Stops what runs, makes the target current, and starts it.
@@ -192,7 +217,7 @@ async fn run_release(layout: &ServerLayout, target: Option<&ReleaseId>) -> Resul
     runtime::switch(layout, target)?;
     match target {
         Some(_) => runtime::start(layout).await,
-        None => Ok(()),
+        None => runtime::forget(layout).await,
     }
 }
 
@@ -203,8 +228,7 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
     runtime::stop(server, *drain).await?;
     // Without a snapshot nothing was touched yet: what ran before only has to run again.
     if server.snapshot(&switch.snapshot).exists() {
-        let (layout, server, id) = (layout.clone(), server.clone(), switch.snapshot.clone());
-        blocking(move || snapshot::restore(&layout, &server, &id)).await?;
+        snapshot::restore(layout, server, &switch.snapshot).await?;
     }
     run_release(server, switch.previous.as_ref()).await?;
     if let Some(target) = switch.spec.target.as_ref().filter(|target| switch.previous.as_ref() != Some(target)) {
@@ -247,7 +271,7 @@ async fn recovered(server: &ServerLayout, id: &ReleaseId) -> Result<(), Failure>
 async fn test(release: &Release) -> Result<(), String> {
     let Some(url) = release.mcp_url() else { return Ok(()) };
     let http = http_client().map_err(|error| error.to_string())?;
-    let mut client = McpClient::new(http);
+    let client = McpClient::new(http);
     let session = match client.connect(&url).await {
         Ok(session) => session,
         Err(error) if error.auth_challenge().is_some() => return Ok(()),

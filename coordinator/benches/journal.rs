@@ -18,8 +18,8 @@ use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, FleetName, HostName, InstanceId, ServerName};
 use fleetwright_deploy::instance::{RestoreCause, StepReport};
 use fleetwright_deploy::plan::{Group, Pace, Plan, PlannedStep, RollbackPolicy, Rollout, StepAction};
-use fleetwright_deploy::release::{Package, Release, RestartPolicy, Run, Transport};
-use fleetwright_deploy::time::{Length, Timestamp};
+use fleetwright_deploy::release::Release;
+use fleetwright_deploy::time::Timestamp;
 
 const HOSTS: usize = 20;
 const SERVERS: usize = 10;
@@ -219,23 +219,5 @@ fn plan(fleet: &Fleet, version: u64) -> Plan {
 }
 
 fn release(server: &ServerName, version: u64) -> Release {
-    Release {
-        server: server.clone(),
-        package: Package::None,
-        requires: Vec::new(),
-        run: Run {
-            command: vec![format!("v{version}")],
-            environment: BTreeMap::new(),
-            transport: Transport::None,
-            endpoint: None,
-            restart: RestartPolicy::Always,
-            stop_timeout: Length::from_secs(1),
-        },
-        files: Vec::new(),
-        health_checks: Vec::new(),
-        tool_calls: Vec::new(),
-        snapshot_data: false,
-        secrets: BTreeMap::new(),
-        rendered_at: None,
-    }
+    Release::plain(server.clone(), vec![format!("v{version}")])
 }

@@ -1,6 +1,7 @@
 //! The HTTP/JSON interface of the coordinator, under `/v1` on a unix socket that only its owner may open.
 
 mod events;
+pub(crate) mod look;
 pub(crate) mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -145,11 +146,6 @@ struct TokenQuery {
     expires_in: Option<Length>,
 }
 
-#[derive(Deserialize)]
-struct LogsQuery {
-    lines: Option<u32>,
-}
-
 /// Listens on the socket. Its path may be longer than a socket's address can hold: it is reached by way of its
 /// folder's descriptor.
 pub(crate) fn listen(socket: &Path) -> Result<UnixListener> {
@@ -174,7 +170,10 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/hosts/{host}/token", post(token))
         .route("/v1/hosts/metrics", get(metrics))
         .route("/v1/servers", get(servers))
-        .route("/v1/servers/{instance}/logs", get(logs))
+        .route("/v1/servers/{instance}/logs", get(look::logs))
+        .route("/v1/servers/{instance}/checks", post(look::checks))
+        .route("/v1/servers/{instance}/snapshots", get(look::snapshots))
+        .route("/v1/servers/{instance}/snapshots/{id}", get(look::snapshot))
         .route("/v1/planning", get(planning))
         .route("/v1/secrets/digests", post(digests))
         .route("/v1/deployments", get(deployments).post(start))
@@ -356,16 +355,4 @@ async fn token(
         ca_fingerprint: api.authority_fingerprint,
         expires_in: lifetime,
     }))
-}
-
-async fn logs(
-    State(api): State<Api>,
-    UrlPath(instance): UrlPath<String>,
-    Query(query): Query<LogsQuery>,
-) -> Answer<LogsView> {
-    let instance: InstanceId =
-        instance.parse().map_err(|error: fleetwright_deploy::ids::InvalidId| not_found(error.to_string()))?;
-    let (id, lines) = (instance.clone(), query.lines.unwrap_or(100));
-    let lines = api.engine.ask(|reply| Request::Logs { instance, lines, reply }).await.ok_or_else(ending)?;
-    Ok(Json(LogsView { instance: id, lines: lines.map_err(Refusal)? }))
 }

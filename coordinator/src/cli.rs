@@ -1,6 +1,7 @@
 //! The command line: one file per command. What a command prints as data goes to standard output; everything
 //! else goes to standard error.
 
+mod check;
 mod control;
 mod coordinator;
 mod deploy;
@@ -9,12 +10,14 @@ mod explain;
 mod follow;
 mod halt;
 mod hosts;
+mod instances;
 mod journal;
 mod monitor;
 mod output;
 mod plan;
 mod rollback;
 mod servers;
+mod snapshots;
 mod status;
 mod tables;
 mod up;
@@ -92,6 +95,10 @@ enum Command {
     Hosts(hosts::HostsCommand),
     #[command(subcommand)]
     Servers(servers::ServersCommand),
+    #[command(subcommand)]
+    Check(check::CheckCommand),
+    #[command(subcommand)]
+    Snapshots(snapshots::SnapshotsCommand),
     Explain(explain::ExplainArguments),
     Rollback(rollback::RollbackArguments),
     Halt(halt::HaltArguments),
@@ -188,6 +195,8 @@ async fn perform(command: Command, context: &Context) -> Result<u8> {
         Command::Status(arguments) => status::status(&arguments, context).await,
         Command::Hosts(command) => hosts::hosts(command, context).await,
         Command::Servers(command) => servers::servers(command, context).await,
+        Command::Check(command) => check::check(command, context).await,
+        Command::Snapshots(command) => snapshots::snapshots(command, context).await,
         Command::Explain(arguments) => explain::explain(&arguments, context).await,
         Command::Rollback(arguments) => rollback::rollback(&arguments, context).await,
         Command::Halt(arguments) => halt::halt(arguments, context).await,

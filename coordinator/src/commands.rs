@@ -72,19 +72,18 @@ impl CommandMaker {
         self.seal(fleet, &instance.host, id, body, now).map_err(|error| failed(error.to_string()))
     }
 
-    /// The command that asks for the last lines of a server's output.
-    pub(crate) fn logs(
+    /// A command that only looks.
+    pub(crate) fn look(
         &self,
         fleet: &Fleet,
-        instance: &InstanceId,
-        lines: u32,
+        host: &HostName,
+        body: CommandBody,
         now: Timestamp,
     ) -> Result<Envelope, Failure> {
         let mut id = [0; 16];
         let failed = |why: String| Failure::new(FailureKind::DeploymentError, "command", why);
         getrandom::fill(&mut id).map_err(|error| failed(error.to_string()))?;
-        let body = CommandBody::Logs { server: instance.server.clone(), lines };
-        self.seal(fleet, &instance.host, CommandId(id), body, now).map_err(|error| failed(error.to_string()))
+        self.seal(fleet, host, CommandId(id), body, now).map_err(|error| failed(error.to_string()))
     }
 
     fn seal(

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use fleetwright_certs::{Signer, Token};
@@ -24,15 +25,19 @@ use crate::secrets::Secrets;
 use crate::sessions;
 use crate::state_dir::{FleetFile, StateDir};
 
+/// How long the last words to agents may take.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The coordinator of a fleet, before it works.
 pub struct Coordinator {
     name: FleetName,
     engine: Engine,
     handle: Handle,
     identity: TlsIdentity,
+    reset_key: [u8; 32],
     operator: Operator,
     clock: Clock,
-    _lock: File,
+    lock: File,
 }
 
 /// What an operator does by way of a coordinator in the same program.
@@ -76,12 +81,13 @@ impl Coordinator {
             authority_fingerprint: state_dir.authority_fingerprint()?,
             clock: clock.clone(),
         };
-        Ok(Self { name, engine, handle, identity: state_dir.tls()?, operator, clock, _lock: lock })
+        let (identity, reset_key) = (state_dir.tls()?, state_dir.reset_key()?);
+        Ok(Self { name, engine, handle, identity, reset_key, operator, clock, lock })
     }
 
-    /// The settings that the endpoint must have.
-    pub fn endpoint_config(&self) -> Result<quinn::ServerConfig> {
-        Ok(endpoint::coordinator(&self.identity, &self.clock)?)
+    /// The settings that the endpoint must have: of its socket, and of the connections it accepts.
+    pub fn endpoint_config(&self) -> Result<(quinn::EndpointConfig, quinn::ServerConfig)> {
+        Ok((endpoint::coordinator_socket(&self.reset_key), endpoint::coordinator(&self.identity, &self.clock)?))
     }
 
     /// The operator's way in.
@@ -93,24 +99,19 @@ impl Coordinator {
         self.handle.clone()
     }
 
-    /// Works for the agents that dial the endpoint, until the journal fails or the future is dropped.
-    pub async fn run(self, endpoint: Endpoint) -> Result<()> {
-        let goodbye = Goodbye(endpoint.clone());
+    /// Works for the agents that dial the endpoint, until `until` ends or the journal fails; then it tells them that
+    /// it leaves. The state folder stays locked until the endpoint is gone.
+    pub async fn run(self, endpoint: Endpoint, until: impl Future<Output = Result<()>>) -> Result<()> {
         let outcome = tokio::select! {
             ended = self.engine.run() => ended,
-            () = sessions::accept(endpoint, self.name, self.handle, self.clock) => Ok(()),
+            () = sessions::accept(endpoint.clone(), self.name, self.handle, self.clock) => Ok(()),
+            ended = until => ended,
         };
-        drop(goodbye);
+        endpoint.close(close::GOODBYE.into(), b"the coordinator is ending");
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, endpoint.wait_idle()).await;
+        drop(endpoint);
+        drop(self.lock);
         outcome
-    }
-}
-
-/// Closes every connection when the coordinator ends, however it ends.
-struct Goodbye(Endpoint);
-
-impl Drop for Goodbye {
-    fn drop(&mut self) {
-        self.0.close(close::GOODBYE.into(), b"the coordinator is ending");
     }
 }
 

@@ -292,7 +292,7 @@ impl Engine {
                 let outcome = self.event(event).map_err(operators::failure_of);
                 self.answer(reply, outcome);
             }
-            Request::Logs { instance, lines, reply } => self.logs(&instance, lines, reply),
+            Request::LookAt { host, body, reply } => self.look_at(&host, body, reply),
             Request::Digests { sources, reply } => {
                 let secrets = &self.authorities.commands.secrets;
                 let known = sources.iter().filter_map(|(name, source)| {
@@ -333,7 +333,7 @@ impl Engine {
                     match answer.await {
                         Ok(CommandReply::Refused(failure)) => tell(NotObeyed::Refused(failure)).await,
                         Ok(CommandReply::Stale) => tell(NotObeyed::Stale(generation)).await,
-                        Ok(CommandReply::Accepted | CommandReply::Duplicate | CommandReply::Logs(_)) | Err(_) => {}
+                        Ok(_) | Err(_) => {}
                     }
                 });
             }

@@ -1,19 +1,17 @@
 //! Running a coordinator over its state folder, as `fleetwright coordinator` does.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use fleetwright_deploy::ids::FleetName;
+use quinn::{Endpoint, TokioRuntime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Api};
 use crate::clock;
 use crate::embedded::Coordinator;
 use crate::state_dir::{FleetFile, StateDir};
-
-/// How long the last words to agents may take.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves agents and the local interface until SIGTERM or SIGINT.
 pub(crate) async fn serve(state_dir: &StateDir) -> Result<()> {
@@ -28,26 +26,24 @@ pub(crate) async fn serve(state_dir: &StateDir) -> Result<()> {
     let socket = api::listen(&state_dir.socket())?;
     tracing::info!(fleet = %name, %listen, "the coordinator listens for agents");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let ended = tokio::select! {
-        ended = coordinator.run(endpoint.clone()) => ended,
-        served = axum::serve(socket, api::router(api)) => served.map_err(Into::into),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+    let until = async {
+        tokio::select! {
+            served = axum::serve(socket, api::router(api)) => served?,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let _ = std::fs::remove_file(state_dir.socket());
+        Ok(())
     };
-    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, endpoint.wait_idle()).await;
-    let _ = std::fs::remove_file(state_dir.socket());
-    ended
+    coordinator.run(endpoint, until).await
 }
 
 /// Binds the port of this fleet. A fleet without one gets a free one, and keeps it: its agents know it.
-fn bind(
-    state_dir: &StateDir,
-    coordinator: &Coordinator,
-    name: FleetName,
-    listen: &str,
-) -> Result<(quinn::Endpoint, String)> {
+fn bind(state_dir: &StateDir, coordinator: &Coordinator, name: FleetName, listen: &str) -> Result<(Endpoint, String)> {
     let address: SocketAddr = listen.parse().with_context(|| format!("`{listen}` is no address to listen on"))?;
-    let endpoint = quinn::Endpoint::server(coordinator.endpoint_config()?, address)
+    let (socket_config, server_config) = coordinator.endpoint_config()?;
+    let endpoint = UdpSocket::bind(address)
+        .and_then(|socket| Endpoint::new(socket_config, Some(server_config), socket, Arc::new(TokioRuntime)))
         .with_context(|| format!("nothing can listen on {address} (UDP)\n  hint: see who does with `ss -lunp`, or change `listen` in fleet.json"))?;
     let bound = endpoint.local_addr()?.to_string();
     if bound != listen {

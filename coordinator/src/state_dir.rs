@@ -168,6 +168,11 @@ impl StateDir {
         ))
     }
 
+    /// What tokens of stateless resets are derived from.
+    pub(crate) fn reset_key(&self) -> Result<[u8; 32]> {
+        Ok(blake3::derive_key("fleetwright 2026 stateless resets", self.read("coordinator.key")?.as_bytes()))
+    }
+
     /// Takes the lock of the coordinator; it holds the number of this process.
     pub(crate) fn lock(&self) -> Result<fs::File> {
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(self.lock_file())?;

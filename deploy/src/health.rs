@@ -38,6 +38,65 @@ pub struct HealthCheck {
     pub failure_threshold: u32,
     /// Names by which checks are selected.
     pub tags: Vec<String>,
+    /// How long failures do not count after the server was started, until the check passes for the first time.
+    #[serde(default = "start_grace", skip_serializing_if = "is_start_grace")]
+    pub start_grace: Length,
+    /// How many runs in a row must pass before a failing check counts as passing again.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub success_threshold: u32,
+    /// How often a failing run is tried again at once, with a pause that doubles, before it counts as failed.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub retries: u32,
+    /// The group that the check belongs to, for people and for selecting checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+}
+
+/// How long failures do not count after a start, unless a check says otherwise.
+pub const START_GRACE: Length = Length::from_secs(60);
+
+fn start_grace() -> Length {
+    START_GRACE
+}
+
+fn is_start_grace(length: &Length) -> bool {
+    *length == START_GRACE
+}
+
+fn once() -> u32 {
+    1
+}
+
+fn is_once(number: &u32) -> bool {
+    *number == 1
+}
+
+fn is_none(number: &u32) -> bool {
+    *number == 0
+}
+
+impl HealthCheck {
+    /// A check with everything as it is unless said otherwise.
+    pub fn new(name: String, severity: Severity, probe: Probe) -> Self {
+        Self {
+            name,
+            severity,
+            probe,
+            interval: Length::from_secs(10),
+            timeout: Length::from_secs(10),
+            failure_threshold: 2,
+            tags: Vec::new(),
+            start_grace: START_GRACE,
+            success_threshold: 1,
+            retries: 0,
+            group: None,
+        }
+    }
+
+    /// Whether a person who names this tag or group means this check.
+    pub fn is_tagged(&self, tag: &str) -> bool {
+        self.group.as_deref() == Some(tag) || self.tags.iter().any(|own| own == tag)
+    }
 }
 
 /// What a check looks at.
@@ -59,6 +118,9 @@ pub enum Probe {
         statuses: Vec<u16>,
         /// A text that the body must contain.
         contains: Option<String>,
+        /// More that the answer must be.
+        #[serde(default, skip_serializing_if = "is_plain")]
+        more: Box<HttpMore>,
     },
     /// Opens a TCP connection.
     Tcp {
@@ -76,6 +138,15 @@ pub enum Probe {
         path: String,
         /// The longest time since it was last written.
         age_max: Option<Length>,
+        /// Whether it must not be there.
+        #[serde(default, skip_serializing_if = "is_false")]
+        absent: bool,
+        /// SHA-256 of its content, hexadecimal.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sha256: Option<String>,
+        /// Its permission bits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<u32>,
     },
     /// Looks at the free space of a file system.
     Disk {
@@ -83,7 +154,49 @@ pub enum Probe {
         path: String,
         /// The least number of free bytes.
         free_bytes_min: u64,
+        /// The least part that is free, in hundredths.
+        #[serde(default, skip_serializing_if = "is_none")]
+        free_percent_min: u32,
     },
+    /// Looks at a unit of the host's systemd.
+    Systemd {
+        /// The unit, such as `postgresql.service`.
+        unit: String,
+    },
+    /// Runs a program that speaks as Nagios plugins do: 0 passes, 1 warns, 2 and everything else fails; what follows
+    /// `|` on its output is performance data.
+    Custom {
+        /// The program and its arguments; no shell is involved.
+        command: Vec<String>,
+    },
+}
+
+/// What an HTTP check may ask for besides status and text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpMore {
+    /// Headers that are sent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// Headers that the answer must have, with these values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub expected_headers: BTreeMap<String, String>,
+    /// A regular expression that the body must match somewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matches: Option<String>,
+    /// What must be found in a JSON body, by JSONPath (RFC 9535).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub json: BTreeMap<String, serde_json::Value>,
+    /// How long the server's TLS certificate must still count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_valid_for: Option<Length>,
+}
+
+fn is_plain(more: &HttpMore) -> bool {
+    *more == HttpMore::default()
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// How an instance is doing.
@@ -133,13 +246,21 @@ pub enum CheckOutcome {
         /// What was seen, in words.
         message: String,
     },
+    /// The check neither passes nor fails: somebody should look.
+    Warning {
+        /// What was seen, in words.
+        message: String,
+    },
 }
 
 impl CheckOutcome {
     /// What was seen, in words.
     pub fn message(&self) -> &str {
         match self {
-            Self::Passing { message } | Self::NeedsAuthentication { message } | Self::Failing { message } => message,
+            Self::Passing { message }
+            | Self::NeedsAuthentication { message }
+            | Self::Failing { message }
+            | Self::Warning { message } => message,
         }
     }
 }
@@ -153,6 +274,21 @@ pub struct CheckReport {
     pub severity: Severity,
     /// What it found.
     pub outcome: CheckOutcome,
+}
+
+/// One run of one check, for a person who asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckRun {
+    /// The check's name.
+    pub name: String,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What it found.
+    pub outcome: CheckOutcome,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// What a plugin measured, each as it wrote it.
+    pub performance: Vec<String>,
 }
 
 /// What an MCP server said of itself.
@@ -201,13 +337,23 @@ pub fn verdict(checks: &[HealthCheck], outcomes: &BTreeMap<String, CheckOutcome>
         match (outcomes.get(&check.name), check.severity) {
             (None, Severity::Critical) => status = worse(status, HealthStatus::Unknown),
             (Some(CheckOutcome::Failing { .. }), Severity::Critical) => return HealthStatus::Unhealthy,
-            (Some(CheckOutcome::Failing { .. }), Severity::Warning) => status = worse(status, HealthStatus::Degraded),
+            (Some(CheckOutcome::Failing { .. }), Severity::Warning)
+            | (Some(CheckOutcome::Warning { .. }), Severity::Critical | Severity::Warning) => {
+                status = worse(status, HealthStatus::Degraded);
+            }
             (Some(CheckOutcome::NeedsAuthentication { .. }), Severity::Critical | Severity::Warning) => {
                 status = worse(status, HealthStatus::NeedsAuthentication);
             }
             (None, Severity::Warning | Severity::Info)
             | (Some(CheckOutcome::Passing { .. }), _)
-            | (Some(CheckOutcome::Failing { .. } | CheckOutcome::NeedsAuthentication { .. }), Severity::Info) => {}
+            | (
+                Some(
+                    CheckOutcome::Failing { .. }
+                    | CheckOutcome::NeedsAuthentication { .. }
+                    | CheckOutcome::Warning { .. },
+                ),
+                Severity::Info,
+            ) => {}
         }
     }
     status
@@ -229,15 +375,7 @@ mod tests {
     use super::*;
 
     fn check(name: &str, severity: Severity) -> HealthCheck {
-        HealthCheck {
-            name: name.to_owned(),
-            severity,
-            probe: Probe::Tcp { address: "127.0.0.1:1".to_owned() },
-            interval: Length::from_secs(10),
-            timeout: Length::from_secs(5),
-            failure_threshold: 1,
-            tags: Vec::new(),
-        }
+        HealthCheck::new(name.to_owned(), severity, Probe::Tcp { address: "127.0.0.1:1".to_owned() })
     }
 
     fn failing() -> CheckOutcome {
@@ -255,6 +393,21 @@ mod tests {
         assert_eq!(verdict(&checks, &all(passing(), passing(), failing())), HealthStatus::Healthy);
         assert_eq!(verdict(&checks, &all(passing(), failing(), passing())), HealthStatus::Degraded);
         assert_eq!(verdict(&checks, &all(failing(), passing(), passing())), HealthStatus::Unhealthy);
+    }
+
+    #[test]
+    fn a_check_that_warns_degrades_the_instance_whatever_its_severity_but_info() {
+        let outcome = || BTreeMap::from([("a".to_owned(), CheckOutcome::Warning { message: "high".to_owned() })]);
+        assert_eq!(verdict(&[check("a", Severity::Critical)], &outcome()), HealthStatus::Degraded);
+        assert_eq!(verdict(&[check("a", Severity::Info)], &outcome()), HealthStatus::Healthy);
+    }
+
+    #[test]
+    fn a_check_of_before_reads_and_writes_as_it_did() {
+        let old = r#"{"name":"a","severity":"critical","probe":{"type":"http","config":{"url":"http://x","statuses":[200],"contains":null}},"interval":"10s","timeout":"5s","failure_threshold":2,"tags":[]}"#;
+        let read: HealthCheck = serde_json::from_str(old).expect("it reads");
+        assert_eq!(read.success_threshold, 1);
+        assert_eq!(serde_json::to_string(&read).expect("JSON"), old, "the ids of releases must not change");
     }
 
     #[test]

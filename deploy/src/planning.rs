@@ -134,7 +134,12 @@ pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Res
             for host in hosts {
                 let id = InstanceId::new(server.clone(), host.clone());
                 let release = render::release(configuration, circumstances, &id, &mut warnings)?;
-                group.steps.push(step(id.clone(), release, circumstances.present.get(&id)));
+                let irreversible = release.irreversible.clone();
+                let step = step(id.clone(), release, circumstances.present.get(&id));
+                if let Some(why) = irreversible.filter(|_| step.action != StepAction::Unchanged) {
+                    warnings.push(format!("{id} cannot be undone once it has run: {why}"));
+                }
+                group.steps.push(step);
                 planned.insert(id);
             }
             group.servers.push(server);

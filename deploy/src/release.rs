@@ -3,6 +3,9 @@
 //! Secrets are not in it. Where a secret's value belongs, the rendered text holds a marker, and
 //! [`Release::secrets`] holds a keyed digest of the value, so that a rotated secret is another release.
 
+mod kept;
+mod run;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +14,9 @@ use crate::health::{HealthCheck, Probe};
 use crate::host::Requirement;
 use crate::ids::{ReleaseId, ServerName};
 use crate::time::{Length, Timestamp};
+
+pub use kept::Database;
+pub use run::{Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
 
 /// What opens a secret's marker in a rendered text; the secret's name and [`MARKER_END`] follow.
 pub const MARKER_START: &str = "\u{f8ff}secret:";
@@ -36,6 +42,15 @@ pub struct Release {
     pub tool_calls: Vec<ToolCall>,
     /// Whether a snapshot takes the data folder along.
     pub snapshot_data: bool,
+    /// Files and folders outside the release that a snapshot takes along.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub snapshot_paths: Vec<String>,
+    /// A database that a snapshot dumps.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub database: Option<Database>,
+    /// Why a step to this release cannot be undone, where it cannot.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub irreversible: Option<String>,
     /// Keyed digests of the secrets that its texts name.
     pub secrets: BTreeMap<String, SecretUse>,
     /// The time its templates were given, where one of them asked.
@@ -115,71 +130,6 @@ impl std::fmt::Display for Package {
     }
 }
 
-/// What is started, and how.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Run {
-    /// The program and its arguments; programs of the package come first in its search path.
-    pub command: Vec<String>,
-    /// Its environment, besides a search path, a home and a locale.
-    pub environment: BTreeMap<String, String>,
-    /// How it speaks.
-    pub transport: Transport,
-    /// Where it listens, if it does.
-    pub endpoint: Option<Endpoint>,
-    /// When its runtime starts it again.
-    pub restart: RestartPolicy,
-    /// How long it has to end after SIGTERM before its whole process group is killed.
-    pub stop_timeout: Length,
-}
-
-/// How a server speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Transport {
-    /// MCP over its standard input and output; bridged to streamable HTTP on its endpoint.
-    Stdio,
-    /// MCP over streamable HTTP.
-    Http,
-    /// No MCP: any other daemon.
-    None,
-}
-
-/// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// The address.
-    pub address: String,
-    /// The TCP port.
-    pub port: u16,
-    /// The path of its MCP endpoint.
-    pub path: String,
-}
-
-impl Endpoint {
-    /// The endpoint as a URL.
-    pub fn url(&self) -> String {
-        format!("http://{}:{}{}", self.address, self.port, self.path)
-    }
-
-    /// `ADDRESS:PORT`.
-    pub fn authority(&self) -> String {
-        format!("{}:{}", self.address, self.port)
-    }
-}
-
-/// When a server that ended is started again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RestartPolicy {
-    /// Whatever its exit status was.
-    #[default]
-    Always,
-    /// Only when its exit status was not 0.
-    OnFailure,
-    /// Never.
-    Never,
-}
-
 /// A file of a release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigFile {
@@ -202,7 +152,42 @@ pub struct ToolCall {
     pub contains: Option<String>,
 }
 
+/// Fields that came later are left out where they say nothing, so that older releases keep their ids.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 impl Release {
+    /// A release that runs a command, and nothing else.
+    pub fn plain(server: ServerName, command: Vec<String>) -> Self {
+        Self {
+            server,
+            package: Package::None,
+            requires: Vec::new(),
+            run: Run {
+                command,
+                environment: BTreeMap::new(),
+                transport: Transport::None,
+                endpoint: None,
+                restart: RestartPolicy::Always,
+                stop_timeout: Length::from_secs(10),
+                runtime: RuntimeChoice::Auto,
+                user: None,
+                writable: Vec::new(),
+                resources: Resources::default(),
+            },
+            files: Vec::new(),
+            health_checks: Vec::new(),
+            tool_calls: Vec::new(),
+            snapshot_data: false,
+            snapshot_paths: Vec::new(),
+            database: None,
+            irreversible: None,
+            secrets: BTreeMap::new(),
+            rendered_at: None,
+        }
+    }
+
     /// The bytes that the id is the hash of: JSON with its fields in a fixed order.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
@@ -225,11 +210,7 @@ impl Release {
     pub fn expected_tools(&self) -> Vec<String> {
         let tools = self.health_checks.iter().filter_map(|check| match &check.probe {
             Probe::Mcp { expected_tools, .. } => Some(expected_tools),
-            Probe::Http { .. }
-            | Probe::Tcp { .. }
-            | Probe::Command { .. }
-            | Probe::File { .. }
-            | Probe::Disk { .. } => None,
+            _ => None,
         });
         tools.flatten().cloned().collect()
     }

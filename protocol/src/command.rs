@@ -7,14 +7,16 @@ use std::collections::BTreeMap;
 
 use fleetwright_certs::{BadSignature, Signature, Signer, TrustedKeys};
 use fleetwright_deploy::failure::Failure;
+use fleetwright_deploy::health::CheckRun;
 use fleetwright_deploy::ids::{
-    CommandId, DeploymentId, FleetName, Generation, HostName, PlanId, ReleaseId, ServerName,
+    CommandId, DeploymentId, FleetName, Generation, HostName, PlanId, ReleaseId, ServerName, SnapshotId,
 };
 use fleetwright_deploy::time::{Length, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::FrameError;
 use crate::frame::{COMMAND_BYTES_MAX, decode, encode};
+use crate::snapshot::{SnapshotSummary, SnapshotView};
 
 /// What a coordinator's key signs.
 pub const COMMAND_PURPOSE: &str = "command";
@@ -24,6 +26,8 @@ pub const INTENT_PURPOSE: &str = "intent";
 pub const COMMAND_LIFETIME: Length = Length::from_secs(60);
 /// How far ahead of the agent's clock a command may have been issued.
 pub const CLOCK_SKEW_MAX: Length = Length::from_secs(60);
+/// How long checks that a person asked for may take, all together.
+pub const CHECK_RUN_TIMEOUT: Length = Length::from_secs(12);
 /// Most log lines that one command may ask for.
 pub const LOG_LINES_MAX: u32 = 1_000;
 
@@ -94,6 +98,48 @@ pub enum CommandBody {
         /// How many lines, at most [`LOG_LINES_MAX`].
         lines: u32,
     },
+    /// What the checks of the running release find now. Runs only what the release says, so it needs no intent.
+    Check {
+        /// The server.
+        server: ServerName,
+        /// Only the checks with this tag, or of this group.
+        tag: Option<String>,
+    },
+    /// The snapshots of a server.
+    Snapshots {
+        /// The server.
+        server: ServerName,
+    },
+    /// What is in a snapshot.
+    Snapshot {
+        /// The server.
+        server: ServerName,
+        /// Which.
+        id: SnapshotId,
+        /// Whether to compare it with what is there now.
+        compare: bool,
+    },
+}
+
+impl CommandBody {
+    /// The server that it is about.
+    pub fn server(&self) -> &ServerName {
+        match self {
+            Self::Step { server, .. }
+            | Self::Logs { server, .. }
+            | Self::Check { server, .. }
+            | Self::Snapshots { server }
+            | Self::Snapshot { server, .. } => server,
+        }
+    }
+
+    /// The operator's intent, where one is needed: nothing that only looks needs one.
+    fn intent(&self) -> Option<&Envelope> {
+        match self {
+            Self::Step { intent, .. } => Some(intent),
+            Self::Logs { .. } | Self::Check { .. } | Self::Snapshots { .. } | Self::Snapshot { .. } => None,
+        }
+    }
 }
 
 /// What a step's command asks for.
@@ -145,6 +191,12 @@ pub enum CommandReply {
     Stale,
     /// The lines that were asked for.
     Logs(Vec<String>),
+    /// What the checks found.
+    Checks(Vec<CheckRun>),
+    /// The snapshots.
+    Snapshots(Vec<SnapshotSummary>),
+    /// The snapshot.
+    Snapshot(Box<SnapshotView>),
 }
 
 /// The operator's intent for one host, by version of its shape.
@@ -239,10 +291,7 @@ impl Verifier {
         if command.issued_at.since(now) > CLOCK_SKEW_MAX {
             return Err(Rejection::FromTheFuture(command.issued_at));
         }
-        let intent = match &command.body {
-            CommandBody::Logs { .. } => None,
-            CommandBody::Step { intent, .. } => Some(self.open_intent(intent, now)?),
-        };
+        let intent = command.body.intent().map(|intent| self.open_intent(intent, now)).transpose()?;
         if let Some(intent) = &intent {
             check_intended(&command.body, intent)?;
         }

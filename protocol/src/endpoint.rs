@@ -6,7 +6,7 @@ use std::time::Duration;
 use fleetwright_certs::{Identity, PinnedAuthority};
 use fleetwright_deploy::time::{Length, Timestamp};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, ServerConfig, TransportConfig, VarInt};
+use quinn::{ClientConfig, EndpointConfig, ServerConfig, TransportConfig, VarInt};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -73,6 +73,13 @@ pub fn coordinator(identity: &TlsIdentity, clock: &Clock) -> Result<ServerConfig
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     config.transport_config(Arc::new(transport())).max_incoming(INCOMING_MAX);
     Ok(config)
+}
+
+/// Settings of a coordinator's socket. With the same key as in its last run, it tells its agents at once that it knows
+/// nothing of their connections any more (stateless reset, RFC 9000 section 10.3); otherwise they would wait for
+/// [`IDLE_TIMEOUT`].
+pub fn coordinator_socket(reset_key: &[u8; 32]) -> EndpointConfig {
+    EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key)))
 }
 
 /// An agent's endpoint for its work.

@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod enrol;
 pub mod frame;
 pub mod report;
+pub mod snapshot;
 
 pub use clock::Clock;
 pub use command::{

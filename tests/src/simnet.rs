@@ -179,7 +179,7 @@ impl Net {
                 let coordinator = Coordinator::open(&net.state_dir(COORDINATOR), net.clock(COORDINATOR))?;
                 let endpoint = socket::endpoint(PORT, Some(coordinator.endpoint_config()?)).await?;
                 *net.0.operator.lock().expect("not poisoned") = Some(coordinator.operator());
-                coordinator.run(endpoint).await?;
+                coordinator.run(endpoint, std::future::pending()).await?;
                 Ok(())
             }
         });

@@ -206,6 +206,7 @@ fn the_coordinator_is_killed_at_twenty_moments_of_deployments_of_twenty_instance
     let mut coordinators = Vec::new();
     for version in 2..7 {
         fleet.configure_plain(&SERVERS, version, lines);
+        fleet.wait_until("every host is back", || fleet.json(&["status"])["status"]["hosts_connected"] == 4);
         let started = fleet.json(&["deploy", "start", &manifest.to_string_lossy()]);
         let id = text(&started["id"]).to_owned();
         for _ in 0..4 {

@@ -263,3 +263,17 @@ fn a_release_that_is_not_healthy_is_undone_everywhere() {
         assert_eq!(net.running(), vec![Some(version(1)); 3]);
     });
 }
+
+#[test]
+fn agents_notice_at_once_that_a_restarted_coordinator_knows_nothing_of_their_connections() {
+    Setup::default().run(|net| async move {
+        net.connected().await;
+        net.crash(COORDINATOR);
+        net.restart(COORDINATOR);
+        net.until("the coordinator starts anew", |fleet| fleet.hosts().values().all(|host| !host.connected)).await;
+        let began = turmoil::elapsed();
+        net.connected().await;
+        let took = turmoil::elapsed() - began;
+        assert!(took < Duration::from_secs(7), "they waited for {took:?}, as if nobody had told them");
+    });
+}

@@ -1,5 +1,6 @@
 //! Speaking to an MCP server: it is healthy when it lists its tools, whatever else it answers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fleetwright_deploy::health::{CheckOutcome, McpInfo};
@@ -20,16 +21,16 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Speaks both eras of the protocol, and remembers which one a server answered to.
 pub(crate) struct McpClient {
     http: reqwest::Client,
-    legacy: bool,
+    legacy: AtomicBool,
 }
 
 impl McpClient {
     pub(crate) fn new(http: reqwest::Client) -> Self {
-        Self { http, legacy: false }
+        Self { http, legacy: AtomicBool::new(false) }
     }
 
     /// Lists the tools of a server.
-    pub(crate) async fn check(&mut self, url: &str, expected_tools: &[String]) -> Found {
+    pub(crate) async fn check(&self, url: &str, expected_tools: &[String]) -> Found {
         let session = match self.connect(url).await {
             Ok(session) => session,
             Err(error) => return not_connected(url, &error),
@@ -61,12 +62,12 @@ impl McpClient {
             tools,
         };
         let message = format!("{url} lists {} tools", info.tools.len());
-        Found { outcome: CheckOutcome::Passing { message }, mcp: Some(info) }
+        Found { outcome: CheckOutcome::Passing { message }, mcp: Some(info), performance: Vec::new() }
     }
 
     /// The modern era first, unless the server turned out to speak the older one only.
-    pub(crate) async fn connect(&mut self, url: &str) -> Result<Session, ClientInitializeError> {
-        if !self.legacy {
+    pub(crate) async fn connect(&self, url: &str) -> Result<Session, ClientInitializeError> {
+        if !self.legacy.load(Ordering::Relaxed) {
             let modern = ClientLifecycleMode::Auto {
                 preferred_versions: vec![ProtocolVersion::V_2026_07_28],
                 legacy_version: None,
@@ -78,7 +79,7 @@ impl McpClient {
             }
         }
         let session = self.open(url, ClientLifecycleMode::Initialize).await?;
-        self.legacy = true;
+        self.legacy.store(true, Ordering::Relaxed);
         Ok(session)
     }
 
@@ -120,7 +121,7 @@ fn not_connected(url: &str, error: &ClientInitializeError) -> Found {
 
 fn needs_authentication(url: &str) -> Found {
     let message = format!("{url} asks for credentials");
-    Found { outcome: CheckOutcome::NeedsAuthentication { message }, mcp: None }
+    Found { outcome: CheckOutcome::NeedsAuthentication { message }, mcp: None, performance: Vec::new() }
 }
 
 fn failing(message: String) -> Found {

@@ -39,13 +39,26 @@ pub(super) async fn rollback(arguments: &RollbackArguments, context: &Context) -
     if let Some(to) = &arguments.to {
         return go_back(arguments.what.parse()?, to, &client, context).await;
     }
-    let StatusView { last_event, .. } = client.get("/v1/status").await?;
     let (id, of_server) = target(&arguments.what, &client).await?;
     let view: DeploymentView = client.get(&format!("/v1/deployments/{id}")).await?;
     let only = meant(&view, of_server, &arguments.host)?;
-    let request = deploy::sign_rollback(&view, arguments.strategy, only, &client, context).await?;
+    undo(&id, arguments.strategy, only, &client, context).await
+}
+
+/// Undoes what a deployment did to some instances, or to all it touched when none are named, and stays until that is
+/// done.
+pub(super) async fn undo(
+    id: &DeploymentId,
+    strategy: Option<RollbackStrategy>,
+    only: BTreeSet<InstanceId>,
+    client: &Client,
+    context: &Context,
+) -> Result<u8> {
+    let StatusView { last_event, .. } = client.get("/v1/status").await?;
+    let view: DeploymentView = client.get(&format!("/v1/deployments/{id}")).await?;
+    let request = deploy::sign_rollback(&view, strategy, only, client, context).await?;
     let _: Started = client.post(&format!("/v1/deployments/{id}/rollback"), &request).await?;
-    let view = follow::follow(&client, &id, last_event, &context.ui).await?;
+    let view = follow::follow(client, id, last_event, &context.ui).await?;
     if context.ui.is_json() {
         context.ui.data(&view, String::new);
     }

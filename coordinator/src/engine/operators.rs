@@ -7,7 +7,7 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Refused};
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
 use fleetwright_deploy::plan::{Plan, RollbackStrategy};
-use fleetwright_protocol::command::CommandReply;
+use fleetwright_protocol::command::{CommandBody, CommandReply};
 use tokio::sync::oneshot;
 
 use super::{Engine, Reply};
@@ -82,33 +82,35 @@ impl Engine {
         self.answer(reply, outcome);
     }
 
-    pub(super) fn logs(&self, instance: &InstanceId, lines: u32, reply: Reply<Result<Vec<String>, Failure>>) {
-        let failed = |kind, message: String| Failure::new(kind, "logs", message).at(&instance.host, &instance.server);
-        if !self.fleet.hosts().contains_key(&instance.host) {
-            let failure = failed(FailureKind::ConfigurationError, format!("there is no host {}", instance.host));
+    /// Asks an agent for something that changes nothing.
+    pub(super) fn look_at(&self, host: &HostName, body: CommandBody, reply: Reply<Result<CommandReply, Failure>>) {
+        let server = body.server().clone();
+        let failed = |kind, message: String| Failure::new(kind, "look", message).at(host, &server);
+        if !self.fleet.hosts().contains_key(host) {
+            let failure = failed(FailureKind::ConfigurationError, format!("there is no host {host}"));
             let _ = reply.send(Err(failure.hint("`fleetwright hosts list` shows them")));
             return;
         }
-        let Some(session) = self.sessions.get(&instance.host) else {
-            let failure = failed(FailureKind::NetworkError, format!("{} is not connected", instance.host));
+        let Some(session) = self.sessions.get(host) else {
+            let failure = failed(FailureKind::NetworkError, format!("{host} is not connected"));
             let _ = reply.send(Err(failure.hint("look at the agent on that host")));
             return;
         };
-        match self.authorities.commands.logs(&self.fleet, instance, lines, self.clock.now()) {
+        match self.authorities.commands.look(&self.fleet, host, body, self.clock.now()) {
             Err(failure) => {
                 let _ = reply.send(Err(failure));
             }
             Ok(envelope) => {
                 let (command_reply, answer) = oneshot::channel();
                 session.send(Outbound { envelope, reply: command_reply });
-                let lost = failed(FailureKind::NetworkError, format!("{} did not answer", instance.host));
+                let lost = failed(FailureKind::NetworkError, format!("{host} did not answer"));
                 tokio::spawn(async move {
                     let _ = reply.send(match answer.await {
-                        Ok(CommandReply::Logs(lines)) => Ok(lines),
                         Ok(CommandReply::Refused(failure)) => Err(failure),
                         Ok(CommandReply::Accepted | CommandReply::Duplicate | CommandReply::Stale) | Err(_) => {
                             Err(lost)
                         }
+                        Ok(looked) => Ok(looked),
                     });
                 });
             }

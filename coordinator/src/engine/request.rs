@@ -13,6 +13,7 @@ use fleetwright_deploy::instance::StepReport;
 use fleetwright_deploy::plan::{Plan, RollbackStrategy};
 use fleetwright_deploy::release::SecretSource;
 use fleetwright_deploy::time::Length;
+use fleetwright_protocol::command::{CommandBody, CommandReply};
 use fleetwright_protocol::enrol::Credentials;
 use fleetwright_protocol::report::{CoordinatorReply, MetricsSample};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -84,8 +85,8 @@ pub(crate) enum Request {
     Control { deployment: DeploymentId, event: Box<DeploymentEvent>, reply: Reply<Result<(), Failure>> },
     /// Halt the whole fleet, or let it go on.
     Halt { event: FleetEvent, reply: Reply<Result<(), Failure>> },
-    /// The last lines of a server's output.
-    Logs { instance: InstanceId, lines: u32, reply: Reply<Result<Vec<String>, Failure>> },
+    /// Ask an agent for something that changes nothing.
+    LookAt { host: HostName, body: CommandBody, reply: Reply<Result<CommandReply, Failure>> },
     /// Digests of secrets.
     Digests { sources: BTreeMap<String, SecretSource>, reply: Reply<BTreeMap<String, String>> },
     /// What people are told about entries after a number.

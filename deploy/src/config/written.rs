@@ -9,7 +9,7 @@ use strum::IntoStaticStr;
 use crate::health::Severity;
 use crate::host::{Requirement, Version};
 use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
-use crate::release::{RestartPolicy, Transport};
+use crate::release::{RestartPolicy, RuntimeChoice, Transport};
 use crate::time::Length;
 
 use super::rollout::{PaceWritten, RollbackWritten, RolloutWritten};
@@ -197,6 +197,27 @@ pub struct Server {
     /// What a snapshot takes along.
     #[serde(default)]
     pub snapshot: SnapshotWritten,
+    /// The most it may use.
+    #[serde(default)]
+    pub resources: ResourcesWritten,
+    /// Why a step to this definition cannot be undone, where it cannot.
+    #[serde(default)]
+    pub irreversible: Option<Spanned<String>>,
+}
+
+/// The most that a server may use.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourcesWritten {
+    /// Memory, such as `256MiB`.
+    #[serde(default)]
+    pub memory: Option<Spanned<String>>,
+    /// Processor time, such as `50%`; 100% is one processor.
+    #[serde(default)]
+    pub cpu: Option<Spanned<String>>,
+    /// Processes and threads at once.
+    #[serde(default)]
+    pub tasks: Option<Spanned<u32>>,
 }
 
 /// What is installed: exactly one of `pypi` and `npm`.
@@ -240,6 +261,15 @@ pub struct RunWritten {
     /// How long it has to end.
     #[serde(default)]
     pub stop_timeout: Option<Length>,
+    /// What keeps it running; the best that its host has unless said otherwise.
+    #[serde(default)]
+    pub runtime: RuntimeChoice,
+    /// The user it runs as.
+    #[serde(default)]
+    pub user: Option<Spanned<String>>,
+    /// What it may write to besides its data folder; templates.
+    #[serde(default)]
+    pub writable: Vec<Spanned<String>>,
 }
 
 fn no_transport() -> Transport {
@@ -271,6 +301,8 @@ pub enum CheckType {
     Command,
     File,
     Disk,
+    Systemd,
+    Custom,
 }
 
 /// A health check.
@@ -300,6 +332,18 @@ pub struct WrittenCheck {
     /// Names by which checks are selected.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// The group it belongs to.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// How long failures do not count after a start; 1 m unless said otherwise.
+    #[serde(default)]
+    pub start_grace: Option<Length>,
+    /// How many runs in a row must pass before a failing check passes again; 1 unless said otherwise.
+    #[serde(default)]
+    pub success_threshold: Option<u32>,
+    /// How often a failing run is tried again at once; 0 unless said otherwise.
+    #[serde(default)]
+    pub retries: Option<u32>,
 }
 
 /// A call that integration testing makes.
@@ -317,10 +361,27 @@ pub struct WrittenToolCall {
 }
 
 /// What a snapshot takes along besides the release.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotWritten {
     /// The server's data folder.
     #[serde(default)]
     pub data: bool,
+    /// Files and folders of the host; absolute paths, templates.
+    #[serde(default)]
+    pub paths: Vec<Spanned<String>>,
+    /// A database to be dumped.
+    #[serde(default)]
+    pub database: Option<DatabaseWritten>,
+}
+
+/// How a database is dumped and restored. Both commands are templates, and run in the data folder with the server's
+/// environment.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseWritten {
+    /// Writes the dump to its standard output.
+    pub dump: Spanned<Vec<Spanned<String>>>,
+    /// Reads the dump from its standard input.
+    pub restore: Spanned<Vec<Spanned<String>>>,
 }

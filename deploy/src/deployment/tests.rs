@@ -10,29 +10,15 @@ use crate::instance::{RestoreCause, StepReport, StepReportDiscriminants};
 use crate::plan::{
     Group, OnFailure, Pace, PauseAt, PausePoint, PlannedStep, RollbackPolicy, RollbackStrategy, Rollout,
 };
-use crate::release::{Endpoint, Package, RestartPolicy, Run, Transport};
+use crate::release::{Endpoint, Transport};
 use crate::time::Length;
 
 fn release(server: &ServerName, version: u32) -> Release {
-    Release {
-        server: server.clone(),
-        package: Package::None,
-        requires: Vec::new(),
-        run: Run {
-            command: vec![format!("v{version}")],
-            environment: BTreeMap::new(),
-            transport: Transport::Http,
-            endpoint: Some(Endpoint { address: "127.0.0.1".to_owned(), port: 1, path: "/mcp".to_owned() }),
-            restart: RestartPolicy::Always,
-            stop_timeout: Length::from_secs(1),
-        },
-        files: Vec::new(),
-        health_checks: Vec::new(),
-        tool_calls: Vec::new(),
-        snapshot_data: false,
-        secrets: BTreeMap::new(),
-        rendered_at: None,
-    }
+    let mut release = Release::plain(server.clone(), vec![format!("v{version}")]);
+    release.run.transport = Transport::Http;
+    release.run.endpoint = Some(Endpoint { address: "127.0.0.1".to_owned(), port: 1, path: "/mcp".to_owned() });
+    release.run.stop_timeout = Length::from_secs(1);
+    release
 }
 
 fn at(ms: i64) -> Timestamp {

@@ -2,7 +2,6 @@ use super::*;
 use crate::deployment::Order;
 use crate::instance::StepReport;
 use crate::plan::{Group, PlannedStep, RollbackPolicy, Rollout};
-use crate::release::{Package, RestartPolicy, Run, Transport};
 use crate::time::Length;
 
 fn at(ms: i64) -> Timestamp {
@@ -18,25 +17,9 @@ fn instance() -> InstanceId {
 }
 
 fn release(version: u32) -> Release {
-    Release {
-        server: "s".parse().expect("name"),
-        package: Package::None,
-        requires: Vec::new(),
-        run: Run {
-            command: vec![format!("v{version}")],
-            environment: BTreeMap::new(),
-            transport: Transport::None,
-            endpoint: None,
-            restart: RestartPolicy::Always,
-            stop_timeout: Length::from_secs(1),
-        },
-        files: Vec::new(),
-        health_checks: Vec::new(),
-        tool_calls: Vec::new(),
-        snapshot_data: false,
-        secrets: BTreeMap::new(),
-        rendered_at: None,
-    }
+    let mut release = Release::plain("s".parse().expect("name"), vec![format!("v{version}")]);
+    release.run.stop_timeout = Length::from_secs(1);
+    release
 }
 
 /// A plan for one instance, from what the fleet runs to `version`.

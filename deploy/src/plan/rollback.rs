@@ -74,6 +74,8 @@ pub enum RollbackAction {
     RestoreConfig,
     /// The data folder is as the snapshot has it.
     RestoreFiles,
+    /// The database is as its dump has it.
+    RestoreDatabase,
     /// The release that ran before is started, and must pass its own checks.
     RestartServer,
     /// The new release is removed from the host.
@@ -91,17 +93,21 @@ pub struct RollbackStep {
 
 impl RollbackStep {
     fn of(step: &PlannedStep) -> Self {
-        use RollbackAction::{CleanupResources, RestartServer, RestoreConfig, RestoreFiles, StopServer};
-        let has_data = step.release.as_ref().is_some_and(|release| release.snapshot_data);
-        let actions = match step.action {
-            StepAction::Create => vec![StopServer, CleanupResources],
-            StepAction::Update if has_data => {
-                vec![StopServer, RestoreConfig, RestoreFiles, RestartServer, CleanupResources]
-            }
-            StepAction::Update => vec![StopServer, RestoreConfig, RestartServer, CleanupResources],
-            StepAction::Remove => vec![RestoreConfig, RestoreFiles, RestartServer],
-            StepAction::Unchanged => Vec::new(),
+        use RollbackAction::{
+            CleanupResources, RestartServer, RestoreConfig, RestoreDatabase, RestoreFiles, StopServer,
         };
+        let new = step.release.as_ref();
+        let files = new.is_none_or(|release| release.snapshot_data || !release.snapshot_paths.is_empty());
+        let database = new.is_some_and(|release| release.database.is_some());
+        let kept = [(files, RestoreFiles), (database, RestoreDatabase)];
+        let kept = kept.into_iter().filter_map(|(wanted, action)| wanted.then_some(action));
+        let (before, after): (&[RollbackAction], &[RollbackAction]) = match step.action {
+            StepAction::Create => (&[StopServer], &[CleanupResources]),
+            StepAction::Update => (&[StopServer, RestoreConfig], &[RestartServer, CleanupResources]),
+            StepAction::Remove => (&[RestoreConfig], &[RestartServer]),
+            StepAction::Unchanged => return Self { instance: step.instance.clone(), actions: Vec::new() },
+        };
+        let actions = before.iter().copied().chain(kept).chain(after.iter().copied()).collect();
         Self { instance: step.instance.clone(), actions }
     }
 }

@@ -6,14 +6,16 @@ mod template;
 use std::collections::BTreeMap;
 
 use serde_json::json;
+use serde_saphyr::Spanned;
 
 use self::template::Templates;
 use super::{Circumstances, Configuration, secret_key, secret_sources};
-use crate::config::{Problem, Problems, Server, Source, WrittenFile};
+use crate::config::{Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
 use crate::host::HostView;
 use crate::ids::InstanceId;
 use crate::release::{
-    ConfigFile, Endpoint, MARKER_START, Package, Release, Run, SecretSource, SecretUse, ToolCall, Transport,
+    ConfigFile, Database, Endpoint, MARKER_END, MARKER_START, Package, Release, Resources, Run, SecretSource,
+    SecretUse, ToolCall, Transport,
 };
 use crate::time::{Length, Timestamp};
 
@@ -129,10 +131,10 @@ fn secret_digest(
     }
 }
 
-fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templates) -> Result<Release, Problems> {
-    let written = &server.run;
-    let mut command = Vec::with_capacity(written.command.value.len());
-    for argument in &written.command.value {
+/// A command with its arguments rendered. Everybody on the host can see the list of processes.
+fn command(source: &Source, written: &[Spanned<String>], templates: &Templates) -> Result<Vec<String>, Problems> {
+    let mut command = Vec::with_capacity(written.len());
+    for argument in written {
         let text = templates.render(source, argument)?;
         if text.contains(MARKER_START) {
             let problem =
@@ -141,6 +143,56 @@ fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templ
         }
         command.push(text);
     }
+    Ok(command)
+}
+
+/// Absolute paths of a host, rendered.
+fn paths(source: &Source, written: &[Spanned<String>], templates: &Templates) -> Result<Vec<String>, Problems> {
+    let mut paths = Vec::with_capacity(written.len());
+    for path in written {
+        let text = templates.render(source, path)?;
+        let plain = |part: &str| part != ".." && part != "." && !part.contains(['\0', '\n', MARKER_END]);
+        if !text.starts_with('/') || text.len() < 2 || !text.split('/').all(plain) {
+            let problem = Problem::at(source, path, format!("`{text}` is not an absolute path of a file or folder"));
+            return Err(problem.hint("write it from the root, without `..`").into());
+        }
+        paths.push(text.trim_end_matches('/').to_owned());
+    }
+    Ok(paths)
+}
+
+fn resources(source: &Source, written: &ResourcesWritten) -> Result<Resources, Problems> {
+    let memory_bytes = match &written.memory {
+        None => None,
+        Some(memory) => Some(checks::bytes(&memory.value).map_err(|message| Problem::at(source, memory, message))?),
+    };
+    let cpu_percent = match &written.cpu {
+        None => None,
+        Some(cpu) => match cpu.value.strip_suffix('%').and_then(|number| number.trim().parse::<u32>().ok()) {
+            Some(percent) if (1..=100_000).contains(&percent) => Some(percent),
+            Some(_) | None => {
+                let problem = Problem::at(source, cpu, format!("`{}` is not a part of a processor", cpu.value));
+                return Err(problem.hint("write for example 50% or 200%; 100% is one processor").into());
+            }
+        },
+    };
+    Ok(Resources { memory_bytes, cpu_percent, tasks: written.tasks.as_ref().map(|tasks| tasks.value) })
+}
+
+fn user(source: &Source, written: &Spanned<String>) -> Result<String, Problems> {
+    let user = &written.value;
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    if user.is_empty() || user.len() > 31 || !user.bytes().all(fits) || user.starts_with(|c: char| c.is_ascii_digit()) {
+        let problem = Problem::at(source, written, format!("`{user}` is not the name of a user"));
+        return Err(problem
+            .hint("lower-case letters, digits, `-` and `_`, at most 31, not beginning with a digit")
+            .into());
+    }
+    Ok(user.clone())
+}
+
+fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templates) -> Result<Release, Problems> {
+    let written = &server.run;
     let mut environment = BTreeMap::new();
     for (name, value) in &written.environment {
         environment.insert(name.clone(), templates.render(source, value)?);
@@ -155,17 +207,30 @@ fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templ
         package: package(server),
         requires: server.requires.clone(),
         run: Run {
-            command,
+            command: command(source, &written.command.value, templates)?,
             environment,
             transport: written.transport,
             endpoint,
             restart: written.restart,
             stop_timeout: written.stop_timeout.unwrap_or(STOP_TIMEOUT),
+            runtime: written.runtime,
+            user: written.user.as_ref().map(|written| user(source, written)).transpose()?,
+            writable: paths(source, &written.writable, templates)?,
+            resources: resources(source, &server.resources)?,
         },
         files: Vec::with_capacity(server.files.len()),
         health_checks: Vec::with_capacity(server.health_checks.len()),
         tool_calls: Vec::with_capacity(server.integration_tests.len()),
         snapshot_data: server.snapshot.data,
+        snapshot_paths: paths(source, &server.snapshot.paths, templates)?,
+        database: match &server.snapshot.database {
+            None => None,
+            Some(database) => Some(Database {
+                dump: command(source, &database.dump.value, templates)?,
+                restore: command(source, &database.restore.value, templates)?,
+            }),
+        },
+        irreversible: server.irreversible.as_ref().map(|why| why.value.clone()),
         secrets: BTreeMap::new(),
         rendered_at: None,
     };

@@ -96,6 +96,18 @@ fn server_rules(configuration: &Configuration, source: &Source, server: &Server,
         let problem = Problem::at(source, &server.name, "no critical health check (rule `critical_check`)");
         problems.push(problem.hint("add a check, for example `type: mcp`"));
     }
+    if let Some(why) = &server.irreversible
+        && rules.rollback
+    {
+        let message = format!("a step to it cannot be undone: {} (rule `rollback`)", why.value);
+        let problem = Problem::at(source, why, message);
+        problems.push(problem.hint(
+            "make the change one that the release before understands, or deploy it where no rollback is required",
+        ));
+    }
+    if let Some(tasks) = server.resources.tasks.as_ref().filter(|tasks| tasks.value == 0) {
+        problems.push(Problem::at(source, tasks, "`tasks` is 0: nothing could run"));
+    }
     let mut names = std::collections::BTreeSet::new();
     for check in &server.health_checks {
         if !names.insert(check.value.name.as_str()) {

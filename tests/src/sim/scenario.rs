@@ -9,7 +9,7 @@ use fleetwright_deploy::plan::{
     Group, OnFailure, OnTimeout, Pace, PauseAt, PausePoint, Plan, PlannedStep, RetryPolicy, RollbackPolicy,
     RollbackStrategy, Rollout, StepAction,
 };
-use fleetwright_deploy::release::{Package, Release, RestartPolicy, Run, Transport};
+use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Length;
 
 /// How long things go wrong, in milliseconds.
@@ -279,25 +279,10 @@ pub(super) fn host(n: usize) -> HostName {
 
 /// A version of a server.
 pub(crate) fn release(server: &ServerName, version: u64) -> Release {
-    Release {
-        server: server.clone(),
-        package: Package::None,
-        requires: Vec::new(),
-        run: Run {
-            command: vec![format!("v{version}")],
-            environment: BTreeMap::new(),
-            transport: Transport::None,
-            endpoint: None,
-            restart: RestartPolicy::Always,
-            stop_timeout: Length::from_secs(1),
-        },
-        files: Vec::new(),
-        health_checks: Vec::new(),
-        tool_calls: Vec::new(),
-        snapshot_data: true,
-        secrets: BTreeMap::new(),
-        rendered_at: None,
-    }
+    let mut release = Release::plain(server.clone(), vec![format!("v{version}")]);
+    release.run.stop_timeout = Length::from_secs(1);
+    release.snapshot_data = true;
+    release
 }
 
 /// How a release behaves wherever it runs: most become healthy, some end at once, some never answer.

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use fleetwright_agent::{Machine, Observation, Restore, Sampler, Work};
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::health::{CheckOutcome, CheckReport, HealthReport, HealthStatus, Severity};
+use fleetwright_deploy::health::{
+    CheckOutcome, CheckReport, CheckRun, HealthCheck, HealthReport, HealthStatus, Severity,
+};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
 use fleetwright_deploy::instance::Switch;
 use fleetwright_deploy::release::Release;
+use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -198,6 +201,19 @@ impl Machine for SimMachine {
 
     fn test(&self, server: &ServerName, _: Release) -> Work {
         self.work(server, |pace| pace.rest, |_| Ok(()))
+    }
+
+    fn check(&self, _: &ServerName, _: Vec<HealthCheck>) -> BoxFuture<'static, Vec<CheckRun>> {
+        async { Vec::new() }.boxed()
+    }
+
+    fn snapshots(&self, server: &ServerName) -> Work<Vec<SnapshotSummary>> {
+        self.work(server, |pace| pace.rest, |_| Ok(Vec::new()))
+    }
+
+    fn show_snapshot(&self, server: &ServerName, id: &SnapshotId, _: bool) -> Work<SnapshotView> {
+        let missing = Failure::new(FailureKind::ConfigurationError, "look", format!("there is no snapshot {id}"));
+        self.work(server, |pace| pace.rest, |_| Err(missing))
     }
 
     fn clean(&self, server: &ServerName, releases: Vec<ReleaseId>, snapshots: Vec<SnapshotId>) -> Work {

@@ -17,10 +17,14 @@ const QUEUE_MAX: usize = 4_096;
 const DATAGRAM_BYTES_MAX: usize = 2_048;
 
 /// An endpoint on a port of the present simulated host; a free one for port 0.
-pub(super) async fn endpoint(port: u16, server: Option<ServerConfig>) -> io::Result<Endpoint> {
+pub(super) async fn endpoint(port: u16, server: Option<(EndpointConfig, ServerConfig)>) -> io::Result<Endpoint> {
     let socket = turmoil::net::UdpSocket::bind(("0.0.0.0", port)).await?;
     let socket = Arc::new(SimSocket::new(socket)?);
-    Endpoint::new_with_abstract_socket(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime))
+    let (config, server) = match server {
+        Some((config, server)) => (config, Some(server)),
+        None => (EndpointConfig::default(), None),
+    };
+    Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
 }
 
 #[derive(Debug)]

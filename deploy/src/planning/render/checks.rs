@@ -1,19 +1,22 @@
 //! Rendering of health checks: from the words of a definition to what the agent runs.
 
+use std::collections::BTreeMap;
+
+use regex::Regex;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json_path::JsonPath;
 use serde_saphyr::Spanned;
 
 use super::Templates;
 use crate::config::{CheckType, Problem, Problems, Source, WrittenCheck};
-use crate::health::{HealthCheck, Probe};
+use crate::health::{HealthCheck, HttpMore, Probe};
 use crate::release::{Run, Transport};
 use crate::time::Length;
 
-const INTERVAL: Length = Length::from_secs(10);
-const TIMEOUT: Length = Length::from_secs(10);
-const FAILURE_THRESHOLD: u32 = 2;
+/// Most times that a failing run is tried again at once.
+const RETRIES_MAX: u32 = 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,8 +31,37 @@ struct McpConfig {
 struct HttpConfig {
     url: Option<String>,
     path: Option<String>,
-    status: Option<u16>,
+    status: Option<Statuses>,
     contains: Option<String>,
+    matches: Option<String>,
+    #[serde(default)]
+    json: BTreeMap<String, Value>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    expected_headers: BTreeMap<String, String>,
+    certificate_valid_for: Option<Length>,
+}
+
+/// One status code, or several.
+#[derive(Deserialize)]
+#[serde(try_from = "Value")]
+struct Statuses(Vec<u16>);
+
+impl TryFrom<Value> for Statuses {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        let code = |value: &Value| {
+            let code =
+                value.as_u64().and_then(|code| u16::try_from(code).ok()).filter(|code| (100..600).contains(code));
+            code.ok_or_else(|| format!("`{value}` is not an HTTP status code: write for example 200 or [200, 204]"))
+        };
+        match &value {
+            Value::Array(codes) if !codes.is_empty() => codes.iter().map(code).collect::<Result<_, _>>().map(Self),
+            one => Ok(Self(vec![code(one)?])),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -49,13 +81,23 @@ struct CommandConfig {
 struct FileConfig {
     path: String,
     age_max: Option<Length>,
+    exists: Option<bool>,
+    sha256: Option<String>,
+    mode: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SystemdConfig {
+    unit: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DiskConfig {
     path: String,
-    free_min: String,
+    free_min: Option<String>,
+    free_percent_min: Option<u32>,
 }
 
 /// The check as the agent runs it against an instance that runs as `run` says.
@@ -73,23 +115,28 @@ pub(super) fn rendered(
     let mut config = Value::Object(check.config.clone());
     render_texts(&mut config, templates).map_err(&wrong)?;
     let probe = probe(check.check_type, config, run).map_err(&wrong)?;
-    let failure_threshold = check.failure_threshold.unwrap_or(FAILURE_THRESHOLD);
-    let interval = check.interval.unwrap_or(INTERVAL);
-    let timeout = check.timeout.unwrap_or(TIMEOUT);
-    if failure_threshold == 0 || interval == Length::ZERO || timeout == Length::ZERO {
-        return Err(wrong("`failure_threshold`, `interval` and `timeout` must be above 0".to_owned()).into());
-    }
-    Ok(HealthCheck {
-        name: check.name.clone(),
-        severity: check.severity,
-        probe,
-        interval,
-        timeout,
-        failure_threshold,
+    let usual = HealthCheck::new(check.name.clone(), check.severity, probe);
+    let rendered = HealthCheck {
+        interval: check.interval.unwrap_or(usual.interval),
+        timeout: check.timeout.unwrap_or(usual.timeout),
+        failure_threshold: check.failure_threshold.unwrap_or(usual.failure_threshold),
         tags: check.tags.clone(),
-    })
+        start_grace: check.start_grace.unwrap_or(usual.start_grace),
+        success_threshold: check.success_threshold.unwrap_or(usual.success_threshold),
+        retries: check.retries.unwrap_or(usual.retries),
+        group: check.group.clone(),
+        ..usual
+    };
+    let (failures, successes) = (rendered.failure_threshold, rendered.success_threshold);
+    if failures == 0 || successes == 0 || rendered.interval == Length::ZERO || rendered.timeout == Length::ZERO {
+        let message = "`failure_threshold`, `success_threshold`, `interval` and `timeout` must be above 0";
+        return Err(wrong(message.to_owned()).into());
+    }
+    if rendered.retries > RETRIES_MAX {
+        return Err(wrong(format!("`retries` is at most {RETRIES_MAX}")).into());
+    }
+    Ok(rendered)
 }
-
 fn render_texts(value: &mut Value, templates: &Templates) -> Result<(), String> {
     match value {
         Value::String(text) => *text = templates.render_text(text).map_err(|error| error.message)?,
@@ -111,13 +158,34 @@ fn probe(check_type: CheckType, config: Value, run: &Run) -> Result<Probe, Strin
             Probe::Mcp { url: url.map_or_else(|| endpoint().map(|at| at.url()), Ok)?, expected_tools }
         }
         CheckType::Http => {
-            let HttpConfig { url, path, status, contains } = read(config)?;
+            let HttpConfig {
+                url,
+                path,
+                status,
+                contains,
+                matches,
+                json,
+                headers,
+                expected_headers,
+                certificate_valid_for,
+            } = read(config)?;
+            let more = HttpMore { headers, expected_headers, matches, json, certificate_valid_for };
+            if let Some(pattern) = &more.matches {
+                Regex::new(pattern).map_err(|error| format!("`matches`: {error}"))?;
+            }
+            for path in more.json.keys() {
+                JsonPath::parse(path).map_err(|error| format!("`json`: `{path}`: {error}"))?;
+            }
             let url = match (url, path) {
                 (Some(url), None) => url,
                 (None, path) => format!("http://{}{}", endpoint()?.authority(), path.as_deref().unwrap_or("/")),
                 (Some(_), Some(_)) => return Err("give `url` or `path`, not both".to_owned()),
             };
-            Probe::Http { url, statuses: vec![status.unwrap_or(200)], contains }
+            if more.certificate_valid_for.is_some() && !url.starts_with("https://") {
+                return Err(format!("`certificate_valid_for` needs an https URL, not {url}"));
+            }
+            let statuses = status.map_or_else(|| vec![200], |status| status.0);
+            Probe::Http { url, statuses, contains, more: Box::new(more) }
         }
         CheckType::Tcp => {
             let TcpConfig { address } = read(config)?;
@@ -131,12 +199,48 @@ fn probe(check_type: CheckType, config: Value, run: &Run) -> Result<Probe, Strin
             Probe::Command { command }
         }
         CheckType::File => {
-            let FileConfig { path, age_max } = read(config)?;
-            Probe::File { path, age_max }
+            let FileConfig { path, age_max, exists, sha256, mode } = read(config)?;
+            let absent = exists == Some(false);
+            if absent && (age_max.is_some() || sha256.is_some() || mode.is_some()) {
+                return Err("a file that must not be there has no `age_max`, `sha256` or `mode`".to_owned());
+            }
+            if sha256.as_ref().is_some_and(|hash| hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit())) {
+                return Err("`sha256` is 64 hexadecimal digits".to_owned());
+            }
+            let mode = match &mode {
+                None => None,
+                Some(text) => match u32::from_str_radix(text.trim_start_matches("0o"), 8) {
+                    Ok(mode) if mode <= 0o7777 => Some(mode),
+                    Ok(_) | Err(_) => return Err(format!("`{text}` is not a file mode: write for example \"0640\"")),
+                },
+            };
+            Probe::File { path, age_max, absent, sha256: sha256.map(|hash| hash.to_ascii_lowercase()), mode }
         }
         CheckType::Disk => {
-            let DiskConfig { path, free_min } = read(config)?;
-            Probe::Disk { path, free_bytes_min: bytes(&free_min)? }
+            let DiskConfig { path, free_min, free_percent_min } = read(config)?;
+            if free_min.is_none() && free_percent_min.is_none() {
+                return Err("say `free_min`, such as 1GiB, or `free_percent_min`, such as 10".to_owned());
+            }
+            if free_percent_min.is_some_and(|percent| percent > 100) {
+                return Err("`free_percent_min` is at most 100".to_owned());
+            }
+            let free_bytes_min = free_min.map_or(Ok(0), |size| bytes(&size))?;
+            Probe::Disk { path, free_bytes_min, free_percent_min: free_percent_min.unwrap_or(0) }
+        }
+        CheckType::Systemd => {
+            let SystemdConfig { unit } = read(config)?;
+            let unit = if unit.contains('.') { unit } else { format!("{unit}.service") };
+            if unit.starts_with('-') || unit.contains(['/', '\n', ' ']) {
+                return Err(format!("`{unit}` is not the name of a unit"));
+            }
+            Probe::Systemd { unit }
+        }
+        CheckType::Custom => {
+            let CommandConfig { command } = read(config)?;
+            if command.is_empty() {
+                return Err("`command` is empty".to_owned());
+            }
+            Probe::Custom { command }
         }
     })
 }
@@ -146,7 +250,7 @@ fn read<T: DeserializeOwned>(config: Value) -> Result<T, String> {
 }
 
 /// A size such as `100MiB` or `2GiB`, in bytes.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor: Option<u64> = match unit.trim() {

@@ -1,0 +1,149 @@
+//! Dumping a database before a step, and restoring it when the step is undone, by the commands of the definition.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::release::Database;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::blobs::Blobs;
+use super::failed;
+use crate::install::file_failure;
+use crate::layout::{ReleaseLayout, ServerLayout};
+use crate::process::KillGroup;
+use crate::supervise::{inherited_path, search_path};
+
+/// How long a dump or a restore may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1_800);
+/// Most of what a command says of an error that is kept, in bytes.
+const ERROR_BYTES_MAX: u64 = 16 * 1024;
+
+/// Keeps what the dump command prints; its hash.
+pub(super) async fn dump(
+    database: &Database,
+    server: &ServerLayout,
+    release: &ReleaseLayout,
+    blobs: &Blobs,
+) -> Result<String, Failure> {
+    let mut command = prepared(&database.dump, server, release)?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| not_started(&database.dump, &error))?;
+    let _group = KillGroup::of(child.id());
+    let mut fresh = blobs.fresh()?;
+    let mut stdout = child.stdout.take();
+    let stderr = child.stderr.take();
+    let outcome = timeout(COMMAND_TIMEOUT, async {
+        let reading = async {
+            let mut chunk = vec![0; 64 * 1024];
+            while let Some(stdout) = &mut stdout {
+                let read = stdout.read(&mut chunk).await.map_err(|error| file_failure(Path::new("dump"), &error))?;
+                if read == 0 {
+                    break;
+                }
+                // Blobs are on the same disk as everything else of the agent.
+                blobs.check_room(read as u64)?;
+                fresh.write(&chunk[..read])?;
+            }
+            Ok::<_, Failure>(())
+        };
+        let (read, said) = tokio::join!(reading, errors(stderr));
+        read?;
+        ended(&database.dump, child.wait().await, &said, "dump")
+    });
+    match outcome.await {
+        Ok(Ok(())) => blobs.finish(fresh),
+        Ok(Err(failure)) => {
+            fresh.discard();
+            Err(failure)
+        }
+        Err(_) => {
+            fresh.discard();
+            Err(too_slow(&database.dump))
+        }
+    }
+}
+
+/// Feeds a dump to the restore command.
+pub(super) async fn restore(
+    words: &[String],
+    server: &ServerLayout,
+    release: &ReleaseLayout,
+    blobs: &Blobs,
+    blake3: &str,
+) -> Result<(), Failure> {
+    let dump = blobs.open(blake3, "the database")?;
+    let mut command = prepared(words, server, release)?;
+    let mut child = command.stdin(dump).stdout(Stdio::null()).spawn().map_err(|error| not_started(words, &error))?;
+    let _group = KillGroup::of(child.id());
+    let stderr = child.stderr.take();
+    let outcome = timeout(COMMAND_TIMEOUT, async {
+        let said = errors(stderr).await;
+        ended(words, child.wait().await, &said, "restore")
+    });
+    outcome.await.map_err(|_| too_slow(words))?
+}
+
+/// A command with the environment of a release, in its server's data folder.
+fn prepared(words: &[String], server: &ServerLayout, release: &ReleaseLayout) -> Result<Command, Failure> {
+    let environment = std::fs::read(release.environment()).map_err(failed(&release.environment()))?;
+    let environment: std::collections::BTreeMap<String, String> =
+        serde_json::from_slice(&environment).unwrap_or_default();
+    let mut command = Command::new(words.first().map_or("", String::as_str));
+    command
+        .args(words.iter().skip(1))
+        .env_clear()
+        .env("PATH", search_path(release.folder(), &inherited_path()))
+        .env("HOME", server.data())
+        .envs(environment)
+        .current_dir(server.data())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+async fn errors(stderr: Option<tokio::process::ChildStderr>) -> String {
+    let mut said = Vec::new();
+    if let Some(mut stderr) = stderr {
+        let _ = (&mut stderr).take(ERROR_BYTES_MAX).read_to_end(&mut said).await;
+        // The rest is read and dropped, so that the command does not wait for ever.
+        let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+fn ended(
+    words: &[String],
+    exit: std::io::Result<std::process::ExitStatus>,
+    said: &str,
+    step: &'static str,
+) -> Result<(), Failure> {
+    match exit {
+        Ok(exit) if exit.success() => Ok(()),
+        Ok(exit) => {
+            let message = format!("`{}` failed with {exit}", words.first().map_or("", String::as_str));
+            Err(Failure::new(FailureKind::ResourceError, step, message)
+                .output(said.lines())
+                .hint("see its output; `snapshot.database` of the definition has the command"))
+        }
+        Err(error) => Err(Failure::new(FailureKind::ResourceError, step, error.to_string())),
+    }
+}
+
+fn not_started(words: &[String], error: &std::io::Error) -> Failure {
+    let message = format!("`{}` could not be started: {error}", words.first().map_or("", String::as_str));
+    Failure::new(FailureKind::DependencyError, "database", message).hint("install it on the host")
+}
+
+fn too_slow(words: &[String]) -> Failure {
+    let program = words.first().map_or("", String::as_str);
+    let message = format!("`{program}` did not end within {} s", COMMAND_TIMEOUT.as_secs());
+    Failure::new(FailureKind::TimeoutError, "database", message)
+}

@@ -1,0 +1,223 @@
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use fleetwright_deploy::release::Database;
+use rustix::fs::XattrFlags;
+
+use super::*;
+
+struct Setup {
+    folder: tempfile::TempDir,
+    layout: Layout,
+    server: ServerLayout,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let layout = Layout::new(&folder.path().join("agent"));
+        let server = layout.server(&"s".parse().expect("name"));
+        fs::create_dir_all(server.data().join("deep")).expect("folder");
+        Self { folder, layout, server }
+    }
+
+    /// A release that is ready on disk.
+    fn staged(&self, change: impl FnOnce(&mut Release)) -> ReleaseId {
+        let mut release = Release::plain("s".parse().expect("name"), vec!["true".to_owned()]);
+        change(&mut release);
+        let layout = self.server.release(&release.id());
+        fs::create_dir_all(layout.config()).expect("folder");
+        fs::write(layout.config().join("app.toml"), "a = 1").expect("write");
+        fs::write(layout.environment(), "{}").expect("write");
+        fs::write(layout.manifest(), release.to_bytes()).expect("write");
+        release.id()
+    }
+
+    async fn take(&self, id: &str, release: Option<&ReleaseId>, target: Option<&ReleaseId>) {
+        take(&self.layout, &self.server, &id.parse().expect("id"), release, target).await.expect("taken");
+    }
+
+    async fn settle(&self, id: &str) {
+        settle(&self.layout, &self.server, &id.parse().expect("id")).await.expect("settled");
+    }
+
+    async fn restore(&self, id: &str) -> Result<(), Failure> {
+        restore(&self.layout, &self.server, &id.parse().expect("id")).await
+    }
+}
+
+/// Everything that a person or a program may see of what is below a path.
+fn listing(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut paths = vec![root.to_owned()];
+    while let Some(path) = paths.pop() {
+        let metadata = fs::symlink_metadata(&path).expect("metadata");
+        let content = if metadata.is_symlink() {
+            fs::read_link(&path).expect("link").display().to_string()
+        } else {
+            fs::read_to_string(&path).unwrap_or_default()
+        };
+        let mut value = [0_u8; 64];
+        let xattr = rustix::fs::lgetxattr(&path, "user.note", &mut value).map(|length| value[..length].to_vec());
+        let (uid, gid, nlink) = (metadata.uid(), metadata.gid(), if metadata.is_dir() { 0 } else { metadata.nlink() });
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        let below = path.strip_prefix(root).expect("below");
+        found.push(format!("{below:?} {:o} {uid} {gid} {nlink} {modified:?} {xattr:?} {content}", metadata.mode()));
+        if metadata.is_dir() {
+            paths.extend(fs::read_dir(&path).expect("list").map(|entry| entry.expect("entry").path()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn data_comes_back_exactly_and_without_what_was_added_since() {
+    let setup = Setup::new();
+    let data = setup.server.data();
+    fs::write(data.join("a"), "one").expect("write");
+    fs::write(data.join("deep/b"), "two").expect("write");
+    fs::hard_link(data.join("a"), data.join("deep/same")).expect("link");
+    fs::set_permissions(data.join("a"), fs::Permissions::from_mode(0o640)).expect("mode");
+    symlink("deep/b", data.join("link")).expect("link");
+    symlink("/nowhere", data.join("dangling")).expect("link");
+    let has_xattrs = rustix::fs::lsetxattr(data.join("deep/b"), "user.note", b"kept", XattrFlags::empty()).is_ok();
+    fs::set_permissions(data.join("deep"), fs::Permissions::from_mode(0o500)).expect("mode");
+    let before = listing(&data);
+    assert!(!has_xattrs || before.iter().any(|line| line.contains("Ok([107")), "{before:#?}");
+    let release = setup.staged(|release| release.snapshot_data = true);
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    fs::set_permissions(data.join("deep"), fs::Permissions::from_mode(0o700)).expect("mode");
+    fs::write(data.join("a"), "changed").expect("write");
+    fs::write(data.join("new"), "new").expect("write");
+    fs::remove_file(data.join("link")).expect("remove");
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(listing(&data), before);
+}
+
+#[tokio::test]
+async fn what_the_server_writes_until_it_is_stopped_is_kept_and_what_the_next_one_writes_is_not() {
+    let setup = Setup::new();
+    let data = setup.server.data();
+    fs::write(data.join("early"), "1").expect("write");
+    fs::write(data.join("same"), "1").expect("write");
+    let old = setup.staged(|_| {});
+    let new = setup.staged(|release| release.snapshot_data = true);
+    setup.take("d1-aa-1", Some(&old), Some(&new)).await;
+    fs::write(data.join("early"), "2, while it still ran").expect("write");
+    setup.settle("d1-aa-1").await;
+    fs::write(data.join("early"), "3, by the next release").expect("write");
+    // The agent was killed after the next release had begun, and does it again.
+    setup.settle("d1-aa-1").await;
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(fs::read_to_string(data.join("early")).expect("read"), "2, while it still ran");
+}
+
+#[tokio::test]
+async fn nothing_is_put_back_where_nothing_was_touched() {
+    let setup = Setup::new();
+    let release = setup.staged(|release| release.snapshot_data = true);
+    fs::write(setup.server.data().join("a"), "1").expect("write");
+    setup.take("d1-aa-1", Some(&release), None).await;
+    fs::write(setup.server.data().join("a"), "2, by the server, which was never stopped").expect("write");
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(fs::read_to_string(setup.server.data().join("a")).expect("read").as_bytes()[0], b'2');
+}
+
+#[tokio::test]
+async fn listed_files_and_folders_of_the_host_come_back_and_those_that_were_not_there_go() {
+    let setup = Setup::new();
+    let host = setup.folder.path().join("host");
+    fs::create_dir_all(host.join("conf.d")).expect("folder");
+    fs::write(host.join("conf.d/a"), "1").expect("write");
+    fs::write(host.join("single"), "1").expect("write");
+    let listed = ["conf.d", "single", "later"].map(|name| host.join(name).display().to_string()).to_vec();
+    let before = listing(&host);
+    let release = setup.staged(|release| release.snapshot_paths = listed);
+    setup.take("d1-aa-1", None, Some(&release)).await;
+    setup.settle("d1-aa-1").await;
+    fs::write(host.join("conf.d/b"), "2").expect("write");
+    fs::write(host.join("single"), "2").expect("write");
+    fs::create_dir_all(host.join("later/deep")).expect("folder");
+    let changes = show(&setup.server, &"d1-aa-1".parse().expect("id"), true).expect("shown").changes;
+    let told: Vec<String> = changes.iter().map(|change| format!("{} {}", change.change, change.path)).collect();
+    let at = |name: &str| host.join(name).display().to_string();
+    let wanted =
+        [format!("added {}", at("conf.d/b")), format!("changed {}", at("single")), format!("added {}", at("later"))];
+    assert!(wanted.iter().all(|line| told.contains(line)), "{told:#?}");
+    setup.restore("d1-aa-1").await.expect("restored");
+    let after: Vec<String> = listing(&host);
+    let without_root =
+        |lines: Vec<String>| lines.into_iter().filter(|line| !line.starts_with("\"\"")).collect::<Vec<_>>();
+    assert_eq!(without_root(after), without_root(before));
+}
+
+#[tokio::test]
+async fn damaged_blobs_are_noticed_before_anything_is_touched() {
+    let setup = Setup::new();
+    let host = setup.folder.path().join("f");
+    fs::write(&host, "one").expect("write");
+    fs::write(setup.server.data().join("a"), "two").expect("write");
+    let release = setup.staged(|release| {
+        release.snapshot_data = true;
+        release.snapshot_paths = vec![host.display().to_string()];
+    });
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    let two = setup.layout.blobs().join(blake3::hash(b"one").to_hex().as_str());
+    fs::write(two, "rotten").expect("write");
+    fs::write(&host, "changed").expect("write");
+    fs::write(setup.server.data().join("a"), "changed").expect("write");
+    let failure = setup.restore("d1-aa-1").await.expect_err("damaged");
+    assert!(failure.message.contains("is damaged"), "{failure}");
+    assert_eq!(fs::read_to_string(setup.server.data().join("a")).expect("read"), "changed");
+    assert_eq!(fs::read_to_string(&host).expect("read"), "changed");
+}
+
+#[tokio::test]
+async fn a_snapshot_of_nothing_restores_to_nothing_and_pruning_removes_what_nobody_needs() {
+    let setup = Setup::new();
+    setup.take("d1-aa-1", None, None).await;
+    setup.restore("d1-aa-1").await.expect("restored");
+    let release = setup.staged(|release| release.snapshot_data = true);
+    fs::write(setup.server.data().join("a"), "one").expect("write");
+    setup.take("d2-bb-1", Some(&release), None).await;
+    prune(&setup.layout, &setup.server, &["d2-bb-1".parse().expect("id")]).expect("prune");
+    let ids: Vec<String> = list(&setup.server).iter().map(|summary| summary.id.to_string()).collect();
+    assert_eq!(ids, ["d2-bb-1"]);
+    assert_eq!(fs::read_dir(setup.layout.blobs()).expect("list").count(), 1);
+    prune(&setup.layout, &setup.server, &[]).expect("prune");
+    assert_eq!(fs::read_dir(setup.layout.blobs()).expect("list").count(), 0);
+    assert!(setup.restore("d2-bb-1").await.is_err());
+}
+
+#[tokio::test]
+async fn a_database_is_dumped_before_and_fed_back_after_and_a_dump_that_fails_says_why() {
+    let setup = Setup::new();
+    let data = setup.server.data();
+    fs::write(data.join("db"), "rows").expect("write");
+    let shell = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let release = setup.staged(|release| {
+        release.database = Some(Database { dump: shell("cat db"), restore: shell("cat > db") });
+    });
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    fs::write(data.join("db"), "migrated rows").expect("write");
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(fs::read_to_string(data.join("db")).expect("read"), "rows");
+    let broken = setup.staged(|release| {
+        release.database = Some(Database { dump: shell("echo no such role >&2; exit 3"), restore: shell("true") });
+    });
+    let id = "d2-aa-1".parse().expect("id");
+    let failure = take(&setup.layout, &setup.server, &id, Some(&broken), None).await.expect_err("it fails");
+    assert_eq!((failure.output.as_slice(), failure.step.as_str()), (&["no such role".to_owned()][..], "dump"));
+    assert_eq!(fs::read_dir(setup.layout.blobs()).expect("list").count(), 1, "a failed dump leaves nothing");
+}
+
+#[test]
+fn manifests_of_before_are_read() {
+    let old = r#"{"release":null,"release_files":{},"data":{"a":{"mode":420,"uid":0,"gid":0,"kind":{"file":{"blake3":"00"}}}}}"#;
+    let manifest: Manifest = serde_json::from_str(old).expect("it reads");
+    assert!(manifest.settled && manifest.paths.is_empty());
+    assert_eq!(manifest.data.expect("data").content("a"), Some("00"));
+}

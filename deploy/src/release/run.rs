@@ -1,0 +1,122 @@
+//! What is started, how it is kept running, and what it may use.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr};
+
+use crate::time::Length;
+
+/// What is started, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The program and its arguments; programs of the package come first in its search path.
+    pub command: Vec<String>,
+    /// Its environment, besides a search path, a home and a locale.
+    pub environment: BTreeMap<String, String>,
+    /// How it speaks.
+    pub transport: Transport,
+    /// Where it listens, if it does.
+    pub endpoint: Option<Endpoint>,
+    /// When its runtime starts it again.
+    pub restart: RestartPolicy,
+    /// How long it has to end after SIGTERM before its whole process group is killed.
+    pub stop_timeout: Length,
+    /// What keeps it running.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub runtime: RuntimeChoice,
+    /// The user it runs as; nothing for one of its own under systemd, and the agent's otherwise.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub user: Option<String>,
+    /// Folders and files outside its data folder that it may write to, under systemd.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub writable: Vec<String>,
+    /// The most it may use.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub resources: Resources,
+}
+
+/// How a server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// MCP over its standard input and output; bridged to streamable HTTP on its endpoint.
+    Stdio,
+    /// MCP over streamable HTTP.
+    Http,
+    /// No MCP: any other daemon.
+    None,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The address.
+    pub address: String,
+    /// The TCP port.
+    pub port: u16,
+    /// The path of its MCP endpoint.
+    pub path: String,
+}
+
+impl Endpoint {
+    /// The endpoint as a URL.
+    pub fn url(&self) -> String {
+        format!("http://{}:{}{}", self.address, self.port, self.path)
+    }
+
+    /// `ADDRESS:PORT`.
+    pub fn authority(&self) -> String {
+        format!("{}:{}", self.address, self.port)
+    }
+}
+
+/// When a server that ended is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    /// Whatever its exit status was.
+    #[default]
+    Always,
+    /// Only when its exit status was not 0.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// What keeps a server running.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuntimeChoice {
+    /// The best that its host has.
+    #[default]
+    Auto,
+    /// A systemd unit.
+    Systemd,
+    /// A supervisor process of the agent's.
+    Process,
+}
+
+/// A runtime that a host has.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, IntoStaticStr, EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum RuntimeKind {
+    /// A systemd unit.
+    Systemd,
+    /// A supervisor process of the agent's.
+    Process,
+}
+
+/// The most that a server may use. Nothing for no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Memory, in bytes; what takes more is killed and started again.
+    pub memory_bytes: Option<u64>,
+    /// Processor time, in hundredths of one processor.
+    pub cpu_percent: Option<u32>,
+    /// Processes and threads at once.
+    pub tasks: Option<u32>,
+}
