@@ -1,146 +1,114 @@
-//! The bridge of one stdio MCP server to streamable HTTP. It ends when the server ends, so that whoever
-//! supervises it sees the crash.
+//! The bridge of one stdio MCP server to streamable HTTP, for any number of clients of either era of the protocol.
+//!
+//! HTTP, sessions and the differences between the eras are rmcp's. What clients and server say to each other is passed
+//! through as it is: only ids and progress tokens are exchanged, since many clients share one server. The bridge ends
+//! when the server ends, so that whoever supervises it sees the crash, and ends with everything that it has started.
+
+mod envelope;
+mod server;
+mod stdio;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, ErrorData, GetPromptRequestParams,
-    GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
-    ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerConfig,
-};
-use rmcp::service::{ClientLifecycleMode, Peer, RequestContext, RoleClient, RoleServer, ServiceError};
-use rmcp::transport::TokioChildProcess;
+use anyhow::{Context, Result, bail};
+use axum::extract::{Request, State};
+use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
-use rmcp::{ClientServiceExt, ServerHandler};
-use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 
-/// How long the server has to answer the handshake: packages that import much need seconds on a busy host.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+use self::server::Bridged;
+use self::stdio::StdioServer;
+use crate::process;
+
 /// Largest request body that is taken, in bytes.
 const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long the server has to end by itself when the bridge is told to; whoever stops the bridge may be less patient.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// The exit status of what ended because of SIGTERM.
+const TERMINATED: u8 = 143;
+/// The environment variable with the token that clients must present, if any. The server does not see it.
+const TOKEN_VARIABLE: &str = "FLEETWRIGHT_BRIDGE_TOKEN";
+/// Fewest characters of a token.
+const TOKEN_CHARACTERS_MIN: usize = 16;
 
 /// Runs the server and speaks streamable HTTP for it on `listen`, until it ends.
 pub async fn bridge(listen: &str, path: &str, command: &[String]) -> Result<ExitCode> {
-    let (program, arguments) = command.split_first().context("no command was given")?;
+    let token = std::env::var(TOKEN_VARIABLE).ok();
+    if token.as_ref().is_some_and(|token| token.chars().count() < TOKEN_CHARACTERS_MIN) {
+        bail!("{TOKEN_VARIABLE} has fewer than {TOKEN_CHARACTERS_MIN} characters\n  hint: take a long random one");
+    }
     // The port first: a server whose port is taken should not be started at all.
     let listener =
         tokio::net::TcpListener::bind(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
-    let mut server = Command::new(program);
-    server.args(arguments);
-    let process = TokioChildProcess::new(server).with_context(|| format!("`{program}` could not be started"))?;
-    let handshake = ().serve_with_lifecycle(process, ClientLifecycleMode::Initialize);
-    let running = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
-        .await
-        .with_context(|| format!("the MCP handshake did not end within {} s", HANDSHAKE_TIMEOUT.as_secs()))?
-        .context("the MCP handshake failed")?;
-    let info = server_config(running.peer());
-    let peer = running.peer().clone();
+    let mut terminate = signal(SignalKind::terminate())?;
+    process::adopt_orphans();
+    let outcome = tokio::select! {
+        outcome = serve(listener, listen, path, command, token) => outcome,
+        _ = terminate.recv() => Ok(ExitCode::from(TERMINATED)),
+    };
+    process::kill_descendants();
+    outcome
+}
+
+async fn serve(
+    listener: tokio::net::TcpListener,
+    listen: &str,
+    path: &str,
+    command: &[String],
+    token: Option<String>,
+) -> Result<ExitCode> {
+    let (server, mut ended) = StdioServer::start(command, TOKEN_VARIABLE).await?;
+    let server = Arc::new(server);
     let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
+    let origins = ["localhost", "127.0.0.1", host].map(|host| format!("http://{host}:*"));
     let config = StreamableHttpServerConfig::default()
-        .with_legacy_session_mode(false)
-        .with_json_response(true)
         .with_max_request_body_bytes(REQUEST_BYTES_MAX)
-        .with_allowed_hosts(["localhost", "127.0.0.1", host]);
+        .with_allowed_hosts(["localhost", "127.0.0.1", host])
+        .with_allowed_origins(origins);
+    let of = server.clone();
     let service = StreamableHttpService::new(
-        move || Ok(Bridged { info: info.clone(), server: peer.clone() }),
+        move || Ok(Bridged::new(of.clone())),
         Arc::new(LocalSessionManager::default()),
         config,
     );
-    let router = axum::Router::new().route_service(path, service);
+    let mut router = axum::Router::new().route_service(path, service).layer(middleware::from_fn(envelope::mark));
+    if let Some(token) = token {
+        let expected: Arc<str> = format!("Bearer {token}").into();
+        router = router.layer(middleware::from_fn_with_state(expected, authenticate));
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
-        ended = running.waiting() => {
-            tracing::warn!("the MCP server ended: {ended:?}");
+        exit = &mut ended => {
+            let exit = exit.unwrap_or_else(|_| "nobody knows how".to_owned());
+            tracing::warn!("the MCP server ended with {exit}");
             Ok(ExitCode::FAILURE)
         }
         served = axum::serve(listener, router) => {
             served?;
             Ok(ExitCode::SUCCESS)
         }
+        _ = terminate.recv() => {
+            server.close();
+            let _ = timeout(STOP_TIMEOUT, ended).await;
+            Ok(ExitCode::from(TERMINATED))
+        }
     }
 }
 
-/// What the server said of itself in its handshake.
-fn server_config(server: &Peer<RoleClient>) -> ServerConfig {
-    let mut config = ServerConfig::default();
-    if let Some(info) = server.peer_info() {
-        config.capabilities = info.capabilities.clone();
-        config.server_info = info.server_info.clone().unwrap_or_else(|| Implementation::new("", ""));
-        config.instructions.clone_from(&info.instructions);
-        config.protocol_version = info.protocol_version.clone();
+/// Lets through who presents the token.
+async fn authenticate(State(expected): State<Arc<str>>, request: Request, next: Next) -> Response {
+    let presented = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    // Hashes are compared, so that the time it takes tells nothing.
+    if blake3::hash(presented) == blake3::hash(expected.as_bytes()) {
+        return next.run(request).await;
     }
-    config
-}
-
-/// Passes each request on to the server.
-struct Bridged {
-    info: ServerConfig,
-    server: Peer<RoleClient>,
-}
-
-type Call = RequestContext<RoleServer>;
-
-impl ServerHandler for Bridged {
-    fn get_info(&self) -> ServerConfig {
-        self.info.clone()
-    }
-
-    async fn list_tools(&self, request: Option<PaginatedRequestParams>, _: Call) -> Result<ListToolsResult, ErrorData> {
-        self.server.list_tools(request).await.map_err(passed_on)
-    }
-
-    async fn call_tool(&self, request: CallToolRequestParams, _: Call) -> Result<CallToolResponse, ErrorData> {
-        self.server.call_tool_once(request).await.map_err(passed_on)
-    }
-
-    async fn list_prompts(
-        &self,
-        request: Option<PaginatedRequestParams>,
-        _: Call,
-    ) -> Result<ListPromptsResult, ErrorData> {
-        self.server.list_prompts(request).await.map_err(passed_on)
-    }
-
-    async fn get_prompt(&self, request: GetPromptRequestParams, _: Call) -> Result<GetPromptResponse, ErrorData> {
-        self.server.get_prompt_once(request).await.map_err(passed_on)
-    }
-
-    async fn list_resources(
-        &self,
-        request: Option<PaginatedRequestParams>,
-        _: Call,
-    ) -> Result<ListResourcesResult, ErrorData> {
-        self.server.list_resources(request).await.map_err(passed_on)
-    }
-
-    async fn list_resource_templates(
-        &self,
-        request: Option<PaginatedRequestParams>,
-        _: Call,
-    ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        self.server.list_resource_templates(request).await.map_err(passed_on)
-    }
-
-    async fn read_resource(
-        &self,
-        request: ReadResourceRequestParams,
-        _: Call,
-    ) -> Result<ReadResourceResponse, ErrorData> {
-        self.server.read_resource_once(request).await.map_err(passed_on)
-    }
-
-    async fn complete(&self, request: CompleteRequestParams, _: Call) -> Result<CompleteResult, ErrorData> {
-        self.server.complete(request).await.map_err(passed_on)
-    }
-}
-
-/// The server's own error as it is; anything else says what happened to the server.
-fn passed_on(error: ServiceError) -> ErrorData {
-    match error {
-        ServiceError::McpError(error) => error,
-        other => ErrorData::internal_error(format!("the MCP server behind the bridge: {other}"), None),
-    }
+    let challenge = [(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"mcp\""))];
+    (StatusCode::UNAUTHORIZED, challenge, "a bearer token is needed\n").into_response()
 }

@@ -9,19 +9,21 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use fleetwright_protocol::{Clock, endpoint};
 use quinn::Endpoint;
+use tokio::sync::mpsc;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Input};
 use crate::identity::AgentIdentity;
 use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::machine::Machine;
 use crate::session::Session;
-use crate::supervise;
+use crate::{notify, supervise};
 
 /// The agent of a host, before it works.
 pub struct Agent {
     engine: Engine,
     session: Session,
+    inputs: mpsc::Sender<Input>,
     _lock: File,
 }
 
@@ -45,8 +47,9 @@ impl Agent {
         client.set_default_client_config(endpoint::agent(&identity.tls(&layout.identity())?, &clock)?);
         let journal = Journal::open(&layout.journal())?;
         let (engine, handle) = Engine::open(journal, machine.clone(), identity.verifier()?, clock.clone())?;
+        let inputs = handle.inputs.clone();
         let session = Session::new(identity, machine, client, clock, handle)?;
-        Ok(Self { engine, session, _lock: lock })
+        Ok(Self { engine, session, inputs, _lock: lock })
     }
 
     /// Works for the coordinator until the journal fails or the future is dropped. Servers go on without it.
@@ -54,6 +57,7 @@ impl Agent {
         tokio::select! {
             ended = self.engine.run() => ended,
             () = self.session.run() => Ok(()),
+            () = notify::keep_telling(self.inputs) => Ok(()),
         }
     }
 }

@@ -46,6 +46,8 @@ pub(crate) enum Input {
     Report { server: ServerName, key: StepKey, report: StepReport },
     /// What is to run was made to run, outside of any step.
     Ran(ServerName),
+    /// Somebody wants to know whether the engine still works.
+    Alive(oneshot::Sender<()>),
     /// A report was acknowledged.
     Told(i64),
     /// A new connection is up: everything worth knowing must be told again.
@@ -174,6 +176,7 @@ impl Engine {
                 self.commit(&commit, self.clock.now())?;
             }
             Input::Ran(server) => self.watch_current(&server),
+            Input::Alive(reply) => drop(reply.send(())),
             Input::Told(number) => {
                 self.journal.told(number)?;
                 self.publish_outbox()?;

@@ -17,6 +17,7 @@ mod journal;
 mod layout;
 mod machine;
 mod metrics;
+mod notify;
 mod output;
 mod preflight;
 mod process;

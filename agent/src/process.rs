@@ -54,3 +54,43 @@ impl Drop for KillGroup {
         }
     }
 }
+
+/// Makes this process the parent of whatever its descendants leave behind.
+pub(crate) fn adopt_orphans() {
+    if let Err(error) =
+        rustix::process::set_child_subreaper(Pid::from_raw(i32::try_from(std::process::id()).unwrap_or(0)))
+    {
+        tracing::debug!(%error, "what the server leaves behind may outlive it");
+    }
+}
+
+/// How often the descendants of a process are killed: they may start others in between.
+const KILL_ROUNDS: u32 = 10;
+
+/// Kills everything that descends from this process.
+pub(crate) fn kill_descendants() {
+    let this = i32::try_from(std::process::id()).unwrap_or(0);
+    for _ in 0..KILL_ROUNDS {
+        let mut found = Vec::new();
+        let mut parents = vec![this];
+        while let Some(parent) = parents.pop() {
+            for child in children(parent).into_iter().filter(|child| Process::find(*child).is_some()) {
+                parents.push(child);
+                found.push(child);
+            }
+        }
+        if found.is_empty() {
+            return;
+        }
+        for child in found.into_iter().filter_map(Pid::from_raw) {
+            let _ = rustix::process::kill_process(child, Signal::KILL);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()).collect()
+}

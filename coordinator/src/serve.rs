@@ -26,6 +26,8 @@ pub(crate) async fn serve(state_dir: &StateDir) -> Result<()> {
     let socket = api::listen(&state_dir.socket())?;
     tracing::info!(fleet = %name, %listen, "the coordinator listens for agents");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // Under systemd somebody waits for this.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let until = async {
         tokio::select! {
             served = axum::serve(socket, api::router(api)) => served?,

@@ -5,6 +5,7 @@
 
 pub mod fleet;
 pub mod impostor;
+pub mod lab;
 pub mod servers;
 pub mod sim;
 pub mod simnet;

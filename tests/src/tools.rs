@@ -13,6 +13,9 @@ pub enum Tool {
     Pypi,
     /// npm, and packages from its registry.
     Npm,
+    /// Root, and everything that machines with a real systemd need: systemd-nspawn, debootstrap, network namespaces, and
+    /// cargo-deb for the package that is installed on them.
+    Machines,
     /// The right to mount a small disk in memory.
     Mount,
 }
@@ -42,6 +45,12 @@ fn is_there(tool: Tool) -> bool {
             let _ = std::fs::remove_dir_all(folder);
             found
         }),
+        Tool::Machines => {
+            rustix::process::geteuid().is_root()
+                && succeeds("systemd-nspawn", &["--version"])
+                && succeeds("sh", &["-c", "command -v debootstrap && command -v nsenter && ip netns list"])
+                && succeeds("cargo", &["deb", "--version"])
+        }
         Tool::Mount => {
             let folder = tempfile::tempdir().expect("a folder");
             let path = folder.path().to_string_lossy().into_owned();
