@@ -77,6 +77,11 @@ fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, user: User) -> std::
         std::os::unix::fs::chown(path, None, Some(user.gid))?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))
     };
+    for folder in server.folder().ancestors().skip(1).take(2) {
+        // Every server's user passes through; nobody may list them.
+        let mode = fs::metadata(folder)?.permissions().mode();
+        fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o111))?;
+    }
     for folder in [server.folder(), &server.releases(), layout.folder()] {
         group_only(folder, 0o710)?;
     }

@@ -233,7 +233,7 @@ fn a_server_that_ends_is_started_again_and_one_that_takes_too_much_is_ended() {
     fleet.deploy(&["--watch"]).expect_code(0);
     let host = &fleet.hosts[0];
     let first = main_pid(host, "fleetwright-web");
-    host.run(&["kill", "-9", &first]).expect_code(0);
+    host.run(&["systemctl", "kill", "--signal=KILL", "fleetwright-web"]).expect_code(0);
     fleet.wait_until("it runs again", || {
         let now = main_pid(host, "fleetwright-web");
         now != first && now != "0" && is_active(host, "fleetwright-web")

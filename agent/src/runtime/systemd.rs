@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -122,8 +123,10 @@ async fn bus() -> zbus::Result<&'static Connection> {
 }
 
 async fn manager() -> zbus::Result<ManagerProxy<'static>> {
+    static SUBSCRIBED: OnceCell<()> = OnceCell::const_new();
     let manager = ManagerProxy::new(bus().await?).await?;
-    manager.subscribe().await?;
+    // Without this, systemd tells nobody that a job has ended.
+    SUBSCRIBED.get_or_try_init(|| manager.subscribe()).await?;
     Ok(manager)
 }
 
@@ -173,6 +176,7 @@ fn install(server: &ServerLayout, text: &str) -> Result<bool, Failure> {
     }
     let fresh = path.with_extension("service.new");
     fs::write(&fresh, text).map_err(fail)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o644)).map_err(fail)?;
     fs::File::open(&fresh).and_then(|file| file.sync_all()).map_err(fail)?;
     fs::rename(&fresh, &path).map_err(fail)?;
     fs::create_dir_all(link.parent().unwrap_or(&link)).map_err(fail)?;
