@@ -156,7 +156,8 @@ async fn run(state_dir: &Path, coordinator: Option<String>) -> Result<ExitCode> 
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let machine = ThisHost::new(state_dir, identity.address.clone(), identity.labels.clone());
-    let agent = Agent::open(state_dir, identity, Arc::new(machine), client()?, clock::system())?;
+    let steady = |last| clock::steady(state_dir, last);
+    let agent = Agent::open(state_dir, identity, Arc::new(machine), client()?, clock::system(), steady)?;
     tokio::select! {
         ended = agent.run() => ended.map(|()| ExitCode::FAILURE),
         _ = terminate.recv() => Ok(ExitCode::SUCCESS),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::{Clock, endpoint};
 use quinn::Endpoint;
 use tokio::sync::mpsc;
@@ -33,20 +34,24 @@ impl Agent {
         AgentIdentity::load(&Layout::new(state_dir).identity())
     }
 
-    /// Opens a state folder whose host has enrolled. One agent at a time works on it.
+    /// Opens a state folder whose host has enrolled. One agent at a time works on it. `clock` judges what others have
+    /// dated; the clock that `steady` makes, which must never be earlier than what it is given, judges how long
+    /// something has taken.
     pub fn open(
         state_dir: &Path,
         identity: AgentIdentity,
         machine: Arc<dyn Machine>,
         mut client: Endpoint,
         clock: Clock,
+        steady: impl FnOnce(Timestamp) -> Result<Clock>,
     ) -> Result<Self> {
         let layout = Layout::new(state_dir);
         fs::create_dir_all(layout.state_dir())?;
         let lock = lock(&layout)?;
         client.set_default_client_config(endpoint::agent(&identity.tls(&layout.identity())?, &clock)?);
         let journal = Journal::open(&layout.journal())?;
-        let (engine, handle) = Engine::open(journal, machine.clone(), identity.verifier()?, clock.clone())?;
+        let steady = steady(journal.last_time()?)?;
+        let (engine, handle) = Engine::open(journal, machine.clone(), identity.verifier()?, clock.clone(), steady)?;
         let inputs = handle.inputs.clone();
         let session = Session::new(identity, machine, client, clock, handle)?;
         Ok(Self { engine, session, inputs, _lock: lock })

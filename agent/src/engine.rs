@@ -74,7 +74,10 @@ struct UnderWay {
 
 pub(crate) struct Engine {
     machine: Arc<dyn Machine>,
+    /// Judges what others have dated.
     clock: Clock,
+    /// Judges how long something has taken.
+    steady: Clock,
     verifier: Verifier,
     journal: Journal,
     admission: Admission,
@@ -103,6 +106,7 @@ impl Engine {
         machine: Arc<dyn Machine>,
         verifier: Verifier,
         clock: Clock,
+        steady: Clock,
     ) -> Result<(Self, Handle), JournalError> {
         let instances = journal.instances()?;
         let (inputs, input) = mpsc::channel(INPUTS_MAX);
@@ -114,6 +118,7 @@ impl Engine {
         let engine = Self {
             machine,
             clock,
+            steady,
             verifier,
             admission: journal.admission()?,
             journal,
@@ -170,10 +175,10 @@ impl Engine {
     async fn take(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Command { envelope, over, reply } => self.take_command(&envelope, over, reply).await?,
-            Input::Performed { server, event } => self.apply(&server, event, None, self.clock.now()).await?,
+            Input::Performed { server, event } => self.apply(&server, event, None, self.steady.now()).await?,
             Input::Report { server, key, report } => {
                 let commit = Commit { reports: vec![self.outgoing(&server, &key, report)], ..Commit::default() };
-                self.commit(&commit, self.clock.now())?;
+                self.commit(&commit, self.steady.now())?;
             }
             Input::Ran(server) => self.watch_current(&server),
             Input::Alive(reply) => drop(reply.send(())),
@@ -196,14 +201,14 @@ impl Engine {
         over: ConnectionSerial,
         reply: oneshot::Sender<CommandReply>,
     ) -> Result<()> {
-        let now = self.clock.now();
+        let now = self.steady.now();
         let refuse = |message: String| {
             let failure = Failure::new(FailureKind::PermissionError, "command", message);
             CommandReply::Refused(
                 failure.hint("if nobody is attacking, compare the clocks and the keys of host and coordinator"),
             )
         };
-        let answer = match self.verifier.open(envelope, now) {
+        let answer = match self.verifier.open(envelope, self.clock.now()) {
             Err(rejection) => refuse(rejection.to_string()),
             Ok(VerifiedCommand { command, .. }) if self.admission.admit_reading(command.generation).is_err() => {
                 CommandReply::Stale
@@ -393,13 +398,13 @@ impl Engine {
     }
 
     fn next_deadline(&self) -> Option<Duration> {
-        let now = self.clock.now();
+        let now = self.steady.now();
         let earliest = self.instances.values().filter_map(|instance| Some(instance.deadline()?.0)).min()?;
         Some(earliest.since(now).into())
     }
 
     async fn deadlines_passed(&mut self) -> Result<()> {
-        let now = self.clock.now();
+        let now = self.steady.now();
         let due = |instance: &&Instance| instance.deadline().is_some_and(|(at, _)| at <= now);
         let servers: Vec<ServerName> = self.instances.values().filter(due).map(|i| i.server().clone()).collect();
         for server in servers {
@@ -418,8 +423,8 @@ impl Engine {
         };
         let gate = self.gates.entry(server.clone()).or_default();
         let output = || self.machine.output_of_this_run(&server, OUTPUT_LINES);
-        if let Some(event) = gate.decide(instance, &seen, self.clock.now(), output) {
-            self.apply(&server, event, None, self.clock.now()).await?;
+        if let Some(event) = gate.decide(instance, &seen, self.steady.now(), output) {
+            self.apply(&server, event, None, self.steady.now()).await?;
         } else if seen.unsupervised
             && matches!(instance.state(), InstanceState::Idle)
             && self.work.get(&server).is_none_or(|work| work.task.is_finished())

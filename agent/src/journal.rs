@@ -85,6 +85,12 @@ impl Journal {
         Ok(Self { connection })
     }
 
+    /// The latest time in it.
+    pub(crate) fn last_time(&self) -> Result<Timestamp, JournalError> {
+        let last: Option<i64> = self.connection.query_row("SELECT max(at) FROM events", [], |row| row.get(0))?;
+        Ok(Timestamp::from_unix_ms(last.unwrap_or(0)))
+    }
+
     /// Every instance, folded from its events.
     pub(crate) fn instances(&self) -> Result<BTreeMap<ServerName, Instance>, JournalError> {
         let mut instances: BTreeMap<ServerName, Instance> = BTreeMap::new();

@@ -7,6 +7,7 @@ use fleetwright_certs::{Identity, PinnedAuthority};
 use fleetwright_deploy::time::{Length, Timestamp};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -79,7 +80,11 @@ pub fn coordinator(identity: &TlsIdentity, clock: &Clock) -> Result<ServerConfig
 /// nothing of their connections any more (stateless reset, RFC 9000 section 10.3); otherwise they would wait for
 /// [`IDLE_TIMEOUT`].
 pub fn coordinator_socket(reset_key: &[u8; 32]) -> EndpointConfig {
-    EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key)))
+    let mut config = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key)));
+    // It must also know the ids of connections for its own.
+    let id_key = reset_key.iter().take(8).fold(0_u64, |key, byte| key << 8 | u64::from(*byte));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
+    config
 }
 
 /// An agent's endpoint for its work.

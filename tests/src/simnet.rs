@@ -171,6 +171,12 @@ impl Net {
         })
     }
 
+    /// A machine's steady clock, which no jump moves.
+    fn steady(&self, who: &str) -> Clock {
+        let (offset, clock) = (self.0.offsets[who].clone(), self.clock(who));
+        Clock::new(move || Timestamp::from_unix_ms(clock.now().unix_ms() - offset.load(Ordering::Relaxed)))
+    }
+
     fn add_coordinator(&self, sim: &mut Sim<'_>) {
         let net = self.clone();
         sim.host(COORDINATOR, move || {
@@ -198,7 +204,8 @@ impl Net {
                 let identity = Agent::identity(&state_dir)?.expect("it has enrolled");
                 let machine = Arc::new(net.machine(&host));
                 let client = socket::endpoint(0, None).await?;
-                Agent::open(&state_dir, identity, machine, client, clock)?.run().await?;
+                let steady = net.steady(host.as_str());
+                Agent::open(&state_dir, identity, machine, client, clock, |_| Ok(steady))?.run().await?;
                 Ok(())
             }
         });

@@ -179,7 +179,8 @@ async fn whatever_clients_of_the_older_era_say_reaches_the_server_unchanged_and_
     // Two clients at once, with the same ids.
     let (one, two) = (bridge.session().await, bridge.session().await);
     assert_ne!(one, two);
-    let params = |who: &str| json!({ "name": who, "unknown": { "deep": [1, 2.5, null, "ü"] }, "_meta": { "mine": who } });
+    let params =
+        |who: &str| json!({ "name": who, "unknown": { "deep": [1, 2.5, null, "ü"] }, "_meta": { "mine": who } });
     let (first, second) = tokio::join!(
         bridge.ask(&one, json!(7), "tools/call", params("one")),
         bridge.ask(&two, json!(7), "some/method-of-the-future", params("two")),
@@ -187,7 +188,10 @@ async fn whatever_clients_of_the_older_era_say_reaches_the_server_unchanged_and_
     assert_eq!((first["id"].clone(), second["id"].clone()), (json!(7), json!(7)));
     assert_eq!(first["result"]["params"], params("one"));
     assert_eq!(first["result"]["extra"], json!({ "kept": [1, null, "x"] }));
-    assert_eq!((&second["result"]["method"], &second["result"]["params"]), (&json!("some/method-of-the-future"), &params("two")));
+    assert_eq!(
+        (&second["result"]["method"], &second["result"]["params"]),
+        (&json!("some/method-of-the-future"), &params("two"))
+    );
     let failed = bridge.ask(&one, json!("id"), "fail", json!({})).await;
     assert_eq!(failed["error"], json!({ "code": -32055, "message": "as asked", "data": { "why": ["x"] } }));
     // A notification that nobody knows.
@@ -272,7 +276,8 @@ async fn clients_of_the_modern_era_need_no_session() {
         let mut params = params;
         params["_meta"] = meta.clone();
         let body = json!({ "jsonrpc": "2.0", "id": "m", "method": method, "params": params });
-        let request = bridge.post(None, &body).header("mcp-protocol-version", "2026-07-28").header("mcp-method", method);
+        let request =
+            bridge.post(None, &body).header("mcp-protocol-version", "2026-07-28").header("mcp-method", method);
         answer(request.send().await.expect("sent")).await
     };
     let discovered = ask("server/discover", json!({})).await;

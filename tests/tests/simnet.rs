@@ -277,3 +277,27 @@ fn agents_notice_at_once_that_a_restarted_coordinator_knows_nothing_of_their_con
         assert!(took < Duration::from_secs(7), "they waited for {took:?}, as if nobody had told them");
     });
 }
+
+#[test]
+fn a_clock_that_is_set_neither_hastens_nor_puts_off_the_moment_at_which_a_host_puts_itself_back() {
+    for jump in [Duration::ZERO, Duration::from_secs(40)] {
+        Setup::default().run(move |net| async move {
+            running(&net).await;
+            let id = net.start(2).await.expect("it starts");
+            net.step_is(&id, &host(0), &["verifying"]).await;
+            let switched = turmoil::elapsed();
+            net.cut(&host(0));
+            net.jump("h0", jump);
+            while net.machine(&host(0)).folder(&server()).current != Some(version(1)) {
+                sleep(Duration::from_millis(100)).await;
+            }
+            let after = turmoil::elapsed() - switched;
+            assert!(
+                after > Duration::from_secs(14) && after < Duration::from_secs(40),
+                "it took {after:?} with {jump:?}"
+            );
+            net.mend(&host(0));
+            assert_eq!(net.outcome(&id).await, Outcome::RolledBack);
+        });
+    }
+}
