@@ -217,7 +217,7 @@ impl Drop for Machine {
 }
 
 /// The disk that all machines share and none changes, made once for this checkout.
-fn base() -> PathBuf {
+pub(crate) fn base() -> PathBuf {
     let folder = repository().join("target/lab");
     fs::create_dir_all(&folder).expect("a folder");
     let lock = fs::File::create(folder.join("lock")).expect("a lock");

@@ -1,6 +1,7 @@
 //! Tools that not every machine has. A test that lacks one says so and is skipped; with `FLEETWRIGHT_REQUIRE=all`
 //! it fails.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -16,6 +17,12 @@ pub enum Tool {
     /// Root, and everything that machines with a real systemd need: systemd-nspawn, debootstrap, network namespaces, and
     /// cargo-deb for the package that is installed on them.
     Machines,
+    /// Root, and a container engine that can be started in a network namespace, with Compose.
+    Engine,
+    /// SQLite's command.
+    Sqlite,
+    /// PostgreSQL's programs, and the right to run them as nobody.
+    Postgresql,
     /// The right to mount a small disk in memory.
     Mount,
 }
@@ -51,6 +58,16 @@ fn is_there(tool: Tool) -> bool {
                 && succeeds("sh", &["-c", "command -v debootstrap && command -v nsenter && ip netns list"])
                 && succeeds("cargo", &["deb", "--version"])
         }
+        Tool::Engine => {
+            rustix::process::geteuid().is_root()
+                && succeeds("sh", &["-c", "command -v dockerd && command -v debootstrap && ip netns list"])
+                && succeeds("docker-compose", &["version"])
+        }
+        Tool::Sqlite => succeeds("sqlite3", &["--version"]),
+        Tool::Postgresql => {
+            postgresql_programs().is_some()
+                && succeeds("setpriv", &["--reuid=nobody", "--clear-groups", "--regid=nogroup", "true"])
+        }
         Tool::Mount => {
             let folder = tempfile::tempdir().expect("a folder");
             let path = folder.path().to_string_lossy().into_owned();
@@ -58,6 +75,14 @@ fn is_there(tool: Tool) -> bool {
         }
         Tool::Npm => *NPM.get_or_init(|| succeeds("npm", &["view", "kubernetes-mcp-server@0.0.67", "version"])),
     }
+}
+
+/// The folder with PostgreSQL's programs: Debian keeps them off the search path.
+pub fn postgresql_programs() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = versions.map(|version| version.path().join("bin")).collect();
+    folders.sort();
+    folders.into_iter().rev().find(|folder| folder.join("initdb").exists() && folder.join("psql").exists())
 }
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {

@@ -1,0 +1,101 @@
+//! A container engine of the test's own: dockerd in a network namespace without a way out, with its data in a folder of
+//! its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::lab;
+
+/// How long the engine has to answer.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// The image that others are built on.
+pub const BASE: &str = "fleetwright-test-base:1";
+
+/// An engine, gone with everything in it when it is dropped.
+pub struct Engine {
+    namespace: String,
+    folder: tempfile::TempDir,
+    daemon: Child,
+}
+
+impl Engine {
+    /// Starts an engine that has one image: a minimal Debian.
+    #[expect(clippy::new_without_default, reason = "it starts processes")]
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let namespace = format!("fwe{}x{}", std::process::id() % 100_000, COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder = tempfile::Builder::new().prefix("fw-engine-").tempdir_in("/tmp").expect("a folder");
+        run(Command::new("ip").args(["netns", "add", &namespace]));
+        run(Command::new("ip").args(["-n", &namespace, "link", "set", "lo", "up"]));
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let log = fs::File::create(folder.path().join("log")).expect("a log");
+        let mut daemon = Command::new("nsenter");
+        daemon.arg(format!("--net=/run/netns/{namespace}")).arg("dockerd");
+        daemon.args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")]);
+        daemon.args(["--default-cgroupns-mode", "private", "-H", &format!("unix://{}", path("socket"))]);
+        daemon.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        let daemon = daemon.spawn().expect("dockerd starts");
+        let engine = Self { namespace, folder, daemon };
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !engine.docker(&["info"]).status.success() {
+            assert!(Instant::now() < deadline, "the engine does not answer:\n{}", engine.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let import = format!("tar -C {} -c . | docker import - {BASE}", lab::base().display());
+        run(engine.with_host(Command::new("sh").args(["-c", &import])));
+        engine
+    }
+
+    /// The address of its interface.
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.folder.path().join("socket").display())
+    }
+
+    /// Makes a command speak to this engine.
+    pub fn with_host<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env("DOCKER_HOST", self.host()).env("DOCKER_BUILDKIT", "0").stdin(Stdio::null())
+    }
+
+    /// Runs a command of the client to its end.
+    pub fn docker(&self, arguments: &[&str]) -> Output {
+        self.with_host(Command::new("docker").args(arguments)).output().expect("docker runs")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let running = self.docker(&["ps", "--quiet"]);
+        for id in String::from_utf8_lossy(&running.stdout).split_whitespace() {
+            self.docker(&["kill", id]);
+        }
+        if let Some(pid) = Pid::from_raw(i32::try_from(self.daemon.id()).unwrap_or(0)) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let _ = self.daemon.wait();
+        for mount in mounts_below(self.folder.path()) {
+            let _ = Command::new("umount").args(["--lazy"]).arg(mount).output();
+        }
+        let _ = Command::new("ip").args(["netns", "del", &self.namespace]).output();
+    }
+}
+
+fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let paths = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    paths.filter(|path| path.starts_with(folder)).collect()
+}
+
+#[track_caller]
+fn run(command: &mut Command) {
+    let output = command.output().expect("it runs");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
