@@ -301,3 +301,83 @@ fn a_clock_that_is_set_neither_hastens_nor_puts_off_the_moment_at_which_a_host_p
         });
     }
 }
+
+/// Where a step of a host may be when something happens to it.
+const MOMENTS: [&str; 6] = ["stage", "staged", "snapshot", "switch", "verifying", "confirmed"];
+
+/// What happens in the midst of a step.
+#[derive(Clone, Copy, Debug)]
+enum Happens {
+    CoordinatorDies,
+    AgentDies,
+    LinkIsCut,
+}
+
+/// Whatever happens, and whenever: every host is on the new release and healthy, or exactly as it was.
+fn ends_right_whenever(what: Happens) {
+    for moment in MOMENTS {
+        Setup::default().run(move |net| async move {
+            running(&net).await;
+            let slow = Pace { stage: Duration::from_secs(2), rest: Duration::from_secs(2) };
+            net.hosts().for_each(|host| net.machine(host).set_pace(slow));
+            // It is ready before the others, and waits for them.
+            net.machine(&host(0)).set_pace(Pace { stage: Duration::from_millis(500), ..slow });
+            let before = net.machine(&host(0)).folder(&server()).data;
+            let id = net.start(2).await.expect("it starts");
+            match moment {
+                "staged" => net.step_is(&id, &host(0), &["staged"]).await,
+                "verifying" => net.step_is(&id, &host(0), &["verifying"]).await,
+                "confirmed" => net.step_is(&id, &host(0), &["confirmed", "done"]).await,
+                work => {
+                    while net.machine(&host(0)).doing() != Some(work) {
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            }
+            match what {
+                Happens::CoordinatorDies => {
+                    net.crash(COORDINATOR);
+                    sleep(Duration::from_secs(3)).await;
+                    net.restart(COORDINATOR);
+                }
+                Happens::AgentDies => {
+                    net.crash("h0");
+                    sleep(Duration::from_secs(1)).await;
+                    net.restart("h0");
+                }
+                Happens::LinkIsCut => {
+                    net.cut(&host(0));
+                    sleep(Duration::from_secs(40)).await;
+                    net.mend(&host(0));
+                }
+            }
+            let outcome = net.outcome(&id).await;
+            for host in net.hosts() {
+                let folder = net.machine(host).folder(&server());
+                let at = format!("{what:?} at {moment}, {outcome:?}: {host}");
+                match outcome {
+                    Outcome::Succeeded => assert_eq!(folder.current, Some(version(2)), "{at}"),
+                    Outcome::RolledBack => {
+                        assert_eq!((folder.current, folder.data), (Some(version(1)), before), "{at}");
+                    }
+                    other => panic!("{at}: it ended as {other:?}"),
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn a_coordinator_that_dies_at_any_moment_of_a_step_leaves_it_new_or_as_it_was() {
+    ends_right_whenever(Happens::CoordinatorDies);
+}
+
+#[test]
+fn an_agent_that_dies_at_any_moment_of_a_step_leaves_it_new_or_as_it_was() {
+    ends_right_whenever(Happens::AgentDies);
+}
+
+#[test]
+fn a_link_that_is_cut_at_any_moment_of_a_step_leaves_it_new_or_as_it_was() {
+    ends_right_whenever(Happens::LinkIsCut);
+}

@@ -44,8 +44,10 @@ pub struct Folder {
     pub releases: BTreeMap<ReleaseId, Vec<u8>>,
     /// What runs.
     pub current: Option<ReleaseId>,
+    /// Stands for the content of the data folder, which every release changes when it is started.
+    pub data: u64,
     incoming: BTreeMap<ReleaseId, Vec<u8>>,
-    snapshots: BTreeMap<SnapshotId, Option<ReleaseId>>,
+    snapshots: BTreeMap<SnapshotId, (Option<ReleaseId>, u64)>,
     /// Every release that was switched to, in order.
     pub switches: Vec<ReleaseId>,
 }
@@ -56,6 +58,8 @@ struct State {
     pace: Pace,
     /// Releases that never become healthy.
     broken: BTreeSet<ReleaseId>,
+    /// What is being done.
+    doing: Option<&'static str>,
 }
 
 /// The disk of a host, and how fast it is.
@@ -77,6 +81,11 @@ impl SimMachine {
         self.state().broken.insert(release);
     }
 
+    /// What is being done, in the words of [`Machine`].
+    pub fn doing(&self) -> Option<&'static str> {
+        self.state().doing
+    }
+
     /// What there is of a server.
     pub fn folder(&self, server: &ServerName) -> Folder {
         self.state().folders.get(server).cloned().unwrap_or_default()
@@ -85,14 +94,18 @@ impl SimMachine {
     /// Does something to the folder of a server, after the time that it takes.
     fn work<T: Send + 'static>(
         &self,
+        name: &'static str,
         server: &ServerName,
         takes: impl FnOnce(Pace) -> Duration,
         what: impl FnOnce(&mut Folder) -> Result<T, Failure> + Send + 'static,
     ) -> Work<T> {
         let (this, server, takes) = (self.clone(), server.clone(), takes(self.state().pace));
         async move {
+            this.state().doing = Some(name);
             sleep(takes).await;
-            what(this.state().folders.entry(server).or_default())
+            let mut state = this.state();
+            state.doing = None;
+            what(state.folders.entry(server).or_default())
         }
         .boxed()
     }
@@ -123,6 +136,7 @@ impl Machine for SimMachine {
     fn stage(&self, server: &ServerName, id: &ReleaseId, _: Option<Release>) -> Work {
         let id = id.clone();
         self.work(
+            "stage",
             server,
             |pace| pace.stage,
             move |folder| {
@@ -148,11 +162,12 @@ impl Machine for SimMachine {
     fn snapshot(&self, server: &ServerName, switch: &Switch) -> Work {
         let snapshot = switch.snapshot.clone();
         self.work(
+            "snapshot",
             server,
             |pace| pace.rest,
             move |folder| {
-                let current = folder.current.clone();
-                folder.snapshots.entry(snapshot).or_insert(current);
+                let kept = (folder.current.clone(), folder.data);
+                folder.snapshots.entry(snapshot).or_insert(kept);
                 Ok(())
             },
         )
@@ -161,10 +176,12 @@ impl Machine for SimMachine {
     fn switch(&self, server: &ServerName, switch: &Switch) -> Work {
         let target = switch.spec.target.clone();
         self.work(
+            "switch",
             server,
             |pace| pace.rest,
             move |folder| {
                 folder.switches.extend(target.clone());
+                folder.data = folder.data.wrapping_mul(31).wrapping_add(17);
                 folder.current = target;
                 Ok(())
             },
@@ -173,11 +190,12 @@ impl Machine for SimMachine {
 
     fn restore(&self, server: &ServerName, restore: Restore) -> Work {
         self.work(
+            "restore",
             server,
             |pace| pace.rest,
             move |folder| {
                 if let Some(before) = folder.snapshots.get(&restore.switch.snapshot).cloned() {
-                    folder.current = before;
+                    (folder.current, folder.data) = before;
                 }
                 Ok(())
             },
@@ -186,6 +204,7 @@ impl Machine for SimMachine {
 
     fn run(&self, server: &ServerName, release: Option<ReleaseId>) -> Work {
         self.work(
+            "run",
             server,
             |pace| pace.rest,
             move |folder| {
@@ -196,11 +215,11 @@ impl Machine for SimMachine {
     }
 
     fn start(&self, server: &ServerName) -> Work {
-        self.work(server, |pace| pace.rest, |_| Ok(()))
+        self.work("start", server, |pace| pace.rest, |_| Ok(()))
     }
 
     fn test(&self, server: &ServerName, _: Release) -> Work {
-        self.work(server, |pace| pace.rest, |_| Ok(()))
+        self.work("test", server, |pace| pace.rest, |_| Ok(()))
     }
 
     fn check(&self, _: &ServerName, _: Vec<HealthCheck>) -> BoxFuture<'static, Vec<CheckRun>> {
@@ -208,16 +227,17 @@ impl Machine for SimMachine {
     }
 
     fn snapshots(&self, server: &ServerName) -> Work<Vec<SnapshotSummary>> {
-        self.work(server, |pace| pace.rest, |_| Ok(Vec::new()))
+        self.work("snapshots", server, |pace| pace.rest, |_| Ok(Vec::new()))
     }
 
     fn show_snapshot(&self, server: &ServerName, id: &SnapshotId, _: bool) -> Work<SnapshotView> {
         let missing = Failure::new(FailureKind::ConfigurationError, "look", format!("there is no snapshot {id}"));
-        self.work(server, |pace| pace.rest, |_| Err(missing))
+        self.work("show_snapshot", server, |pace| pace.rest, |_| Err(missing))
     }
 
     fn clean(&self, server: &ServerName, releases: Vec<ReleaseId>, snapshots: Vec<SnapshotId>) -> Work {
         self.work(
+            "clean",
             server,
             |pace| pace.rest,
             move |folder| {
