@@ -8,6 +8,7 @@ mod envelope;
 mod server;
 mod stdio;
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +19,10 @@ use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::serve::{Listener, ListenerExt};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
@@ -45,8 +48,7 @@ pub async fn bridge(listen: &str, path: &str, command: &[String]) -> Result<Exit
         bail!("{TOKEN_VARIABLE} has fewer than {TOKEN_CHARACTERS_MIN} characters\n  hint: take a long random one");
     }
     // The port first: a server whose port is taken should not be started at all.
-    let listener =
-        tokio::net::TcpListener::bind(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
     let mut terminate = signal(SignalKind::terminate())?;
     process::adopt_orphans();
     let outcome = tokio::select! {
@@ -58,7 +60,7 @@ pub async fn bridge(listen: &str, path: &str, command: &[String]) -> Result<Exit
 }
 
 async fn serve(
-    listener: tokio::net::TcpListener,
+    listener: TcpListener,
     listen: &str,
     path: &str,
     command: &[String],
@@ -90,7 +92,7 @@ async fn serve(
             tracing::warn!("the MCP server ended with {exit}");
             Ok(ExitCode::FAILURE)
         }
-        served = axum::serve(listener, router) => {
+        served = axum::serve(at_once(listener), router) => {
             served?;
             Ok(ExitCode::SUCCESS)
         }
@@ -100,6 +102,13 @@ async fn serve(
             Ok(ExitCode::from(TERMINATED))
         }
     }
+}
+
+/// Answers are small and somebody waits for each: none is held back to be sent with the next.
+fn at_once(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = SocketAddr> {
+    listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    })
 }
 
 /// Lets through who presents the token.

@@ -8,6 +8,7 @@ mod http;
 mod mcp;
 mod program;
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use fleetwright_deploy::health::{CheckOutcome, CheckRun, HealthCheck, McpInfo, Probe};
@@ -101,8 +102,18 @@ impl Checker {
     }
 }
 
-/// An HTTP client for endpoints of this host: no proxy, no redirects.
+/// The HTTP client for endpoints of this host: no proxy, no redirects. All servers share one, since each holds the
+/// certificates of all authorities.
 pub(crate) fn http_client() -> Result<reqwest::Client, reqwest::Error> {
+    static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
+    if let Some(client) = CLIENT.get() {
+        return Ok(client.clone());
+    }
+    let made = new_http_client()?;
+    Ok(CLIENT.get_or_init(|| made).clone())
+}
+
+fn new_http_client() -> Result<reqwest::Client, reqwest::Error> {
     let client = || reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
     // A host without certificates of authorities trusts nobody, and can be checked all the same.
     client().build().or_else(|_| client().tls_certs_only([]).build())

@@ -1,4 +1,8 @@
-//! Installing packages into a release's own folder, by the registries' own clients, at exact versions.
+//! Installing packages into a release's own folder: by the registries' own clients, at exact versions, or by a URL with
+//! the digest of what must come.
+
+mod archive;
+mod download;
 
 use std::path::Path;
 use std::process::Stdio;
@@ -32,6 +36,28 @@ pub(crate) async fn install(release: &Release, layout: &ReleaseLayout, installer
             pypi(release, layout, &wanted, with, installer).await
         }
         Package::Npm { name, version } => npm(layout, &format!("{name}@{version}"), installer).await,
+        Package::Archive { url, sha256, strip, .. } => {
+            let (packed, app, strip) = (layout.folder().join("archive"), layout.app(), *strip);
+            download::download(url, sha256, &packed).await?;
+            let of = packed.clone();
+            let unpacked = tokio::task::spawn_blocking(move || {
+                std::fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
+                archive::unpack(&of, &app, strip)
+            });
+            unpacked
+                .await
+                .unwrap_or_else(|error| Err(Failure::new(FailureKind::DeploymentError, STEP, error.to_string())))?;
+            std::fs::remove_file(&packed).map_err(|error| file_failure(&packed, &error))?;
+            write(&layout.lock_file(), format!("{sha256}  {url}\n").as_bytes())
+        }
+        Package::File { url, sha256, name, .. } => {
+            let (folder, program) = (layout.app().join("bin"), layout.app().join("bin").join(name));
+            std::fs::create_dir_all(&folder).map_err(|error| file_failure(&folder, &error))?;
+            download::download(url, sha256, &program).await?;
+            let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(&program, executable).map_err(|error| file_failure(&program, &error))?;
+            write(&layout.lock_file(), format!("{sha256}  {url}\n").as_bytes())
+        }
     }
 }
 

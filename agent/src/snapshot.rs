@@ -259,7 +259,10 @@ fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure + '_ {
     move |error| file_failure(path, &error)
 }
 
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+/// Work that waits for disks, beside everything else.
+pub(crate) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Failure::new(FailureKind::DeploymentError, "agent", error.to_string())),

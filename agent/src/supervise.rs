@@ -261,7 +261,7 @@ pub(crate) fn inherited_path() -> String {
 
 /// Where programs are looked for: in the release's own package first.
 pub(crate) fn search_path(release: &Path, inherited: &str) -> String {
-    format!("{0}/app/bin:{0}/app/node_modules/.bin:{inherited}", release.display())
+    format!("{0}/app/bin:{0}/app/node_modules/.bin:{0}/app:{inherited}", release.display())
 }
 
 /// A program of the release's own package comes before one of the host.
@@ -269,13 +269,13 @@ fn program(name: &str, release: &Path) -> PathBuf {
     if name.contains('/') {
         return PathBuf::from(name);
     }
-    let own = ["app/bin", "app/node_modules/.bin"].map(|folder| release.join(folder).join(name));
+    let own = ["app/bin", "app/node_modules/.bin", "app"].map(|folder| release.join(folder).join(name));
     let hosts = || {
         std::env::split_paths(&search_path(release, &inherited_path()))
             .map(|folder| folder.join(name))
             .find(|path| path.is_file())
     };
-    own.into_iter().find(|path| path.exists()).or_else(hosts).unwrap_or_else(|| PathBuf::from(name))
+    own.into_iter().find(|path| path.is_file()).or_else(hosts).unwrap_or_else(|| PathBuf::from(name))
 }
 
 fn words(exit: ExitStatus) -> String {

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::check::{Checker, McpClient, call_tool, end_session, http_client};
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
+use crate::snapshot::aside;
 use crate::watch::watch;
 use crate::{facts, metrics, runtime, snapshot, stage};
 
@@ -133,17 +134,17 @@ impl Machine for ThisHost {
 
     fn snapshots(&self, server: &ServerName) -> Work<Vec<SnapshotSummary>> {
         let server = self.layout.server(server);
-        blocking(move || Ok(snapshot::list(&server))).boxed()
+        aside(move || Ok(snapshot::list(&server))).boxed()
     }
 
     fn show_snapshot(&self, server: &ServerName, id: &SnapshotId, compare: bool) -> Work<SnapshotView> {
         let (server, id) = (self.layout.server(server), id.clone());
-        blocking(move || snapshot::show(&server, &id, compare)).boxed()
+        aside(move || snapshot::show(&server, &id, compare)).boxed()
     }
 
     fn clean(&self, server: &ServerName, releases: Vec<ReleaseId>, snapshots: Vec<SnapshotId>) -> Work {
         let (layout, server) = (self.layout.clone(), self.layout.server(server));
-        blocking(move || {
+        aside(move || {
             stage::prune(&server, &releases)?;
             snapshot::prune(&layout, &server, &snapshots)
         })
@@ -287,11 +288,4 @@ async fn test(release: &Release) -> Result<(), String> {
     }
     end_session(session).await;
     outcome
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Failure::new(FailureKind::DeploymentError, "agent", error.to_string())),
-    }
 }

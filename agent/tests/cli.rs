@@ -20,7 +20,7 @@ fn a_bridge_ends_with_its_server() {
     let output = agent(&["bridge", "--listen", "127.0.0.1:0", "--", "false"]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("the MCP handshake failed"), "{text}");
+    assert!(text.contains("ended during the MCP handshake"), "{text}");
 }
 
 #[test]

@@ -108,6 +108,28 @@ pub enum Package {
         /// Its exact version.
         version: String,
     },
+    /// A tar archive, compressed with gzip or not, unpacked into the release's `app` folder.
+    Archive {
+        /// Where it is fetched: `https://`, `http://` or `file://`.
+        url: String,
+        /// SHA-256 of its bytes, hexadecimal.
+        sha256: String,
+        /// Its version, for people.
+        version: String,
+        /// How many of the first parts of each path are left out.
+        strip: u32,
+    },
+    /// A program of one file.
+    File {
+        /// Where it is fetched: `https://`, `http://` or `file://`.
+        url: String,
+        /// SHA-256 of its bytes, hexadecimal.
+        sha256: String,
+        /// Its version, for people.
+        version: String,
+        /// What it is called on the host.
+        name: String,
+    },
 }
 
 impl Package {
@@ -115,7 +137,10 @@ impl Package {
     pub fn version(&self) -> Option<&str> {
         match self {
             Self::None => None,
-            Self::Pypi { version, .. } | Self::Npm { version, .. } => Some(version),
+            Self::Pypi { version, .. }
+            | Self::Npm { version, .. }
+            | Self::Archive { version, .. }
+            | Self::File { version, .. } => Some(version),
         }
     }
 }
@@ -126,6 +151,8 @@ impl std::fmt::Display for Package {
             Self::None => f.pad("no package"),
             Self::Pypi { name, version, .. } => f.pad(&format!("pypi {name} {version}")),
             Self::Npm { name, version } => f.pad(&format!("npm {name} {version}")),
+            Self::Archive { url, version, .. } => f.pad(&format!("archive {url} {version}")),
+            Self::File { name, version, .. } => f.pad(&format!("file {name} {version}")),
         }
     }
 }

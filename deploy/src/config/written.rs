@@ -220,7 +220,7 @@ pub struct ResourcesWritten {
     pub tasks: Option<Spanned<u32>>,
 }
 
-/// What is installed: exactly one of `pypi` and `npm`.
+/// What is installed: exactly one of `pypi`, `npm`, `archive` and `file`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PackageWritten {
@@ -230,6 +230,18 @@ pub struct PackageWritten {
     /// A package from the npm registry.
     #[serde(default)]
     pub npm: Option<String>,
+    /// The URL of a tar archive.
+    #[serde(default)]
+    pub archive: Option<Spanned<String>>,
+    /// The URL of a program of one file.
+    #[serde(default)]
+    pub file: Option<Spanned<String>>,
+    /// SHA-256 of what is fetched, for `archive` and `file`.
+    #[serde(default)]
+    pub sha256: Option<Spanned<String>>,
+    /// How many of the first parts of each path are left out, for `archive`.
+    #[serde(default)]
+    pub strip: u32,
     /// The exact version.
     pub version: Spanned<String>,
     /// Further exact requirements, for `pypi`.

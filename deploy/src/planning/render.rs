@@ -261,13 +261,19 @@ fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templ
 fn package(server: &Server) -> Package {
     let Some(written) = &server.package else { return Package::None };
     let (written, version) = (&written.value, written.value.version.value.clone());
-    match (&written.pypi, &written.npm) {
-        (Some(name), _) => {
-            let with = written.with.iter().map(|extra| extra.value.clone()).collect();
-            Package::Pypi { name: name.clone(), version, with }
-        }
-        (None, Some(name)) => Package::Npm { name: name.clone(), version },
-        (None, None) => Package::None,
+    let sha256 = written.sha256.as_ref().map(|hash| hash.value.to_ascii_lowercase()).unwrap_or_default();
+    if let Some(name) = &written.pypi {
+        let with = written.with.iter().map(|extra| extra.value.clone()).collect();
+        Package::Pypi { name: name.clone(), version, with }
+    } else if let Some(name) = &written.npm {
+        Package::Npm { name: name.clone(), version }
+    } else if let Some(url) = &written.archive {
+        Package::Archive { url: url.value.clone(), sha256, version, strip: written.strip }
+    } else if let Some(url) = &written.file {
+        let name = url.value.rsplit('/').next().unwrap_or_default().to_owned();
+        Package::File { url: url.value.clone(), sha256, version, name }
+    } else {
+        Package::None
     }
 }
 

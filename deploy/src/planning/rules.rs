@@ -1,7 +1,7 @@
 //! The rules of an environment, and what every configuration must satisfy. A broken one stops the plan.
 
 use super::{Configuration, definition, policies};
-use crate::config::{Problem, Problems, Server, Source};
+use crate::config::{PackageWritten, Problem, Problems, Server, Source};
 use crate::health::Severity;
 use crate::ids::ServerName;
 use crate::plan::{Pace, RollbackPolicy, Rollout};
@@ -117,17 +117,50 @@ fn server_rules(configuration: &Configuration, source: &Source, server: &Server,
     package_rules(configuration, source, server, problems);
 }
 
+/// What is fetched by its URL must have a digest: a URL alone says nothing about what comes.
+fn fetched_rules(source: &Source, package: &serde_saphyr::Spanned<PackageWritten>, problems: &mut Vec<Problem>) {
+    let written = &package.value;
+    let Some(url) = written.archive.as_ref().or(written.file.as_ref()) else {
+        if let Some(hash) = &written.sha256 {
+            problems.push(Problem::at(source, hash, "`sha256` belongs to `archive` and `file`"));
+        }
+        return;
+    };
+    let fits = ["https://", "http://", "file:///"].iter().any(|scheme| url.value.starts_with(scheme));
+    let name = url.value.rsplit('/').next().unwrap_or_default();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b".-+_".contains(&b);
+    if !fits || name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
+        let problem = Problem::at(source, url, format!("`{}` is not the URL of a file", url.value));
+        problems.push(problem.hint("write https://, http:// or file:///, and end it with the file's name"));
+    }
+    match &written.sha256 {
+        None => {
+            let problem = Problem::at(source, url, "what is fetched by its URL needs a `sha256`");
+            problems.push(problem.hint("`sha256sum FILE` prints it"));
+        }
+        Some(hash) if hash.value.len() != 64 || !hash.value.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            problems.push(Problem::at(source, hash, "`sha256` is 64 hexadecimal digits"));
+        }
+        Some(_) => {}
+    }
+}
+
 fn package_rules(configuration: &Configuration, source: &Source, server: &Server, problems: &mut Vec<Problem>) {
     let Some(package) = &server.package else { return };
-    let kind = match (&package.value.pypi, &package.value.npm) {
-        (Some(_), None) => "pypi",
-        (None, Some(_)) => "npm",
-        (Some(_), Some(_)) | (None, None) => {
-            let problem = Problem::at(source, package, "a package is either `pypi` or `npm`");
-            problems.push(problem.hint("for example `package: { pypi: mcp-server-time, version: 2026.10.19 }`"));
-            return;
-        }
+    let written = &package.value;
+    let kinds = [
+        ("pypi", written.pypi.is_some()),
+        ("npm", written.npm.is_some()),
+        ("archive", written.archive.is_some()),
+        ("file", written.file.is_some()),
+    ];
+    let mut said = kinds.iter().filter(|(_, is_said)| *is_said).map(|(kind, _)| *kind);
+    let (Some(kind), None) = (said.next(), said.next()) else {
+        let problem = Problem::at(source, package, "a package is one of `pypi`, `npm`, `archive` and `file`");
+        problems.push(problem.hint("for example `package: { pypi: mcp-server-time, version: 2026.10.19 }`"));
+        return;
     };
+    fetched_rules(source, package, problems);
     let version = &package.value.version;
     let exact = |b: u8| b.is_ascii_alphanumeric() || b".-+!_".contains(&b);
     if version.value.is_empty() || !version.value.bytes().all(exact) || version.value == "latest" {
