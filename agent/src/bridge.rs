@@ -23,7 +23,8 @@ use axum::serve::{Listener, ListenerExt};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use self::server::Bridged;
@@ -51,9 +52,14 @@ pub async fn bridge(listen: &str, path: &str, command: &[String]) -> Result<Exit
     let listener = TcpListener::bind(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
     let mut terminate = signal(SignalKind::terminate())?;
     process::adopt_orphans();
-    let outcome = tokio::select! {
-        outcome = serve(listener, listen, path, command, token) => outcome,
-        _ = terminate.recv() => Ok(ExitCode::from(TERMINATED)),
+    let started = tokio::select! {
+        started = StdioServer::start(command, TOKEN_VARIABLE) => Some(started),
+        _ = terminate.recv() => None,
+    };
+    let outcome = match started {
+        Some(Ok((server, ended))) => serve(listener, listen, path, server, ended, token, &mut terminate).await,
+        Some(Err(error)) => Err(error),
+        None => Ok(ExitCode::from(TERMINATED)),
     };
     process::kill_descendants();
     outcome
@@ -63,10 +69,11 @@ async fn serve(
     listener: TcpListener,
     listen: &str,
     path: &str,
-    command: &[String],
+    server: StdioServer,
+    mut ended: oneshot::Receiver<String>,
     token: Option<String>,
+    terminate: &mut Signal,
 ) -> Result<ExitCode> {
-    let (server, mut ended) = StdioServer::start(command, TOKEN_VARIABLE).await?;
     let server = Arc::new(server);
     let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
     let origins = ["localhost", "127.0.0.1", host].map(|host| format!("http://{host}:*"));
@@ -85,7 +92,6 @@ async fn serve(
         let expected: Arc<str> = format!("Bearer {token}").into();
         router = router.layer(middleware::from_fn_with_state(expected, authenticate));
     }
-    let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         exit = &mut ended => {
             let exit = exit.unwrap_or_else(|_| "nobody knows how".to_owned());

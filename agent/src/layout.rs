@@ -1,15 +1,16 @@
 //! Where things are in an agent's state folder.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard};
 
 /// The state folder of one agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     state_dir: PathBuf,
-    blobs_in_use: Arc<Mutex<()>>,
+    blobs_in_use: Arc<RwLock<()>>,
 }
 
 impl Layout {
@@ -37,9 +38,14 @@ impl Layout {
         self.state_dir.join("blobs")
     }
 
-    /// Keeps others from the blobs: what one snapshot has just stored, pruning another must not remove.
-    pub(crate) fn lock_blobs(&self) -> MutexGuard<'_, ()> {
-        self.blobs_in_use.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps blobs from being removed: what a snapshot has just stored, pruning another must not take away.
+    pub(crate) async fn use_blobs(&self) -> OwnedRwLockReadGuard<()> {
+        self.blobs_in_use.clone().read_owned().await
+    }
+
+    /// Keeps everybody from storing blobs; nothing while somebody does.
+    pub(crate) fn blobs_alone(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        self.blobs_in_use.try_write().ok()
     }
 
     pub(crate) fn servers(&self) -> PathBuf {

@@ -119,7 +119,7 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
         runtime(other).stop(server, true).await?;
         runtime(other).forget(server).await?;
     }
-    if before == Some(kind) && runtime(kind).state(server).await.kept {
+    if before == Some(kind) && runtime(kind).state(server).await.runs {
         return Ok(());
     }
     let _ = fs::remove_file(server.stopped());

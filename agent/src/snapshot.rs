@@ -53,7 +53,7 @@ struct Manifest {
     /// The database, with what restores it.
     #[serde(default)]
     database: Option<Dump>,
-    /// Whether data and paths are as they were once the server was stopped. Before, nothing was touched.
+    /// Whether the server was stopped, and data and paths are as they were then. Before, nothing was touched.
     #[serde(default = "settled")]
     settled: bool,
 }
@@ -101,6 +101,7 @@ pub(crate) async fn take(
     if manifest_path(&server.snapshot(id)).exists() {
         return Ok(());
     }
+    let using = layout.use_blobs().await;
     let running = release.and_then(|release| stage::load(&server.release(release)));
     let dump = match (release, running.as_ref().and_then(|running| running.database.as_ref())) {
         (Some(release), Some(database)) => {
@@ -115,7 +116,7 @@ pub(crate) async fn take(
     aside(move || {
         let target = target.and_then(|target| stage::load(&server.release(&target)));
         let wanted = Wanted::of([running.as_ref(), target.as_ref()]);
-        let _blobs = layout.lock_blobs();
+        let _using = using;
         let mut manifest = Manifest {
             taken_at: clock::now(),
             release_files: match &release {
@@ -126,7 +127,7 @@ pub(crate) async fn take(
             data: None,
             paths: BTreeMap::new(),
             database: dump,
-            settled: !wanted.data && wanted.paths.is_empty(),
+            settled: false,
         };
         keep(&layout, &server, &wanted, &mut manifest)?;
         write(&server.snapshot(&id), &manifest)
@@ -137,13 +138,14 @@ pub(crate) async fn take(
 /// Keeps what has changed since the snapshot was taken, now that the server is stopped. Doing it again, after the next
 /// release has begun to change things, does nothing.
 pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
+    let using = layout.use_blobs().await;
     let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
     aside(move || {
+        let _using = using;
         let Some(mut manifest) = read_manifest(&server.snapshot(&id)) else { return Ok(()) };
         if manifest.settled {
             return Ok(());
         }
-        let _blobs = layout.lock_blobs();
         let wanted = Wanted { data: manifest.data.is_some(), paths: manifest.paths.keys().cloned().collect() };
         keep(&layout, &server, &wanted, &mut manifest)?;
         manifest.settled = true;
@@ -174,7 +176,8 @@ pub(crate) async fn restore(layout: &Layout, server: &ServerLayout, id: &Snapsho
     let (of, to) = (layout.clone(), server.clone());
     let database = aside(move || {
         put_back(&of, &to, &manifest)?;
-        Ok(manifest.database)
+        // A server that was not stopped has written to its database since.
+        Ok(manifest.database.filter(|_| manifest.settled))
     })
     .await?;
     match database {
@@ -210,15 +213,16 @@ fn put_back(layout: &Layout, server: &ServerLayout, manifest: &Manifest) -> Resu
     built.into_iter().try_for_each(tree::Replacement::exchange)
 }
 
-/// Removes snapshots that are not needed, and blobs that no snapshot on this host needs any more.
+/// Removes snapshots that are not needed, and blobs that no snapshot on this host needs any more. While another snapshot
+/// is being taken, blobs are left for the next time.
 pub(crate) fn prune(layout: &Layout, server: &ServerLayout, keep: &[SnapshotId]) -> Result<(), Failure> {
-    let _blobs = layout.lock_blobs();
     for entry in fs::read_dir(server.snapshots()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         if !keep.iter().any(|id| id.as_str() == name.to_string_lossy()) {
             stage::remove_folder(&entry.path())?;
         }
     }
+    let Some(_alone) = layout.blobs_alone() else { return Ok(()) };
     let mut needed = BTreeSet::new();
     for server in fs::read_dir(layout.servers()).into_iter().flatten().flatten() {
         for snapshot in fs::read_dir(server.path().join("snapshots")).into_iter().flatten().flatten() {

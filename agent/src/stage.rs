@@ -16,6 +16,7 @@ use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
 use crate::runtime::users::User;
 use crate::runtime::{self, environment_line, users};
+use crate::snapshot::aside;
 
 const STEP: &str = "stage";
 
@@ -51,7 +52,9 @@ pub(crate) async fn stage(server: &ServerLayout, id: &ReleaseId, running: Option
         write_files(&release, &layout, &secrets)?;
         if let Some((name, own)) = user_of(&release)? {
             let user = users::ensure(&name, own).await?;
-            hand_over(server, &layout, user).map_err(|error| file_failure(layout.folder(), &error))?;
+            let (server, layout) = (server.clone(), layout.clone());
+            aside(move || hand_over(&server, &layout, user).map_err(|error| file_failure(layout.folder(), &error)))
+                .await?;
         }
         let bytes = fs::read(incoming.join("release.json")).map_err(|error| file_failure(&incoming, &error))?;
         store::write_private(&layout.manifest(), &bytes)

@@ -213,6 +213,11 @@ fn ending() -> Refusal {
     Refusal(Failure::new(FailureKind::NetworkError, "request", "the coordinator is ending").hint("try again"))
 }
 
+fn no_deployment(id: &str) -> Refusal {
+    let failure = Failure::new(FailureKind::ConfigurationError, "request", format!("there is no deployment {id}"));
+    Refusal(failure.hint("`fleetwright deploy list` shows all of them"))
+}
+
 fn not_found(what: String) -> Refusal {
     Refusal(Failure::new(FailureKind::ConfigurationError, "request", what))
 }
@@ -258,7 +263,7 @@ async fn deployments(State(api): State<Api>) -> Answer<Vec<DeploymentSummary>> {
 }
 
 async fn deployment(State(api): State<Api>, UrlPath(id): UrlPath<String>) -> Answer<DeploymentView> {
-    let missing = not_found(format!("there is no deployment {id}"));
+    let missing = no_deployment(&id);
     let Ok(id) = id.parse::<DeploymentId>() else { return Err(missing) };
     let view = api.engine.look(move |fleet, _, _| fleet.deployment(&id).map(DeploymentView::new)).await;
     view.ok_or_else(ending)?.map(Json).ok_or(missing)
@@ -278,7 +283,7 @@ async fn roll_back(
     Json(request): Json<RollbackRequest>,
 ) -> Answer<Started> {
     let Ok(deployment) = id.parse::<DeploymentId>() else {
-        return Err(not_found(format!("there is no deployment {id}")));
+        return Err(no_deployment(&id));
     };
     let (id, RollbackRequest { by, strategy, only, intents }) = (deployment.clone(), request);
     check_words(&by, "")?;
@@ -301,7 +306,7 @@ async fn control(
     UrlPath((id, decision)): UrlPath<(String, Decision)>,
     Json(request): Json<ControlRequest>,
 ) -> Answer<DeploymentView> {
-    let missing = || not_found(format!("there is no deployment {id}"));
+    let missing = || no_deployment(&id);
     check_words(&request.by, &request.reason)?;
     let deployment = id.parse::<DeploymentId>().map_err(|_| missing())?;
     let event = Box::new(request.event(decision, clock::now()));

@@ -106,7 +106,10 @@ impl Machine {
     }
 
     /// Switches it on.
-    #[expect(clippy::zombie_processes, reason = "what is started is kept, and waited for when the machine is off again")]
+    #[expect(
+        clippy::zombie_processes,
+        reason = "what is started is kept, and waited for when the machine is off again"
+    )]
     pub fn boot(&mut self) {
         assert!(self.booted.is_none(), "{} is on", self.name);
         let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();

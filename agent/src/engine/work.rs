@@ -29,7 +29,12 @@ impl Engine {
                 }
                 InstanceAction::TakeSnapshot(switch) => self.start_snapshot(server, switch).await,
                 InstanceAction::Switch(switch) => self.start_switch(server, switch).await,
-                InstanceAction::Verify(_) => self.watch_current(server),
+                InstanceAction::Verify(_) => {
+                    // What is just being started is watched once it was.
+                    if !self.work.get(server).is_some_and(|work| work.runs && !work.task.is_finished()) {
+                        self.watch_current(server);
+                    }
+                }
                 InstanceAction::Restore { switch, drain, .. } => self.start_restore(server, switch, drain).await,
                 InstanceAction::Run { release } => self.start_run(server, release).await,
                 InstanceAction::Report { .. } => {}

@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fleetwright_deploy::failure::Failure;
+use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::SnapshotId;
 use fleetwright_protocol::snapshot::{
     SNAPSHOT_ENTRIES_MAX, SnapshotChange, SnapshotEntry, SnapshotSummary, SnapshotView,
 };
 
 use super::tree::{Entry, EntryKind, Tree};
-use super::{Manifest, damaged, read_manifest};
+use super::{Manifest, read_manifest};
 use crate::layout::ServerLayout;
 
 /// The snapshots of a server, the newest last.
@@ -29,7 +29,8 @@ pub(crate) fn list(server: &ServerLayout) -> Vec<SnapshotSummary> {
 /// What is in a snapshot, and, where asked for, what has changed since.
 pub(crate) fn show(server: &ServerLayout, id: &SnapshotId, compare: bool) -> Result<SnapshotView, Failure> {
     let Some(manifest) = read_manifest(&server.snapshot(id)) else {
-        return Err(damaged(format!("there is no snapshot {id} of {}", server.name()))
+        let message = format!("there is no snapshot {id} of {}", server.name());
+        return Err(Failure::new(FailureKind::ConfigurationError, "look", message)
             .hint(format!("`fleetwright snapshots list {}@HOST` shows them", server.name())));
     };
     let summary = summary(id.clone(), &manifest);

@@ -35,7 +35,7 @@ pub(crate) enum SnapshotsCommand {
         snapshot: SnapshotId,
     },
     /// Puts a snapshot back, by undoing the deployment that it was taken for on this instance. Exits as `rollback`
-    /// does: with 4 when it is back.
+    /// does: with 4 when it is back, or with 6 when it is and other instances of that deployment stay as they are.
     Restore {
         /// The instance.
         #[arg(value_name = "SERVER@HOST")]
