@@ -3,17 +3,18 @@
 //! A connection that is lost is made again, after a pause that doubles and is drawn at random, so that a
 //! thousand agents do not come back in the same moment.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fleetwright_certs::{COORDINATOR_DNS_NAME, Role};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::ServerName;
+use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
-use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply};
+use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply, MetricsSample, SAMPLES_MAX};
 use fleetwright_protocol::{Clock, Envelope, close, endpoint, read_frame, write_frame};
 use quinn::{Connection, Endpoint};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -33,8 +34,14 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that a newer one replaces stays open for the answers that are on their way over it.
 const REPLACED_GRACE: Duration = Duration::from_secs(5);
-/// The pause between two samples of the metrics.
-const METRICS_INTERVAL: Duration = Duration::from_secs(10);
+/// The pause between two samples of the metrics, and between two messages with what has come together.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
+const METRICS_INTERVAL: Duration = Duration::from_secs(30);
+/// How many samples are kept for a coordinator that is away: those of the last hour.
+const SAMPLES_KEPT: usize = 360;
+
+/// Samples that have yet to be told, the oldest first.
+type Samples = Arc<Mutex<VecDeque<MetricsSample>>>;
 
 pub(crate) struct Session {
     identity: AgentIdentity,
@@ -48,6 +55,7 @@ pub(crate) struct Session {
     serial: ConnectionSerial,
     /// What this host is; asked again after a connection was lost, since that may have taken long.
     view: Option<HostView>,
+    samples: Samples,
     /// The newest report that was acknowledged: the outbox may still show it for a moment.
     told: i64,
 }
@@ -73,11 +81,29 @@ impl Session {
         let mut run = [0; 8];
         getrandom::fill(&mut run).context("random numbers")?;
         let serial = ConnectionSerial { run: i64::from_le_bytes(run), count: 0 };
-        Ok(Self { identity, machine, endpoint, clock, inputs, outbox, health, watched, serial, view: None, told: 0 })
+        Ok(Self {
+            identity,
+            machine,
+            endpoint,
+            clock,
+            inputs,
+            outbox,
+            health,
+            watched,
+            serial,
+            view: None,
+            samples: Samples::default(),
+            told: 0,
+        })
     }
 
-    /// Keeps a connection for as long as the agent lives.
-    pub(crate) async fn run(mut self) {
+    /// Keeps a connection, and takes samples, for as long as the agent lives.
+    pub(crate) async fn run(self) {
+        let sampling = sample(self.machine.sampler(), self.watched.clone(), self.samples.clone());
+        tokio::join!(sampling, self.keep_connected());
+    }
+
+    async fn keep_connected(mut self) {
         let mut pause = BACKOFF_MIN;
         loop {
             match self.connect().await {
@@ -135,7 +161,7 @@ impl Session {
         self.outbox.mark_changed();
         self.health.mark_changed();
         let commands = tokio::spawn(obey(connection.clone(), self.inputs.clone(), self.serial));
-        let metrics = tokio::spawn(sample(connection.clone(), self.machine.sampler(), self.watched.clone()));
+        let metrics = tokio::spawn(tell_metrics(connection.clone(), self.samples.clone()));
         let clock = self.clock.clone();
         let expired = endpoint::peer_expired(connection, &clock);
         tokio::pin!(expired);
@@ -234,21 +260,45 @@ async fn obey(connection: Connection, inputs: mpsc::Sender<Input>, over: Connect
     }
 }
 
-/// Tells the metrics; a sample that cannot be told is lost.
+/// Takes samples, whether there is anybody to tell or not. Of those that cannot be told, the oldest are dropped.
 async fn sample(
-    connection: Connection,
     sampler: Option<Box<dyn Sampler>>,
     watched: watch::Receiver<Arc<BTreeSet<ServerName>>>,
+    samples: Samples,
 ) {
     let Some(mut sampler) = sampler else { return };
-    let mut tick = interval(METRICS_INTERVAL);
+    let mut tick = interval(SAMPLE_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let servers: Vec<ServerName> = watched.borrow().iter().cloned().collect();
         let sample = sampler.sample(&servers);
-        if tell(&connection, AgentMessageV1::Metrics(sample)).await.is_err() {
-            return;
+        let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
+        if samples.len() >= SAMPLES_KEPT {
+            samples.pop_front();
+        }
+        samples.push_back(sample);
+    }
+}
+
+/// Tells what has come together, until the connection is gone. What is not acknowledged is told again over the next one.
+async fn tell_metrics(connection: Connection, samples: Samples) {
+    let lock = || samples.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut tick = interval(METRICS_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        loop {
+            let batch: Vec<MetricsSample> = lock().iter().take(SAMPLES_MAX).cloned().collect();
+            if batch.is_empty() {
+                break;
+            }
+            let told: Vec<Timestamp> = batch.iter().map(|sample| sample.at).collect();
+            if tell(&connection, AgentMessageV1::MetricsBatch(batch)).await.is_err() {
+                return;
+            }
+            // The oldest may have been dropped meanwhile.
+            lock().retain(|sample| !told.contains(&sample.at));
         }
     }
 }

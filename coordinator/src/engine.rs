@@ -277,7 +277,7 @@ impl Engine {
                 let outcome = self.event(FleetEvent::HealthReported { instance, release, report, output });
                 self.acknowledge(reply, outcome);
             }
-            Request::Metrics { host, sample } => self.keep_sample(host, sample),
+            Request::Metrics { host, samples } => self.keep_samples(host, samples),
             Request::NotObeyed { instance, deployment, attempt, order, not_obeyed } => {
                 self.not_obeyed(instance, deployment, attempt, order, not_obeyed);
             }

@@ -12,7 +12,7 @@ use fleetwright_deploy::ids::{FleetName, HostName, InstanceId};
 use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
-use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply};
+use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply, MetricsSample, SAMPLES_MAX};
 use fleetwright_protocol::{ALPN, ALPN_ENROL, Clock, Envelope, FrameError, close, endpoint, read_frame, write_frame};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -246,14 +246,20 @@ async fn message(
             let instance = on_host(server);
             engine.ask(|reply| Request::HealthReported { instance, release, report, output, reply }).await
         }
-        AgentMessageV1::Metrics(sample) => {
-            let sent = engine.requests.send(Request::Metrics { host: host.clone(), sample }).await;
-            sent.ok().map(|()| CoordinatorReply::Acknowledged)
+        AgentMessageV1::Metrics(sample) => take_samples(engine, host, vec![sample]).await,
+        AgentMessageV1::MetricsBatch(samples) if samples.len() > SAMPLES_MAX => {
+            Some(CoordinatorReply::Refused(format!("{} samples in one message are too many", samples.len())))
         }
+        AgentMessageV1::MetricsBatch(samples) => take_samples(engine, host, samples).await,
     };
     match reply {
         Some(reply) => write_frame(&mut send, &reply, MESSAGE_BYTES_MAX).await,
         // Without an acknowledgement the agent tells it again.
         None => Ok(()),
     }
+}
+
+async fn take_samples(engine: &Handle, host: &HostName, samples: Vec<MetricsSample>) -> Option<CoordinatorReply> {
+    let sent = engine.requests.send(Request::Metrics { host: host.clone(), samples }).await;
+    sent.ok().map(|()| CoordinatorReply::Acknowledged)
 }

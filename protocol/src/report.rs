@@ -48,7 +48,12 @@ pub enum AgentMessageV1 {
     },
     /// A sample of the host's metrics. Lost ones are not sent again.
     Metrics(MetricsSample),
+    /// Samples of the host's metrics, the oldest first, at most [`SAMPLES_MAX`]. Sent again until they are acknowledged.
+    MetricsBatch(Vec<MetricsSample>),
 }
+
+/// Most samples in one message.
+pub const SAMPLES_MAX: usize = 60;
 
 /// The coordinator's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

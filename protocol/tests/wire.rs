@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::health::{CheckOutcome, CheckReport, HealthReport, HealthStatus, McpInfo, Severity};
+use fleetwright_deploy::health::{CheckOutcome, CheckReport, CheckRun, HealthReport, HealthStatus, McpInfo, Severity};
 use fleetwright_deploy::host::{Facts, HostView, Version};
 use fleetwright_deploy::ids::{CommandId, Generation, PlanId, ReleaseId};
 use fleetwright_deploy::instance::{RestoreCause, StepReport};
@@ -129,6 +129,25 @@ fn messages_have_the_bytes_that_were_recorded() {
     let health = AgentMessageV1::Health { server: server(), release, report: health, output: Vec::new() };
     text.push_str(&record("health", &AgentMessage::V1(health)));
     text.push_str(&record("metrics", &AgentMessage::V1(AgentMessageV1::Metrics(MetricsSample::default()))));
+    let batch = vec![MetricsSample::default(), MetricsSample::default()];
+    text.push_str(&record("metrics batch", &AgentMessage::V1(AgentMessageV1::MetricsBatch(batch))));
+    let id = "d1-aaaaaaaa-1".parse().expect("id");
+    let check = CommandBody::Check { server: server(), tag: Some("mcp".to_owned()) };
+    let snapshot = CommandBody::Snapshot { server: server(), id, compare: true };
+    for (name, body) in
+        [("check", check), ("snapshots", CommandBody::Snapshots { server: server() }), ("snapshot", snapshot)]
+    {
+        text.push_str(&record(name, &body));
+    }
+    let run = CheckRun {
+        name: "load".to_owned(),
+        severity: Severity::Warning,
+        outcome: CheckOutcome::Warning { message: "high".to_owned() },
+        took_ms: 3,
+        performance: vec!["load1=3".to_owned()],
+    };
+    text.push_str(&record("checks", &CommandReply::Checks(vec![run])));
+    text.push_str(&record("no snapshots", &CommandReply::Snapshots(Vec::new())));
     text.push_str(&record("acknowledged", &CoordinatorReply::Acknowledged));
     text.push_str(&record("enrol", &EnrolRequest::V1 { token: "fw1-00".to_owned(), request_der: vec![1, 2] }));
     insta::assert_snapshot!(text);

@@ -44,7 +44,7 @@ impl Impostor {
         tokio::spawn(async move {
             while let Ok((mut send, mut receive)) = served.accept_bi().await {
                 if let Ok(AgentMessage::V1(message)) = read_frame(&mut receive, MESSAGE_BYTES_MAX).await {
-                    if !matches!(message, AgentMessageV1::Metrics(_)) {
+                    if !matches!(message, AgentMessageV1::Metrics(_) | AgentMessageV1::MetricsBatch(_)) {
                         told.lock().await.push(message);
                     }
                     let _ = write_frame(&mut send, &CoordinatorReply::Acknowledged, MESSAGE_BYTES_MAX).await;

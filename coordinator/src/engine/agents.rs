@@ -7,9 +7,9 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::FleetEvent;
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
-use fleetwright_deploy::time::Length;
+use fleetwright_deploy::time::{Length, Timestamp};
 use fleetwright_protocol::enrol::Credentials;
-use fleetwright_protocol::report::{CoordinatorReply, MetricsSample};
+use fleetwright_protocol::report::{CoordinatorReply, MetricsSample, SAMPLES_MAX};
 
 use super::operators::failure_of;
 use super::{Authorities, Engine, NotObeyed, Reply};
@@ -78,12 +78,13 @@ impl Engine {
         self.event(FleetEvent::Deployment { deployment, event }).ok();
     }
 
-    pub(super) fn keep_sample(&mut self, host: HostName, sample: MetricsSample) {
-        let samples = self.samples.entry(host).or_default();
-        samples.push_back(sample);
-        if samples.len() > SAMPLES_KEPT {
-            samples.pop_front();
-        }
+    pub(super) fn keep_samples(&mut self, host: HostName, new: Vec<MetricsSample>) {
+        let kept = self.samples.entry(host).or_default();
+        // A batch whose acknowledgement was lost comes again.
+        let known: Vec<Timestamp> = kept.iter().rev().take(SAMPLES_MAX).map(|sample| sample.at).collect();
+        kept.extend(new.into_iter().filter(|sample| !known.contains(&sample.at)));
+        let surplus = kept.len().saturating_sub(SAMPLES_KEPT);
+        kept.drain(..surplus);
     }
 
     pub(super) fn issue_token(&mut self, host: HostName, lifetime: Length, reply: Reply<Result<Token, Failure>>) {

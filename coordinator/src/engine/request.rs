@@ -57,8 +57,8 @@ pub(crate) enum Request {
         output: Vec<String>,
         reply: Reply<CoordinatorReply>,
     },
-    /// An agent's metrics.
-    Metrics { host: HostName, sample: MetricsSample },
+    /// An agent's metrics, the oldest first.
+    Metrics { host: HostName, samples: Vec<MetricsSample> },
     /// An agent does not obey an order, or it could not be made.
     NotObeyed { instance: InstanceId, deployment: DeploymentId, attempt: u32, order: OrderName, not_obeyed: NotObeyed },
     /// A token for a host.
