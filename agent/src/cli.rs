@@ -37,6 +37,10 @@ enum Command {
         /// The coordinator, if it is no longer where it was when this host enrolled.
         #[arg(long, value_name = "HOST:PORT")]
         coordinator: Option<String>,
+        /// Servers become units of this host's systemd, unless their definitions say otherwise. For the one agent of a
+        /// host, as root.
+        #[arg(long)]
+        systemd: bool,
     },
     /// Stops servers of this host, in the order given, until the agent starts the next time.
     Stop {
@@ -121,7 +125,12 @@ fn perform(command: Command) -> Result<ExitCode> {
     runtime.block_on(async {
         match command {
             Command::Enroll(arguments) => enroll_host(arguments).await,
-            Command::Run { state_dir, coordinator } => run(&absolute(&state_dir)?, coordinator).await,
+            Command::Run { state_dir, coordinator, systemd } => {
+                if systemd {
+                    runtime::systemd::allow();
+                }
+                run(&absolute(&state_dir)?, coordinator).await
+            }
             Command::Stop { state_dir, servers } => stop(&absolute(&state_dir)?, servers).await,
             Command::Supervise { server_dir } => supervise::supervise(&server_dir).await.map(|()| ExitCode::SUCCESS),
             Command::Bridge { listen, path, command } => bridge::bridge(&listen, &path, &command).await,

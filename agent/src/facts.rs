@@ -8,6 +8,8 @@ use std::time::Duration;
 use fleetwright_deploy::host::{Facts, Version};
 use tokio::process::Command;
 
+use crate::runtime::systemd;
+
 /// How long one program may take to tell its version.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interpreters that are looked for on the search path.
@@ -35,6 +37,9 @@ pub(crate) async fn gather() -> Facts {
     }
     if let Some(docker) = docker_version().await {
         runtimes.insert("docker".to_owned(), vec![docker]);
+    }
+    if let Some(systemd) = systemd_version().await {
+        runtimes.insert("systemd".to_owned(), vec![systemd]);
     }
     let memory_bytes = sysinfo::System::new().map_or(0, |mut system| {
         system.refresh_memory();
@@ -85,6 +90,15 @@ async fn version_of(program: &str, arguments: &[&str]) -> Option<Version> {
 async fn docker_version() -> Option<Version> {
     let text = ask(Path::new("docker"), &["version", "--format", "{{.Server.Version}}"]).await?;
     numbers(text.trim())
+}
+
+/// The version of the host's systemd, where servers may be units of it.
+async fn systemd_version() -> Option<Version> {
+    if !systemd::is_there() {
+        return None;
+    }
+    let text = ask(Path::new("systemctl"), &["--version"]).await?;
+    numbers(text.strip_prefix("systemd ")?)
 }
 
 fn numbers(text: &str) -> Option<Version> {

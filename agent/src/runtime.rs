@@ -102,7 +102,7 @@ pub(crate) fn chosen(release: &Release) -> Result<RuntimeKind, Failure> {
         RuntimeChoice::Systemd => {
             let message = "this host has no systemd that this agent may use";
             Err(Failure::new(FailureKind::DependencyError, "preflight", message)
-                .hint("run the agent as root on a host with systemd, or leave `run.runtime` out of the definition"))
+                .hint("run the agent as root and with --systemd on a host that has it, as its package does; or leave `run.runtime` out of the definition"))
         }
     }
 }

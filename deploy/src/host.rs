@@ -15,7 +15,7 @@ pub struct Facts {
     pub cpus: u32,
     /// Physical memory in bytes.
     pub memory_bytes: u64,
-    /// The programs and engines found, with their versions: `python` (one entry per interpreter), `node`, `docker`.
+    /// The programs and engines found, with their versions: `python` (one entry per interpreter), `node`, `docker`, `systemd`.
     pub runtimes: BTreeMap<String, Vec<Version>>,
 }
 

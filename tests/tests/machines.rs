@@ -113,7 +113,7 @@ impl Fleet {
         write(
             "config/servers/web.yaml",
             &format!(
-                "apiVersion: fleetwright/v1\nname: web\nrun:\n  command: [sh, \"{{{{ server.config_dir }}}}/run.sh\"]\n  stop_timeout: 2s\n\
+                "apiVersion: fleetwright/v1\nname: web\nrequires: [systemd>=240]\nrun:\n  command: [sh, \"{{{{ server.config_dir }}}}/run.sh\"]\n  stop_timeout: 2s\n\
                  \x20 environment: {{ KEY: '{{{{ secret(name=\"key\") }}}}' }}\n\
                  files:\n  - path: run.sh\n    content: |\n      echo version {version}\n      echo {version} > \"$HOME/version\"\n{more}      exec sleep 100000\n\
                  resources: {{ memory: 64MiB, cpu: 50%, tasks: 32 }}\nsnapshot: {{ data: true }}\n\

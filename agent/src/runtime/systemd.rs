@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,9 +65,18 @@ trait Service {
     fn exec_main_status(&self) -> zbus::Result<i32>;
 }
 
+/// Whether this agent was told that it is the one whose servers are units of this host.
+static ALLOWED: AtomicBool = AtomicBool::new(false);
+
+/// Lets servers be units. Only one agent of a host may: units of the same name would be each other's.
+pub(crate) fn allow() {
+    ALLOWED.store(true, Ordering::Relaxed);
+}
+
 /// Whether this agent may have units of the host's systemd.
 pub(crate) fn is_there() -> bool {
-    Path::new("/run/systemd/system").is_dir() && rustix::process::geteuid().is_root()
+    let allowed = ALLOWED.load(Ordering::Relaxed);
+    allowed && Path::new("/run/systemd/system").is_dir() && rustix::process::geteuid().is_root()
 }
 
 /// Servers as systemd units.
