@@ -15,7 +15,7 @@ fn migrate_and_fail(fleet: &Fleet, database: &str, migration: &str) {
     let manifest = fleet.write(
         "manifests/test.yaml",
         "apiVersion: fleetwright/v1\nname: test\nenvironment: test\nservers:\n  - { server: app }\n\
-         rollout: { min_healthy_time: 200ms, bake: 0s, retry: { attempts: 1 } }\n",
+         rollout: { min_healthy_time: 5s, bake: 0s, retry: { attempts: 1 } }\n",
     );
     let define = |script: &str| {
         let definition = format!(

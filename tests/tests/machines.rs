@@ -306,7 +306,7 @@ fn a_release_that_cuts_the_network_is_put_back_by_its_host_alone() {
     fleet.configure(1, "", "");
     fleet.deploy(&["--watch"]).expect_code(0);
     let host = &fleet.hosts[0];
-    fleet.configure(2, "", "retry: { attempts: 1 }");
+    fleet.configure(2, "", "min_healthy_time: 8s, retry: { attempts: 1 }");
     let id = fleet.start();
     fleet.wait_until("it is switched", || version(host) == "2");
     host.cut();
