@@ -74,6 +74,7 @@ async fn serve(
     token: Option<String>,
     terminate: &mut Signal,
 ) -> Result<ExitCode> {
+    let collecting = tokio::spawn(process::collect_orphans(server.pid));
     let server = Arc::new(server);
     let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
     let origins = ["localhost", "127.0.0.1", host].map(|host| format!("http://{host}:*"));
@@ -92,22 +93,23 @@ async fn serve(
         let expected: Arc<str> = format!("Bearer {token}").into();
         router = router.layer(middleware::from_fn_with_state(expected, authenticate));
     }
-    tokio::select! {
+    let outcome = tokio::select! {
         exit = &mut ended => {
             let exit = exit.unwrap_or_else(|_| "nobody knows how".to_owned());
             tracing::warn!("the MCP server ended with {exit}");
             Ok(ExitCode::FAILURE)
         }
         served = axum::serve(at_once(listener), router) => {
-            served?;
-            Ok(ExitCode::SUCCESS)
+            served.map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
         _ = terminate.recv() => {
             server.close();
             let _ = timeout(STOP_TIMEOUT, ended).await;
             Ok(ExitCode::from(TERMINATED))
         }
-    }
+    };
+    collecting.abort();
+    outcome
 }
 
 /// Answers are small and somebody waits for each: none is held back to be sent with the next.

@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// A process, told apart from a later one with the same number by when it was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,22 @@ pub(crate) fn adopt_orphans() {
         rustix::process::set_child_subreaper(Pid::from_raw(i32::try_from(std::process::id()).unwrap_or(0)))
     {
         tracing::debug!(%error, "what the server leaves behind may outlive it");
+    }
+}
+
+/// Collects what has ended of the children that were adopted, for as long as it runs; `own` is collected by whoever
+/// started it.
+pub(crate) async fn collect_orphans(own: Option<i32>) {
+    let Ok(mut ended) = signal(SignalKind::child()) else { return };
+    let this = i32::try_from(std::process::id()).unwrap_or(0);
+    loop {
+        let orphans = children(this).into_iter().filter(|child| Some(*child) != own && Process::find(*child).is_none());
+        for orphan in orphans.filter_map(Pid::from_raw) {
+            let _ = waitpid(Some(orphan), WaitOptions::NOHANG);
+        }
+        if ended.recv().await.is_none() {
+            return;
+        }
     }
 }
 

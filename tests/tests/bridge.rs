@@ -54,6 +54,9 @@ for line in sys.stdin:
     elif method == "spawn":
         child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
         say(dict(id=message["id"], result=dict(pid=child.pid)))
+    elif method == "orphan":
+        subprocess.run(["sh", "-c", "sleep 0.01 & exit 0"])
+        say(dict(id=message["id"], result=dict()))
     elif method == "end":
         os._exit(5)
     else:
@@ -336,6 +339,22 @@ async fn the_bridge_ends_with_its_server_and_with_everything_that_the_server_has
     let session = bridge.session().await;
     let spawned = bridge.ask(&session, json!(1), "spawn", json!({})).await;
     let pid = spawned["result"]["pid"].as_i64().expect("a pid");
+    // What is left behind by those that it starts is collected when it ends.
+    for n in 0..20 {
+        bridge.ask(&session, json!(100 + n), "orphan", json!({})).await;
+    }
+    let dead = |bridge: &Bridge| {
+        let pid = bridge.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
+        let stats =
+            children.split_whitespace().filter_map(|child| fs::read_to_string(format!("/proc/{child}/stat")).ok());
+        stats.filter(|stat| stat.contains(") Z ")).count()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while dead(&bridge) > 0 {
+        assert!(Instant::now() < deadline, "{} dead processes are not collected", dead(&bridge));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let end = json!({ "jsonrpc": "2.0", "id": 2, "method": "end" });
     // Whoever asked gets an answer or a broken connection, but does not wait.
     let _ = bridge.post(Some(&session), &end).send().await;

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 /// How long anything that a test waits for may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-const DEB: &str = "/root/fleetwright.deb";
+const DEB: &str = "/var/cache/fleetwright.deb";
 
 /// A coordinator and hosts, each on a machine of its own.
 struct Fleet {

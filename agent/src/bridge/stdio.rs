@@ -37,6 +37,8 @@ pub(super) struct StdioServer {
     shared: Arc<Shared>,
     /// What it said of itself: the result of `initialize`, or of `server/discover`.
     pub(super) info: Value,
+    /// Its process.
+    pub(super) pid: Option<i32>,
     /// Whether it speaks the modern era only.
     modern: bool,
 }
@@ -86,6 +88,7 @@ impl StdioServer {
             .spawn()
             .with_context(|| format!("`{program}` could not be started"))?;
         let (stdin, stdout) = (child.stdin.take().context("no input")?, child.stdout.take().context("no output")?);
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let (lines, to_write) = mpsc::channel(LINES_MAX);
         let (notifications, _) = broadcast::channel(NOTIFICATIONS_MAX);
         let shared = Arc::new(Shared {
@@ -114,7 +117,7 @@ impl StdioServer {
             reading.pending().clear();
             let _ = tell.send(exit.map_or_else(|error| error.to_string(), |exit| exit.to_string()));
         });
-        let mut server = Self { shared, info: Value::Null, modern: false };
+        let mut server = Self { shared, info: Value::Null, pid, modern: false };
         timeout(HANDSHAKE_TIMEOUT, server.shake_hands())
             .await
             .with_context(|| format!("the MCP handshake did not end within {} s", HANDSHAKE_TIMEOUT.as_secs()))??;
