@@ -19,6 +19,8 @@ const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,python3-minimal,nftab
 const SUITE: &str = "bookworm";
 /// The hierarchies of version 1 of the cgroup interface in which a machine gets a group of its own.
 const HIERARCHIES: [&str; 6] = ["systemd", "unified", "cpu", "cpuacct", "memory", "pids"];
+/// How often a machine is switched on until it has what it needs.
+const BOOTS_MAX: u32 = 20;
 /// How long a machine has to boot.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -105,14 +107,25 @@ impl Machine {
         self.folder.join("root").join(path.trim_start_matches('/'))
     }
 
-    /// Switches it on.
+    /// Switches it on. Limits of units need hierarchies of version 1 to be writable from within before systemd looks at
+    /// them, and nspawn mounts them read-only: a machine that was not caught in time is switched on again.
+    pub fn boot(&mut self) {
+        for _ in 0..BOOTS_MAX {
+            self.boot_once();
+            if self.has_limits() {
+                return;
+            }
+            self.lose_power();
+        }
+        panic!("{} does not get cgroups of its own", self.name);
+    }
+
     #[expect(
         clippy::zombie_processes,
         reason = "what is started is kept, and waited for when the machine is off again"
     )]
-    pub fn boot(&mut self) {
+    fn boot_once(&mut self) {
         assert!(self.booted.is_none(), "{} is on", self.name);
-        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         let groups: Vec<PathBuf> = self.cgroups();
         for group in &groups {
             fs::create_dir_all(group).expect("a cgroup");
@@ -124,32 +137,40 @@ impl Machine {
         let mut nspawn = Command::new("setsid");
         nspawn.args(["bash", "-c", &script, "nspawn", "--quiet", "--directory", &root, "--machine", &self.namespace]);
         nspawn.args(["--boot", "--register=no", "--keep-unit", "--console=pipe"]);
-        nspawn.arg(format!("--network-namespace-path=/run/netns/{}", self.namespace));
+        nspawn.arg(format!("--network-namespace-path=/run/netns/{}", self.namespace)).env_remove("LD_PRELOAD");
         nspawn.stdin(Stdio::null()).stdout(console.try_clone().expect("a log")).stderr(console);
         let child = nspawn.spawn().expect("nspawn starts");
+        let nspawn = i32::try_from(child.id()).expect("a pid");
         let deadline = Instant::now() + BOOT_TIMEOUT;
-        let mut remounted = unified;
+        let leader = loop {
+            assert!(Instant::now() < deadline, "{} does not boot:\n{}", self.name, self.console());
+            if let Some(leader) = child_of(nspawn) {
+                remount(leader);
+                if is_systemd(leader) {
+                    break leader;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        self.booted = Some((child, leader));
         loop {
             assert!(Instant::now() < deadline, "{} does not boot:\n{}", self.name, self.console());
-            if let Some(leader) = leader_below(i32::try_from(child.id()).expect("a pid")) {
-                // Limits of units need the hierarchies to be writable from within.
-                if !remounted {
-                    let all = ["cpu", "cpuacct", "memory", "pids"].iter().all(|hierarchy| {
-                        let path = format!("/sys/fs/cgroup/{hierarchy}");
-                        let pid = leader.to_string();
-                        try_run("nsenter", &["-t", &pid, "-m", "mount", "-o", "remount,rw,bind", &path])
-                    });
-                    remounted = all;
-                }
-                let state = inside(leader, &["systemctl", "is-system-running"]).output().expect("nsenter runs");
-                let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
-                if state == "running" || state == "degraded" {
-                    self.booted = Some((child, leader));
-                    return;
-                }
+            remount(leader);
+            let state = self.run(&["systemctl", "is-system-running"]).stdout;
+            if matches!(state.trim(), "running" | "degraded") {
+                return;
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Whether its systemd can limit units.
+    fn has_limits(&self) -> bool {
+        if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            return true;
+        }
+        let groups = self.run(&["cat", "/proc/1/cgroup"]).stdout;
+        groups.lines().any(|line| line.contains(":memory:") && line.ends_with("/init.scope"))
     }
 
     /// Runs a command on it, to its end.
@@ -245,19 +266,37 @@ fn machine_id(seed: &str) -> String {
     format!("{digits}\n")
 }
 
-/// The first process of a machine: the child of its nspawn, which this process is or has started.
-fn leader_below(pid: i32) -> Option<i32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    let child: i32 = children.split_whitespace().next()?.parse().ok()?;
-    let name = fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
-    // Before nspawn has handed over to systemd, its child is itself.
-    (name.trim() == "systemd").then_some(child)
+/// The process that nspawn has started, which becomes the first of the machine.
+fn child_of(nspawn: i32) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+/// Before nspawn has handed over to systemd, its child is itself.
+fn is_systemd(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "systemd")
+}
+
+/// Makes the hierarchies of a machine writable from within, as far as they are mounted and are not.
+fn remount(leader: i32) {
+    let mounts = fs::read_to_string(format!("/proc/{leader}/mounts")).unwrap_or_default();
+    for hierarchy in ["cpu", "cpuacct", "memory", "pids"] {
+        let path = format!("/sys/fs/cgroup/{hierarchy}");
+        let is_read_only = |line: &str| {
+            let mut fields = line.split(' ').skip(1);
+            fields.next() == Some(&path) && fields.nth(1).is_some_and(|options| options.starts_with("ro"))
+        };
+        if mounts.lines().any(is_read_only) {
+            let pid = leader.to_string();
+            try_run("nsenter", &["-t", &pid, "-m", "mount", "-o", "remount,rw,bind", &path]);
+        }
+    }
 }
 
 fn inside(leader: i32, command: &[&str]) -> Command {
     let mut inside = Command::new("nsenter");
     inside.args(["-t", &leader.to_string(), "-a", "--wd=/", "env", "-i", &format!("PATH={PATH}"), "HOME=/root"]);
-    inside.args(command);
+    inside.args(command).env_remove("LD_PRELOAD");
     inside
 }
 
