@@ -9,7 +9,7 @@ use std::path::Path;
 use fleetwright_certs::store;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
-use fleetwright_deploy::release::{Release, RuntimeKind, reveal};
+use fleetwright_deploy::release::{MissingSecret, Release, RuntimeKind, reveal};
 
 use crate::install::{self, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
@@ -130,9 +130,7 @@ fn received(incoming: &Path) -> Result<(Release, BTreeMap<String, String>), Fail
 
 /// Writes the rendered files and the environment, with the secrets put in.
 fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<String, String>) -> Result<(), Failure> {
-    let missing = |error: fleetwright_deploy::release::MissingSecret| {
-        Failure::new(FailureKind::ConfigurationError, STEP, error.to_string())
-    };
+    let missing = |error: MissingSecret| Failure::new(FailureKind::ConfigurationError, STEP, error.to_string());
     for file in &release.files {
         let path = layout.config().join(&file.path);
         let inside = Path::new(&file.path).components().all(|part| matches!(part, std::path::Component::Normal(_)));
@@ -153,11 +151,12 @@ fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<Str
         store::write_private(path, bytes)
             .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
     };
-    let lines: String = environment.iter().map(|(name, value)| environment_line(name, value)).collect();
-    private(&layout.systemd_environment(), lines.as_bytes())?;
-    for name in release.secrets.keys() {
-        // What the release names only in a check, for example, may have come without a value.
-        if let Some(value) = secrets.get(name) {
+    // Values are written only where something reads them.
+    if runtime::chosen(release)? == RuntimeKind::Systemd {
+        let lines: String = environment.iter().map(|(name, value)| environment_line(name, value)).collect();
+        private(&layout.systemd_environment(), lines.as_bytes())?;
+        for name in release.secrets.keys() {
+            let value = secrets.get(name).ok_or_else(|| missing(MissingSecret(name.clone())))?;
             private(&layout.secrets().join(name), value.as_bytes())?;
         }
     }

@@ -120,10 +120,6 @@ impl Machine {
         panic!("{} does not get cgroups of its own", self.name);
     }
 
-    #[expect(
-        clippy::zombie_processes,
-        reason = "what is started is kept, and waited for when the machine is off again"
-    )]
     fn boot_once(&mut self) {
         assert!(self.booted.is_none(), "{} is on", self.name);
         let groups: Vec<PathBuf> = self.cgroups();
