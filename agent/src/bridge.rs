@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::serve::{Listener, ListenerExt};
+use rmcp::model::ProtocolVersion;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,6 +40,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 const TERMINATED: u8 = 143;
 /// The environment variable with the token that clients must present, if any. The server does not see it.
 const TOKEN_VARIABLE: &str = "FLEETWRIGHT_BRIDGE_TOKEN";
+/// Most sessions at once. Those that nobody uses end after five minutes.
+const SESSIONS_MAX: usize = 256;
 /// Fewest characters of a token.
 const TOKEN_CHARACTERS_MIN: usize = 16;
 
@@ -83,12 +86,12 @@ async fn serve(
         .with_allowed_hosts(["localhost", "127.0.0.1", host])
         .with_allowed_origins(origins);
     let of = server.clone();
-    let service = StreamableHttpService::new(
-        move || Ok(Bridged::new(of.clone())),
-        Arc::new(LocalSessionManager::default()),
-        config,
-    );
-    let mut router = axum::Router::new().route_service(path, service).layer(middleware::from_fn(envelope::mark));
+    let sessions = Arc::<LocalSessionManager>::default();
+    let service = StreamableHttpService::new(move || Ok(Bridged::new(of.clone())), sessions.clone(), config);
+    let mut router = axum::Router::new()
+        .route_service(path, service)
+        .layer(middleware::from_fn(envelope::mark))
+        .layer(middleware::from_fn_with_state(sessions, limit_sessions));
     if let Some(token) = token {
         let expected: Arc<str> = format!("Bearer {token}").into();
         router = router.layer(middleware::from_fn_with_state(expected, authenticate));
@@ -117,6 +120,21 @@ fn at_once(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = Socket
     listener.tap_io(|stream| {
         let _ = stream.set_nodelay(true);
     })
+}
+
+/// Turns away who would begin a session while there are too many. Requests of the modern era begin none.
+async fn limit_sessions(State(sessions): State<Arc<LocalSessionManager>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let modern = headers
+        .get("mcp-protocol-version")
+        .is_some_and(|version| version.as_bytes() >= ProtocolVersion::V_2026_07_28.as_str().as_bytes());
+    let begins = request.method() == Method::POST && !modern && !headers.contains_key("mcp-session-id");
+    if begins && sessions.sessions.read().await.len() >= SESSIONS_MAX {
+        let later = [(RETRY_AFTER, HeaderValue::from_static("60"))];
+        let message = format!("{SESSIONS_MAX} sessions are open, and that is the most; try again later\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, later, message).into_response();
+    }
+    next.run(request).await
 }
 
 /// Lets through who presents the token.

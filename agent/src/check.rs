@@ -8,11 +8,14 @@ mod http;
 mod mcp;
 mod program;
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use fleetwright_deploy::health::{CheckOutcome, CheckRun, HealthCheck, McpInfo, Probe};
+use fleetwright_deploy::release::reveal;
 use futures_util::future::join_all;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -27,6 +30,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 pub(crate) struct Checker {
     http: reqwest::Client,
     mcp: McpClient,
+    secrets: BTreeMap<String, String>,
 }
 
 /// What one run found.
@@ -39,9 +43,10 @@ pub(crate) struct Found {
 }
 
 impl Checker {
-    pub(crate) fn new() -> Result<Self, reqwest::Error> {
+    /// With the values of the secrets that checks present.
+    pub(crate) fn new(secrets: BTreeMap<String, String>) -> Result<Self, reqwest::Error> {
         let http = http_client()?;
-        Ok(Self { mcp: McpClient::new(http.clone()), http })
+        Ok(Self { mcp: McpClient::new(http.clone()), http, secrets })
     }
 
     /// Runs one check; one that fails is tried again at once, as often as it says.
@@ -61,10 +66,15 @@ impl Checker {
     /// Runs one check once, for at most its timeout.
     async fn run_once(&self, check: &HealthCheck) -> Found {
         let run = async {
+            let headers = match headers(check.probe.headers(), &self.secrets) {
+                Ok(headers) => headers,
+                Err(why) => return plain(Err(why)),
+            };
             match &check.probe {
-                Probe::Mcp { url, expected_tools } => self.mcp.check(url, expected_tools).await,
+                Probe::Mcp { url, expected_tools, .. } => self.mcp.check(url, headers, expected_tools).await,
                 Probe::Http { url, statuses, contains, more } => {
-                    plain(http::check(&self.http, url, statuses, contains.as_deref(), more).await)
+                    let client = self.http.get(url).headers(headers);
+                    plain(http::check(client, url, statuses, contains.as_deref(), more).await)
                 }
                 Probe::Tcp { address } => plain(tcp(address).await),
                 Probe::Command { command } => plain(program::check(command).await),
@@ -117,6 +127,23 @@ fn new_http_client() -> Result<reqwest::Client, reqwest::Error> {
     let client = || reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
     // A host without certificates of authorities trusts nobody, and can be checked all the same.
     client().build().or_else(|_| client().tls_certs_only([]).build())
+}
+
+/// Headers with their secrets put in. What is wrong with a value is told without the value.
+pub(crate) fn headers<'a>(
+    written: impl Iterator<Item = (&'a String, &'a String)>,
+    secrets: &BTreeMap<String, String>,
+) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in written {
+        let value = reveal(value, secrets).map_err(|error| error.to_string())?;
+        let header = HeaderName::try_from(name).map_err(|_| format!("`{name}` is not the name of a header"))?;
+        let mut value =
+            HeaderValue::try_from(value).map_err(|_| format!("the value of the header {name} cannot be sent"))?;
+        value.set_sensitive(true);
+        headers.insert(header, value);
+    }
+    Ok(headers)
 }
 
 fn plain(result: Result<String, String>) -> Found {

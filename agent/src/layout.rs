@@ -172,6 +172,11 @@ impl ReleaseLayout {
         self.folder.join("secrets")
     }
 
+    /// The values of the secrets that its checks present, readable by the owner only.
+    pub(crate) fn checked_secrets(&self) -> PathBuf {
+        self.folder.join("checked-secrets.json")
+    }
+
     /// The server's environment with its secrets, readable by the owner only.
     pub(crate) fn environment(&self) -> PathBuf {
         self.folder.join("environment.json")

@@ -106,6 +106,11 @@ pub(crate) fn load(layout: &ReleaseLayout) -> Option<Release> {
     serde_json::from_slice(&fs::read(layout.manifest()).ok()?).ok()
 }
 
+/// The values of the secrets that the checks of a release present.
+pub(crate) fn checked_secrets(layout: &ReleaseLayout) -> BTreeMap<String, String> {
+    fs::read(layout.checked_secrets()).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
 /// Removes the releases that neither run nor are needed to undo the last deployment.
 pub(crate) fn prune(server: &ServerLayout, kept: &[ReleaseId]) -> Result<(), Failure> {
     let folder = server.releases();
@@ -159,6 +164,14 @@ fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<Str
             let value = secrets.get(name).ok_or_else(|| missing(MissingSecret(name.clone())))?;
             private(&layout.secrets().join(name), value.as_bytes())?;
         }
+    }
+    let mut checked = BTreeMap::new();
+    for name in release.checked_secrets() {
+        let value = secrets.get(&name).ok_or_else(|| missing(MissingSecret(name.clone())))?;
+        checked.insert(name, value);
+    }
+    if !checked.is_empty() {
+        private(&layout.checked_secrets(), &serde_json::to_vec(&checked).unwrap_or_default())?;
     }
     private(&layout.environment(), &serde_json::to_vec(&environment).unwrap_or_default())
 }

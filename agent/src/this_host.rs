@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::check::{Checker, McpClient, call_tool, end_session, http_client};
+use crate::check::{Checker, McpClient, call_tool, end_session, headers, http_client};
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
 use crate::snapshot::aside;
@@ -112,9 +112,10 @@ impl Machine for ThisHost {
         async move { runtime::start(&layout).await }.boxed()
     }
 
-    fn test(&self, _: &ServerName, release: Release) -> Work {
+    fn test(&self, server: &ServerName, release: Release) -> Work {
+        let secrets = stage::checked_secrets(&self.layout.server(server).current_release());
         async move {
-            test(&release).await.map_err(|message| {
+            test(&release, &secrets).await.map_err(|message| {
                 Failure::new(FailureKind::HealthCheckError, "integration test", message)
                     .hint("the server runs, but does not do what its definition's `integration_tests` expect")
             })
@@ -122,9 +123,10 @@ impl Machine for ThisHost {
         .boxed()
     }
 
-    fn check(&self, _: &ServerName, checks: Vec<HealthCheck>) -> BoxFuture<'static, Vec<CheckRun>> {
+    fn check(&self, server: &ServerName, checks: Vec<HealthCheck>) -> BoxFuture<'static, Vec<CheckRun>> {
+        let secrets = stage::checked_secrets(&self.layout.server(server).current_release());
         async move {
-            match Checker::new() {
+            match Checker::new(secrets) {
                 Ok(checker) => checker.run_all(&checks, CHECK_RUN_TIMEOUT.into()).await,
                 Err(_) => Vec::new(),
             }
@@ -269,11 +271,12 @@ async fn recovered(server: &ServerLayout, id: &ReleaseId) -> Result<(), Failure>
 }
 
 /// Speaks to an MCP server as a client would: handshake, tools, and the calls of its definition.
-async fn test(release: &Release) -> Result<(), String> {
+async fn test(release: &Release, secrets: &BTreeMap<String, String>) -> Result<(), String> {
     let Some(url) = release.mcp_url() else { return Ok(()) };
     let http = http_client().map_err(|error| error.to_string())?;
     let client = McpClient::new(http);
-    let session = match client.connect(&url).await {
+    let headers = headers(release.mcp_headers().iter(), secrets)?;
+    let session = match client.connect(&url, headers).await {
         Ok(session) => session,
         Err(error) if error.auth_challenge().is_some() => return Ok(()),
         Err(error) => {

@@ -19,7 +19,7 @@ use self::memory::Memory;
 use crate::check::{Checker, Found};
 use crate::layout::ServerLayout;
 use crate::machine::Observation;
-use crate::runtime;
+use crate::{runtime, stage};
 
 /// How often the process is looked at while anything may still change.
 const TICK: Duration = Duration::from_millis(500);
@@ -29,7 +29,7 @@ const STEADY_AFTER: Duration = Duration::from_secs(60);
 
 /// Watches until the receiver is dropped or the task is ended. One observation per look.
 pub(crate) async fn watch(layout: ServerLayout, id: ReleaseId, release: Release, to: mpsc::Sender<Observation>) {
-    let Ok(checker) = Checker::new() else { return };
+    let Ok(checker) = Checker::new(stage::checked_secrets(&layout.release(&id))) else { return };
     let mut memories: Vec<Memory> = release.health_checks.iter().map(|_| Memory::default()).collect();
     let mut running = FuturesUnordered::new();
     let mut mcp: Option<McpInfo> = None;

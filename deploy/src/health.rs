@@ -109,6 +109,9 @@ pub enum Probe {
         url: String,
         /// Tools that must be among those listed.
         expected_tools: Vec<String>,
+        /// Headers that are sent, with markers where secrets belong.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        headers: BTreeMap<String, String>,
     },
     /// Sends a GET request.
     Http {
@@ -171,10 +174,27 @@ pub enum Probe {
     },
 }
 
+impl Probe {
+    /// The headers that it sends.
+    pub fn headers(&self) -> impl Iterator<Item = (&String, &String)> {
+        let headers = match self {
+            Self::Mcp { headers, .. } => Some(headers),
+            Self::Http { more, .. } => Some(&more.headers),
+            Self::Tcp { .. }
+            | Self::Command { .. }
+            | Self::File { .. }
+            | Self::Disk { .. }
+            | Self::Systemd { .. }
+            | Self::Custom { .. } => None,
+        };
+        headers.into_iter().flatten()
+    }
+}
+
 /// What an HTTP check may ask for besides status and text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpMore {
-    /// Headers that are sent.
+    /// Headers that are sent, with markers where secrets belong.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
     /// Headers that the answer must have, with these values.

@@ -6,7 +6,7 @@
 mod kept;
 mod run;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -233,6 +233,22 @@ impl Release {
         }
     }
 
+    /// The headers that its own MCP endpoint is asked with, as its checks have them.
+    pub fn mcp_headers(&self) -> BTreeMap<String, String> {
+        let own = self.mcp_url();
+        let mut checks = self.health_checks.iter().filter_map(|check| match &check.probe {
+            Probe::Mcp { url, headers, .. } if Some(url) == own.as_ref() => Some(headers.clone()),
+            _ => None,
+        });
+        checks.next().unwrap_or_default()
+    }
+
+    /// The secrets that its checks present.
+    pub fn checked_secrets(&self) -> BTreeSet<String> {
+        let headers = self.health_checks.iter().flat_map(|check| check.probe.headers());
+        headers.flat_map(|(_, value)| secrets_in(value)).collect()
+    }
+
     /// The tools that its MCP checks expect.
     pub fn expected_tools(&self) -> Vec<String> {
         let tools = self.health_checks.iter().filter_map(|check| match &check.probe {
@@ -252,6 +268,12 @@ pub fn marker(name: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the release names the secret `{0}`, and no value came with it")]
 pub struct MissingSecret(pub String);
+
+/// The names of the secrets that a text names.
+fn secrets_in(text: &str) -> Vec<String> {
+    let after_each = text.split(MARKER_START).skip(1);
+    after_each.filter_map(|after| Some(after.split_once(MARKER_END)?.0.to_owned())).collect()
+}
 
 /// The text with each marker replaced by its secret's value.
 pub fn reveal(text: &str, values: &BTreeMap<String, String>) -> Result<String, MissingSecret> {

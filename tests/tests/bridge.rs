@@ -331,6 +331,35 @@ async fn strangers_get_nothing() {
 }
 
 #[tokio::test]
+async fn sessions_have_a_limit_and_an_ended_one_makes_room() {
+    if !have(&[Tool::Python]) {
+        return;
+    }
+    let bridge = Bridge::start(&[]);
+    let mut last = String::new();
+    for _ in 0..256 {
+        last = bridge.session().await;
+    }
+    let initialize = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "test", "version": "1" } } });
+    let refused = bridge.post(None, &initialize).send().await.expect("sent");
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers().contains_key("retry-after"));
+    // Those that have a session go on, and so do those that need none.
+    bridge.ask(&last, json!(1), "tools/list", json!({})).await;
+    let discover = json!({ "jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": { "_meta": {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": { "name": "test", "version": "1" },
+        "io.modelcontextprotocol/clientCapabilities": {} } } });
+    let modern = bridge.post(None, &discover).header("mcp-protocol-version", "2026-07-28");
+    let modern = modern.header("mcp-method", "server/discover").send().await.expect("sent");
+    assert_eq!(modern.status(), StatusCode::OK);
+    let ended = bridge.http.delete(&bridge.url).header("mcp-session-id", &last).send().await.expect("sent");
+    assert!(ended.status().is_success(), "{}", ended.status());
+    bridge.session().await;
+}
+
+#[tokio::test]
 async fn the_bridge_ends_with_its_server_and_with_everything_that_the_server_has_started() {
     if !have(&[Tool::Python]) {
         return;

@@ -35,8 +35,15 @@ fn a_secret_is_only_in_the_files_of_its_instance() {
     server.more = "";
     let definition = server.definition().replace(
         "  stop_timeout: 2s\n",
-        "  stop_timeout: 2s\n  environment:\n    API_KEY: '{{ secret(name=\"api_key\") }}'\n    GENERATED: '{{ random_string(length=40) }}'\n",
+        "  stop_timeout: 2s\n  environment:\n    API_KEY: '{{ secret(name=\"api_key\") }}'\n    GENERATED: '{{ random_string(length=40) }}'\n    FLEETWRIGHT_BRIDGE_TOKEN: '{{ secret(name=\"api_key\") }}'\n",
     );
+    let check = "{ name: tools, type: mcp, interval: 1s, timeout: 5s }";
+    assert!(definition.contains(check));
+    let header = "{ Authorization: 'Bearer {{ secret(name=\"api_key\") }}' }";
+    let presenting =
+        format!("{{ name: tools, type: mcp, interval: 1s, timeout: 5s, config: {{ headers: {header} }} }}");
+    let definition =
+        definition.replace(check, &presenting) + "integration_tests:\n  - { tool: one, contains: called one }\n";
     let manifest = fleet.configure(&[server], "servers:\n  - { server: alpha }\n");
     fleet.write("config/servers/alpha.yaml", &definition);
     fleet.write(
@@ -57,11 +64,15 @@ fn a_secret_is_only_in_the_files_of_its_instance() {
 
     let mut found = Vec::new();
     files_with(&fleet.state_dir(), CANARY, &mut found);
-    let names: Vec<_> = found.iter().filter_map(|path| path.file_name()?.to_str()).collect();
-    assert_eq!(names, ["environment.json"], "{found:?}");
+    let mut names: Vec<_> = found.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+    names.sort();
+    assert_eq!(names, ["checked-secrets.json", "environment.json"], "{found:?}");
     use std::os::unix::fs::PermissionsExt;
-    assert_eq!(fs::metadata(&found[0]).expect("metadata").permissions().mode() & 0o777, 0o600);
-    let environment: serde_json::Value = serde_json::from_slice(&fs::read(&found[0]).expect("read")).expect("JSON");
+    for file in &found {
+        assert_eq!(fs::metadata(file).expect("metadata").permissions().mode() & 0o777, 0o600);
+    }
+    let environment = found.iter().find(|file| file.ends_with("environment.json")).expect("it was found");
+    let environment: serde_json::Value = serde_json::from_slice(&fs::read(environment).expect("read")).expect("JSON");
     assert_eq!(environment["GENERATED"].as_str().map(str::len), Some(40));
 
     for process in fs::read_dir("/proc").expect("proc").flatten() {
@@ -72,4 +83,13 @@ fn a_secret_is_only_in_the_files_of_its_instance() {
         let outcome = fleet.run(&[command, &["--output", "json"]].concat());
         assert!(!outcome.stdout.contains(CANARY) && !outcome.stderr.contains(CANARY), "{command:?}");
     }
+    // The bridge asks for the token, and the check presents it.
+    let checks = fleet.run(&["check", "run", "alpha", "--output", "json"]).expect_code(0);
+    assert!(checks.stdout.contains("lists 1 tools") && !checks.stdout.contains(CANARY), "{}", checks.stdout);
+    let anonymous = std::process::Command::new("curl")
+        .args(["--silent", "--noproxy", "*", "--output", "/dev/null", "--write-out", "%{http_code}", "-X", "POST"])
+        .arg(format!("http://{first_address}:9401/mcp"))
+        .output()
+        .expect("curl");
+    assert_eq!(String::from_utf8_lossy(&anonymous.stdout), "401");
 }

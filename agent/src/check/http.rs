@@ -5,6 +5,7 @@ use std::sync::Arc;
 use fleetwright_deploy::health::HttpMore;
 use fleetwright_deploy::time::{Length, Timestamp};
 use regex::Regex;
+use reqwest::RequestBuilder;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -22,7 +23,7 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// Passes when the answer is as it should be.
 pub(super) async fn check(
-    client: &reqwest::Client,
+    request: RequestBuilder,
     url: &str,
     statuses: &[u16],
     contains: Option<&str>,
@@ -30,10 +31,6 @@ pub(super) async fn check(
 ) -> Result<String, String> {
     if let Some(length) = more.certificate_valid_for {
         certificate(url, length).await?;
-    }
-    let mut request = client.get(url);
-    for (name, value) in &more.headers {
-        request = request.header(name, value);
     }
     let mut response = request.send().await.map_err(|error| chain(&error))?;
     let status = response.status().as_u16();

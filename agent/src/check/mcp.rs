@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fleetwright_deploy::health::{CheckOutcome, McpInfo};
 use fleetwright_deploy::release::ToolCall;
+use reqwest::header::HeaderMap;
 use rmcp::ClientServiceExt;
 use rmcp::model::{CallToolRequestParams, ProtocolVersion};
 use rmcp::service::{ClientInitializeError, ClientLifecycleMode, RoleClient, RunningService};
@@ -30,8 +31,8 @@ impl McpClient {
     }
 
     /// Lists the tools of a server.
-    pub(crate) async fn check(&self, url: &str, expected_tools: &[String]) -> Found {
-        let session = match self.connect(url).await {
+    pub(crate) async fn check(&self, url: &str, headers: HeaderMap, expected_tools: &[String]) -> Found {
+        let session = match self.connect(url, headers).await {
             Ok(session) => session,
             Err(error) => return not_connected(url, &error),
         };
@@ -66,25 +67,31 @@ impl McpClient {
     }
 
     /// The modern era first, unless the server turned out to speak the older one only.
-    pub(crate) async fn connect(&self, url: &str) -> Result<Session, ClientInitializeError> {
+    pub(crate) async fn connect(&self, url: &str, headers: HeaderMap) -> Result<Session, ClientInitializeError> {
         if !self.legacy.load(Ordering::Relaxed) {
             let modern = ClientLifecycleMode::Auto {
                 preferred_versions: vec![ProtocolVersion::V_2026_07_28],
                 legacy_version: None,
             };
-            match self.open(url, modern).await {
+            match self.open(url, headers.clone(), modern).await {
                 Ok(session) => return Ok(session),
                 Err(error) if error.auth_challenge().is_some() => return Err(error),
                 Err(_) => {}
             }
         }
-        let session = self.open(url, ClientLifecycleMode::Initialize).await?;
+        let session = self.open(url, headers, ClientLifecycleMode::Initialize).await?;
         self.legacy.store(true, Ordering::Relaxed);
         Ok(session)
     }
 
-    async fn open(&self, url: &str, lifecycle: ClientLifecycleMode) -> Result<Session, ClientInitializeError> {
-        let config = StreamableHttpClientTransportConfig::with_uri(url);
+    async fn open(
+        &self,
+        url: &str,
+        headers: HeaderMap,
+        lifecycle: ClientLifecycleMode,
+    ) -> Result<Session, ClientInitializeError> {
+        let headers = headers.into_iter().filter_map(|(name, value)| Some((name?, value))).collect();
+        let config = StreamableHttpClientTransportConfig::with_uri(url).custom_headers(headers);
         let transport = StreamableHttpClientTransport::with_client(self.http.clone(), config);
         ().serve_with_lifecycle(transport, lifecycle).await
     }

@@ -377,3 +377,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_check_presents_secrets_in_headers_and_nowhere_else() {
+    let with = |config: &str| {
+        let server =
+            SERVER.replace("{ name: tools, type: mcp }", &format!("{{ name: tools, type: mcp, config: {config} }}"));
+        plan_of("  - { server: a }\n", &[("a", &server)])
+    };
+    let planned = with("{ headers: { Authorization: 'Bearer {{ secret(name=\"api_key\") }}' } }").expect("a plan");
+    let release = planned.plan.groups[0].steps[0].release.as_ref().expect("a release");
+    assert_eq!(release.checked_secrets(), ["api_key".to_owned()].into());
+    assert_eq!(masked(&release.mcp_headers()["Authorization"]), "Bearer (secret api_key)");
+    for (config, told) in [
+        ("{ url: 'http://h/{{ secret(name=\"api_key\") }}' }", "a secret in `url` would be seen"),
+        ("{ headers: { 'no name': x } }", "is not the name of a header"),
+        ("{ headers: { X-A: \"a\\nb\" } }", "line break"),
+    ] {
+        let problems = match with(config) {
+            Err(problems) => problems.to_string(),
+            Ok(_) => panic!("{config} was accepted"),
+        };
+        assert!(problems.contains(told), "{problems}");
+    }
+}

@@ -12,7 +12,7 @@ use serde_saphyr::Spanned;
 use super::Templates;
 use crate::config::{CheckType, Problem, Problems, Source, WrittenCheck};
 use crate::health::{HealthCheck, HttpMore, Probe};
-use crate::release::{Run, Transport};
+use crate::release::{MARKER_START, Run, Transport};
 use crate::time::Length;
 
 /// Most times that a failing run is tried again at once.
@@ -24,6 +24,8 @@ struct McpConfig {
     url: Option<String>,
     #[serde(default)]
     expected_tools: Vec<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -114,6 +116,10 @@ pub(super) fn rendered(
     };
     let mut config = Value::Object(check.config.clone());
     render_texts(&mut config, templates).map_err(&wrong)?;
+    if let Some(place) = shows_secret(&config) {
+        let problem: Problem = wrong(format!("a secret in `{place}` would be seen in reports and lists of processes"));
+        return Err(problem.hint("secrets belong in `headers` of mcp and http checks").into());
+    }
     let probe = probe(check.check_type, config, run).map_err(&wrong)?;
     let usual = HealthCheck::new(check.name.clone(), check.severity, probe);
     let rendered = HealthCheck {
@@ -147,6 +153,27 @@ fn render_texts(value: &mut Value, templates: &Templates) -> Result<(), String> 
     Ok(())
 }
 
+/// The first field, besides `headers`, in which a secret is.
+fn shows_secret(config: &Value) -> Option<&str> {
+    let fields = config.as_object().into_iter().flatten();
+    let holds = |value: &Value| value.to_string().contains(MARKER_START);
+    fields.filter(|(name, _)| *name != "headers").find(|(_, value)| holds(value)).map(|(name, _)| name.as_str())
+}
+
+/// Headers must be what HTTP lets through (RFC 9110, section 5), whatever their secrets are.
+fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), String> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    for (name, value) in headers {
+        if name.is_empty() || !name.bytes().all(token) {
+            return Err(format!("`headers`: `{name}` is not the name of a header"));
+        }
+        if value.contains(|c: char| c.is_control() && c != '\t') {
+            return Err(format!("`headers`: the value of {name} has a line break or another control character"));
+        }
+    }
+    Ok(())
+}
+
 fn probe(check_type: CheckType, config: Value, run: &Run) -> Result<Probe, String> {
     let endpoint = || run.endpoint.as_ref().ok_or_else(|| "the server has no `port`, so say where to look".to_owned());
     Ok(match check_type {
@@ -154,8 +181,9 @@ fn probe(check_type: CheckType, config: Value, run: &Run) -> Result<Probe, Strin
             if run.transport == Transport::None {
                 return Err("the server's transport is `none`, so it speaks no MCP".to_owned());
             }
-            let McpConfig { url, expected_tools } = read(config)?;
-            Probe::Mcp { url: url.map_or_else(|| endpoint().map(|at| at.url()), Ok)?, expected_tools }
+            let McpConfig { url, expected_tools, headers } = read(config)?;
+            check_headers(&headers)?;
+            Probe::Mcp { url: url.map_or_else(|| endpoint().map(|at| at.url()), Ok)?, expected_tools, headers }
         }
         CheckType::Http => {
             let HttpConfig {
@@ -169,6 +197,7 @@ fn probe(check_type: CheckType, config: Value, run: &Run) -> Result<Probe, Strin
                 expected_headers,
                 certificate_valid_for,
             } = read(config)?;
+            check_headers(&headers)?;
             let more = HttpMore { headers, expected_headers, matches, json, certificate_valid_for };
             if let Some(pattern) = &more.matches {
                 Regex::new(pattern).map_err(|error| format!("`matches`: {error}"))?;
