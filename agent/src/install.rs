@@ -2,6 +2,7 @@
 //! the digest of what must come.
 
 mod archive;
+mod artifact;
 mod download;
 
 use std::path::Path;
@@ -10,13 +11,15 @@ use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::host::Requirement;
-use fleetwright_deploy::release::{Package, Release};
+use fleetwright_deploy::release::{Package, Release, is_artifact};
 use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
+pub(crate) use self::artifact::{Artifacts, listed};
 use crate::facts;
 use crate::layout::ReleaseLayout;
+
 use crate::process::{KillGroup, Process, kill_group};
 
 /// How long one call of a package client may take.
@@ -28,7 +31,12 @@ const STEP: &str = "install";
 
 /// Installs the package of a release and keeps the list of everything that came with it. While a client is at
 /// work, `installer` names its process.
-pub(crate) async fn install(release: &Release, layout: &ReleaseLayout, installer: &Path) -> Result<(), Failure> {
+pub(crate) async fn install(
+    release: &Release,
+    layout: &ReleaseLayout,
+    installer: &Path,
+    artifacts: &Artifacts,
+) -> Result<(), Failure> {
     match &release.package {
         Package::None => Ok(()),
         Package::Pypi { name, version, with } => {
@@ -38,7 +46,7 @@ pub(crate) async fn install(release: &Release, layout: &ReleaseLayout, installer
         Package::Npm { name, version } => npm(layout, &format!("{name}@{version}"), installer).await,
         Package::Archive { url, sha256, strip, .. } => {
             let (packed, app, strip) = (layout.folder().join("archive"), layout.app(), *strip);
-            download::download(url, sha256, &packed).await?;
+            fetch(url, sha256, &packed, layout, artifacts).await?;
             let of = packed.clone();
             let unpacked = tokio::task::spawn_blocking(move || {
                 std::fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
@@ -53,12 +61,27 @@ pub(crate) async fn install(release: &Release, layout: &ReleaseLayout, installer
         Package::File { url, sha256, name, .. } => {
             let (folder, program) = (layout.app().join("bin"), layout.app().join("bin").join(name));
             std::fs::create_dir_all(&folder).map_err(|error| file_failure(&folder, &error))?;
-            download::download(url, sha256, &program).await?;
+            fetch(url, sha256, &program, layout, artifacts).await?;
             let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             std::fs::set_permissions(&program, executable).map_err(|error| file_failure(&program, &error))?;
             write(&layout.lock_file(), format!("{sha256}  {url}\n").as_bytes())
         }
     }
+}
+
+/// Fetches what a URL names, and checks its digest.
+async fn fetch(
+    url: &str,
+    sha256: &str,
+    to: &Path,
+    layout: &ReleaseLayout,
+    artifacts: &Artifacts,
+) -> Result<(), Failure> {
+    if is_artifact(url) {
+        artifacts.fetch(sha256, to, &layout.chunks()).await?;
+        return download::check_digest(url, sha256, to).await;
+    }
+    download::download(url, sha256, to).await
 }
 
 async fn pypi(

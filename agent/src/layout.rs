@@ -153,6 +153,11 @@ pub(crate) struct ReleaseLayout {
 }
 
 impl ReleaseLayout {
+    /// The layout of a release whose folder this is.
+    pub(crate) fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -190,6 +195,11 @@ impl ReleaseLayout {
     /// Every package that was installed, with its version.
     pub(crate) fn lock_file(&self) -> PathBuf {
         self.folder.join("installed.lock")
+    }
+
+    /// The chunks of the artifact that it was installed from, where it was one.
+    pub(crate) fn chunks(&self) -> PathBuf {
+        self.folder.join("chunks.json")
     }
 
     /// The release itself; written last, so a folder that has it is complete.

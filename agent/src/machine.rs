@@ -12,6 +12,7 @@ use fleetwright_deploy::release::Release;
 use fleetwright_protocol::report::MetricsSample;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use futures_util::future::BoxFuture;
+use quinn::Connection;
 use tokio::sync::mpsc;
 
 /// Work that ends well or with a reason.
@@ -47,6 +48,8 @@ pub struct Restore {
 pub trait Machine: Send + Sync + 'static {
     /// What the host says of itself.
     fn view(&self) -> BoxFuture<'static, HostView>;
+    /// A connection to the coordinator has taken the place of the one before. What is fetched is fetched over it.
+    fn connected(&self, _connection: &Connection) {}
     /// Keeps what came with a stage order until the release is staged.
     fn receive(
         &self,

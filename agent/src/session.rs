@@ -148,10 +148,11 @@ impl Session {
         }
         let hello = AgentMessageV1::Hello { agent_version: env!("CARGO_PKG_VERSION").to_owned(), view };
         match tell(&connection, hello).await? {
-            CoordinatorReply::Acknowledged => {}
+            CoordinatorReply::Acknowledged | CoordinatorReply::Listed(_) | CoordinatorReply::Chunks(_) => {}
             CoordinatorReply::Refused(why) => bail!("the coordinator refuses this host: {why}"),
         }
         self.serial.count += 1;
+        self.machine.connected(&connection);
         let _ = self.inputs.send(Input::Connected(self.serial)).await;
         Ok(connection)
     }
@@ -208,9 +209,9 @@ impl Session {
             if report.not_over.is_some_and(too_old) {
                 return Err(Over::NewerWanted);
             }
-            match tell(connection, report.message.clone()).await.map_err(Over::Lost)? {
-                CoordinatorReply::Acknowledged => {}
-                CoordinatorReply::Refused(why) => tracing::warn!(why, "the coordinator did not take a report"),
+            let reply = tell(connection, report.message.clone()).await.map_err(Over::Lost)?;
+            if let CoordinatorReply::Refused(why) = reply {
+                tracing::warn!(why, "the coordinator did not take a report");
             }
             self.told = report.number;
             let _ = self.inputs.send(Input::Told(report.number)).await;

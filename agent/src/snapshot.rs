@@ -24,8 +24,8 @@ use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::install::file_failure;
-use crate::layout::{Layout, ServerLayout};
+use crate::install::{self, file_failure};
+use crate::layout::{Layout, ReleaseLayout, ServerLayout};
 use crate::stage;
 
 use self::blobs::Blobs;
@@ -213,7 +213,7 @@ fn put_back(layout: &Layout, server: &ServerLayout, manifest: &Manifest) -> Resu
     built.into_iter().try_for_each(tree::Replacement::exchange)
 }
 
-/// Removes snapshots that are not needed, and blobs that no snapshot on this host needs any more. While another snapshot
+/// Removes snapshots that are not needed, and blobs that no snapshot and no release on this host needs any more. While another snapshot
 /// is being taken, blobs are left for the next time.
 pub(crate) fn prune(layout: &Layout, server: &ServerLayout, keep: &[SnapshotId]) -> Result<(), Failure> {
     for entry in fs::read_dir(server.snapshots()).into_iter().flatten().flatten() {
@@ -230,6 +230,10 @@ pub(crate) fn prune(layout: &Layout, server: &ServerLayout, keep: &[SnapshotId])
             let trees = manifest.data.into_iter().chain(manifest.paths.into_values().flatten());
             needed.extend(trees.flat_map(Tree::into_blobs));
             needed.extend(manifest.database.map(|dump| dump.blake3));
+        }
+        let server = ServerLayout::at(&server.path());
+        for release in fs::read_dir(server.releases()).into_iter().flatten().flatten() {
+            needed.extend(install::listed(&ReleaseLayout::at(&release.path()).chunks()));
         }
     }
     Blobs::of(layout).retain(&needed)

@@ -11,7 +11,7 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::release::{MissingSecret, Release, RuntimeKind, reveal};
 
-use crate::install::{self, file_failure};
+use crate::install::{self, Artifacts, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
 use crate::runtime::users::User;
@@ -38,7 +38,12 @@ pub(crate) fn receive(
 }
 
 /// Stages a release that was received. Doing it again, whole or after a crash, ends the same way.
-pub(crate) async fn stage(server: &ServerLayout, id: &ReleaseId, running: Option<&Release>) -> Result<(), Failure> {
+pub(crate) async fn stage(
+    server: &ServerLayout,
+    id: &ReleaseId,
+    running: Option<&Release>,
+    artifacts: &Artifacts,
+) -> Result<(), Failure> {
     let layout = server.release(id);
     let incoming = server.incoming(id);
     if load(&layout).is_none() {
@@ -48,7 +53,7 @@ pub(crate) async fn stage(server: &ServerLayout, id: &ReleaseId, running: Option
         remove_folder(layout.folder())?;
         fs::create_dir_all(layout.config()).map_err(|error| file_failure(layout.folder(), &error))?;
         fs::create_dir_all(server.data()).map_err(|error| file_failure(&server.data(), &error))?;
-        install::install(&release, &layout, &server.installer()).await?;
+        install::install(&release, &layout, &server.installer(), artifacts).await?;
         write_files(&release, &layout, &secrets)?;
         if let Some((name, own)) = user_of(&release)? {
             let user = users::ensure(&name, own).await?;

@@ -16,14 +16,15 @@ use fleetwright_protocol::report::MetricsSample;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Semaphore, mpsc};
+use quinn::Connection;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::check::{Checker, McpClient, call_tool, end_session, headers, http_client};
+use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
 use crate::snapshot::aside;
-use crate::watch::watch;
 use crate::{facts, metrics, runtime, snapshot, stage};
 
 /// How many releases are installed at once: package clients are hungry.
@@ -37,12 +38,17 @@ pub struct ThisHost {
     address: String,
     labels: BTreeMap<String, String>,
     installs: Arc<Semaphore>,
+    artifacts: Artifacts,
+    connection: watch::Sender<Option<Connection>>,
 }
 
 impl ThisHost {
     /// This host, with what was said of it when it was enrolled.
     pub fn new(state_dir: &Path, address: String, labels: BTreeMap<String, String>) -> Self {
-        Self { layout: Layout::new(state_dir), address, labels, installs: Arc::new(Semaphore::new(INSTALLS_MAX)) }
+        let layout = Layout::new(state_dir);
+        let connection = watch::Sender::new(None);
+        let artifacts = Artifacts::new(layout.clone(), connection.subscribe());
+        Self { layout, address, labels, installs: Arc::new(Semaphore::new(INSTALLS_MAX)), artifacts, connection }
     }
 }
 
@@ -51,6 +57,10 @@ impl Machine for ThisHost {
         let (address, labels) = (self.address.clone(), self.labels.clone());
         let state_dir = self.layout.state_dir().display().to_string();
         async move { HostView { address, state_dir, labels, facts: Some(facts::gather().await) } }.boxed()
+    }
+
+    fn connected(&self, connection: &Connection) {
+        self.connection.send_replace(Some(connection.clone()));
     }
 
     fn receive(
@@ -65,9 +75,10 @@ impl Machine for ThisHost {
 
     fn stage(&self, server: &ServerName, id: &ReleaseId, running: Option<Release>) -> Work {
         let (layout, id, installs) = (self.layout.server(server), id.clone(), self.installs.clone());
+        let artifacts = self.artifacts.clone();
         async move {
             let _permit = installs.acquire_owned().await;
-            stage::stage(&layout, &id, running.as_ref()).await
+            stage::stage(&layout, &id, running.as_ref(), &artifacts).await
         }
         .boxed()
     }
@@ -160,7 +171,7 @@ impl Machine for ThisHost {
         release: Release,
         to: mpsc::Sender<Observation>,
     ) -> BoxFuture<'static, ()> {
-        watch(self.layout.server(server), id.clone(), release, to).boxed()
+        crate::watch::watch(self.layout.server(server), id.clone(), release, to).boxed()
     }
 
     fn knows(&self, server: &ServerName) -> bool {
@@ -248,7 +259,7 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
 async fn recovered(server: &ServerLayout, id: &ReleaseId) -> Result<(), Failure> {
     let Some(release) = stage::load(&server.release(id)) else { return Ok(()) };
     let (to, mut observations) = mpsc::channel(1);
-    let watcher = tokio::spawn(watch(server.clone(), id.clone(), release, to));
+    let watcher = tokio::spawn(crate::watch::watch(server.clone(), id.clone(), release, to));
     let deadline = Instant::now() + RECOVERY_TIMEOUT;
     let mut reason = "no check has answered yet".to_owned();
     let outcome = loop {

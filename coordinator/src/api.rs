@@ -1,5 +1,6 @@
 //! The HTTP/JSON interface of the coordinator, under `/v1` on a unix socket that only its owner may open.
 
+pub(crate) mod artifacts;
 mod events;
 pub(crate) mod look;
 pub(crate) mod views;
@@ -8,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
@@ -28,6 +30,7 @@ use tokio::net::UnixListener;
 use self::views::{
     DeploymentSummary, DeploymentView, HostMetrics, HostRow, InstanceRow, PastRow, PlanningView, StatusView,
 };
+use crate::artifacts::{Artifacts, missing};
 use crate::clock;
 use crate::engine::{Handle, Request, Samples};
 
@@ -46,6 +49,7 @@ const REASON_BYTES_MAX: usize = 4 * 1024;
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) engine: Handle,
+    pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) listen: String,
     pub(crate) authority_fingerprint: String,
 }
@@ -184,6 +188,9 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/unhalt", post(unhalt))
         .route("/v1/servers/{server}/past", get(past))
         .route("/v1/events", get(events::events))
+        .route("/v1/artifacts", get(artifacts::list))
+        .route("/v1/artifacts/remove", post(artifacts::remove))
+        .route("/v1/artifacts/{sha256}", post(artifacts::add))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
@@ -247,7 +254,11 @@ async fn metrics(State(api): State<Api>) -> Answer<Vec<HostMetrics>> {
 }
 
 async fn planning(State(api): State<Api>) -> Answer<PlanningView> {
-    api.engine.look(|fleet, _, _| PlanningView::new(fleet)).await.map(Json).ok_or_else(ending)
+    let mut view = api.engine.look(|fleet, _, _| PlanningView::new(fleet)).await.ok_or_else(ending)?;
+    let store = api.artifacts.clone();
+    let all = tokio::task::spawn_blocking(move || store.all()).await.unwrap_or_default();
+    view.artifacts = all.into_iter().map(|artifact| artifact.sha256).collect();
+    Ok(Json(view))
 }
 
 async fn digests(
@@ -272,6 +283,10 @@ async fn deployment(State(api): State<Api>, UrlPath(id): UrlPath<String>) -> Ans
 async fn start(State(api): State<Api>, Json(request): Json<StartRequest>) -> Answer<Started> {
     let StartRequest { plan, options, intents } = request;
     check_words(&options.started_by, "")?;
+    let to_stage = plan.changes().filter_map(|(_, step)| step.release.as_ref()?.package.artifact());
+    if let Some(lacking) = to_stage.into_iter().find(|sha256| !api.artifacts.has(sha256)) {
+        return Err(Refusal(missing(lacking)));
+    }
     let plan = Box::new(plan);
     let started = api.engine.ask(|reply| Request::Start { plan, options, intents, reply }).await.ok_or_else(ending)?;
     started.map(|id| Json(Started { id })).map_err(Refusal)

@@ -1,6 +1,7 @@
 //! The command line: one file per command. What a command prints as data goes to standard output; everything
 //! else goes to standard error.
 
+mod artifacts;
 mod check;
 mod control;
 mod coordinator;
@@ -99,6 +100,8 @@ enum Command {
     Check(check::CheckCommand),
     #[command(subcommand)]
     Snapshots(snapshots::SnapshotsCommand),
+    #[command(subcommand)]
+    Artifacts(artifacts::ArtifactsCommand),
     Explain(explain::ExplainArguments),
     Rollback(rollback::RollbackArguments),
     Halt(halt::HaltArguments),
@@ -197,6 +200,7 @@ async fn perform(command: Command, context: &Context) -> Result<u8> {
         Command::Servers(command) => servers::servers(command, context).await,
         Command::Check(command) => check::check(command, context).await,
         Command::Snapshots(command) => snapshots::snapshots(command, context).await,
+        Command::Artifacts(command) => artifacts::artifacts(command, context).await,
         Command::Explain(arguments) => explain::explain(&arguments, context).await,
         Command::Rollback(arguments) => rollback::rollback(&arguments, context).await,
         Command::Halt(arguments) => halt::halt(arguments, context).await,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use fleetwright_deploy::failure::Failure;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
+use reqwest::Body;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -41,6 +42,15 @@ impl Client {
 
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         self.answer(self.http.post(url(path)).json(body)).await
+    }
+
+    /// Sends a body in parts.
+    pub(crate) async fn send<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: impl Stream<Item = std::io::Result<Vec<u8>>> + Send + 'static,
+    ) -> Result<T> {
+        self.answer(self.http.post(url(path)).body(Body::wrap_stream(body))).await
     }
 
     async fn answer<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T> {

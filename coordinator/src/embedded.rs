@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,6 +19,7 @@ use fleetwright_protocol::endpoint::{self, TlsIdentity};
 use fleetwright_protocol::{Clock, close};
 use quinn::Endpoint;
 
+use crate::artifacts::Artifacts;
 use crate::commands::{CommandMaker, sign_intents};
 use crate::engine::{Authorities, Engine, Handle, Reply, Request};
 use crate::journal::{self, Journal, SqliteStore};
@@ -36,6 +38,7 @@ pub struct Coordinator {
     identity: TlsIdentity,
     reset_key: [u8; 32],
     operator: Operator,
+    artifacts: Arc<Artifacts>,
     clock: Clock,
     lock: File,
 }
@@ -82,7 +85,8 @@ impl Coordinator {
             clock: clock.clone(),
         };
         let (identity, reset_key) = (state_dir.tls()?, state_dir.reset_key()?);
-        Ok(Self { name, engine, handle, identity, reset_key, operator, clock, lock })
+        let artifacts = Arc::new(Artifacts::new(state_dir.artifacts()));
+        Ok(Self { name, engine, handle, identity, reset_key, operator, artifacts, clock, lock })
     }
 
     /// The settings that the endpoint must have: of its socket, and of the connections it accepts.
@@ -99,12 +103,16 @@ impl Coordinator {
         self.handle.clone()
     }
 
+    pub(crate) fn artifacts(&self) -> Arc<Artifacts> {
+        self.artifacts.clone()
+    }
+
     /// Works for the agents that dial the endpoint, until `until` ends or the journal fails; then it tells them that
     /// it leaves. The state folder stays locked until the endpoint is gone.
     pub async fn run(self, endpoint: Endpoint, until: impl Future<Output = Result<()>>) -> Result<()> {
         let outcome = tokio::select! {
             ended = self.engine.run() => ended,
-            () = sessions::accept(endpoint.clone(), self.name, self.handle, self.clock) => Ok(()),
+            () = sessions::accept(endpoint.clone(), self.name, self.handle, self.artifacts, self.clock) => Ok(()),
             ended = until => ended,
         };
         endpoint.close(close::GOODBYE.into(), b"the coordinator is ending");

@@ -4,6 +4,7 @@
 //! through one bounded channel into `engine`, which makes an event durable before anything is done about it.
 
 mod api;
+mod artifacts;
 pub mod cli;
 mod client;
 mod clock;
@@ -12,6 +13,7 @@ mod embedded;
 mod engine;
 pub mod journal;
 mod local;
+mod local_artifact;
 mod project;
 mod secrets;
 mod serve;

@@ -8,23 +8,54 @@ use fleetwright_deploy::config::{
 };
 use fleetwright_deploy::ids::EnvironmentName;
 use fleetwright_deploy::planning::Configuration;
+use fleetwright_deploy::release::ARTIFACT_SCHEME;
+use serde_saphyr::Spanned;
+
+use crate::api::views::PlanningView;
+use crate::artifacts::Artifact;
+use crate::client::Client;
+use crate::local_artifact::LocalArtifact;
+
+/// What an operator has written, and the files that it names.
+pub(crate) struct Project {
+    pub(crate) configuration: Configuration,
+    /// Files that become artifacts of the coordinator's when they are deployed.
+    pub(crate) artifacts: Vec<LocalArtifact>,
+}
+
+impl Project {
+    /// Sends the files that a plan needs and that the coordinator lacks.
+    pub(crate) async fn push(&self, client: &Client) -> anyhow::Result<Vec<Artifact>> {
+        let planning: PlanningView = client.get("/v1/planning").await?;
+        let mut pushed = Vec::new();
+        for local in self.artifacts.iter().filter(|local| !planning.artifacts.contains(&local.sha256)) {
+            pushed.push(local.push(client).await?);
+        }
+        Ok(pushed)
+    }
+}
 
 /// Reads a manifest and everything it refers to. All problems of all files are told at once.
-pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Result<Configuration, Problems> {
+pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Result<Project, Problems> {
     let source = read(manifest)?;
     let parsed = Manifest::parse(&source)?;
     let config = config_folder(manifest);
     let mut problems = Vec::new();
     let environment =
         load_environment(&source, &parsed, environment, &config).map_err(|error| problems.extend(error.0));
-    let mut servers = BTreeMap::new();
+    let (mut servers, mut artifacts) = (BTreeMap::new(), Vec::new());
     for entry in &parsed.servers {
         let path = config.join("servers").join(format!("{}.yaml", entry.server.value));
         if !path.exists() {
             problems.push(unknown(&source, &entry.server, entry.server.value.as_str(), "server", &path));
             continue;
         }
-        match read(&path).and_then(|source| Ok((Server::parse(&source)?, source))) {
+        let server = read(&path).and_then(|source| {
+            let mut server = Server::parse(&source)?;
+            artifacts.extend(local_artifact(&source, &mut server, &path)?);
+            Ok((server, source))
+        });
+        match server {
             Ok((server, source)) => {
                 servers.insert(entry.server.value.clone(), (source, server));
             }
@@ -34,7 +65,37 @@ pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Re
     Problems::none_or(problems)?;
     // Without an environment there was a problem.
     let environment = environment.map_err(|()| Problems::from(Problem::in_file(&source, "no environment")))?;
-    Ok(Configuration { manifest: (source, parsed), environment, servers })
+    Ok(Project { configuration: Configuration { manifest: (source, parsed), environment, servers }, artifacts })
+}
+
+/// The file that a definition names in place of a URL, read whole; the definition then names the artifact that it
+/// becomes.
+fn local_artifact(source: &Source, server: &mut Server, definition: &Path) -> Result<Option<LocalArtifact>, Problem> {
+    let Some(package) = &mut server.package else { return Ok(None) };
+    let written = &mut package.value;
+    let Some(named) = written.archive.as_mut().or(written.file.as_mut()) else { return Ok(None) };
+    if named.value.contains(':') {
+        return Ok(None);
+    }
+    let path = definition.parent().unwrap_or_else(|| Path::new("")).join(&named.value);
+    let local = LocalArtifact::read(&path).map_err(|error| {
+        let problem = Problem::at(source, named, format!("{} cannot be read: {error}", shown(&path)));
+        problem.hint("name a file by its path from this definition, or by its URL")
+    })?;
+    let digest = package.value.sha256.as_ref().map(|said| said.value.to_ascii_lowercase());
+    let written = &mut package.value;
+    if let (Some(said), Some(digest)) = (&written.sha256, digest)
+        && digest != local.sha256
+    {
+        let message = format!("{} has the SHA-256 {}, not this one", shown(&path), local.sha256);
+        return Err(Problem::at(source, said, message)
+            .hint("leave `sha256` out: it is computed; of archives, without the compression"));
+    }
+    let Some(named) = written.archive.as_mut().or(written.file.as_mut()) else { return Ok(None) };
+    named.value = format!("{ARTIFACT_SCHEME}{}", local.name);
+    let sha256 = Spanned { value: local.sha256.clone(), referenced: named.referenced, defined: named.defined };
+    written.sha256 = Some(sha256);
+    Ok(Some(local))
 }
 
 fn load_environment(
@@ -67,7 +128,7 @@ fn load_environment(
     Ok((source, environment))
 }
 
-fn unknown<T>(source: &Source, at: &serde_saphyr::Spanned<T>, name: &str, kind: &str, path: &Path) -> Problem {
+fn unknown<T>(source: &Source, at: &Spanned<T>, name: &str, kind: &str, path: &Path) -> Problem {
     Problem::at(source, at, format!("{kind} `{name}` is not defined")).hint(suggestion(name, path))
 }
 

@@ -20,6 +20,7 @@ pub(crate) async fn serve(state_dir: &StateDir) -> Result<()> {
     let (endpoint, listen) = bind(state_dir, &coordinator, name.clone(), &listen)?;
     let api = Api {
         engine: coordinator.handle(),
+        artifacts: coordinator.artifacts(),
         listen: listen.clone(),
         authority_fingerprint: state_dir.authority_fingerprint()?,
     };

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fleetwright_certs::Role;
+use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::ids::{FleetName, HostName, InstanceId};
+use fleetwright_protocol::artifact::CHUNKS_BYTES_MAX;
 use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
@@ -18,6 +20,7 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::artifacts::Artifacts;
 use crate::engine::{Handle, Request};
 
 /// How many commands may wait for one host; more are sent when it connects the next time.
@@ -74,10 +77,26 @@ impl SessionHandle {
     }
 }
 
-/// Accepts connections for as long as the endpoint lives.
-pub(crate) async fn accept(endpoint: Endpoint, fleet: FleetName, engine: Handle, clock: Clock) {
-    let ids = Arc::new(AtomicU64::new(1));
-    let enrolling = Arc::new(Semaphore::new(ENROLLING_MAX));
+/// What all connections share.
+struct Serving {
+    fleet: FleetName,
+    engine: Handle,
+    artifacts: Arc<Artifacts>,
+    ids: AtomicU64,
+    enrolling: Semaphore,
+    clock: Clock,
+}
+
+/// Accepts agents until the endpoint is closed.
+pub(crate) async fn accept(
+    endpoint: Endpoint,
+    fleet: FleetName,
+    engine: Handle,
+    artifacts: Arc<Artifacts>,
+    clock: Clock,
+) {
+    let (ids, enrolling) = (AtomicU64::new(1), Semaphore::new(ENROLLING_MAX));
+    let serving = Arc::new(Serving { fleet, engine, artifacts, ids, enrolling, clock });
     while let Some(incoming) = endpoint.accept().await {
         // A peer must show that it owns its address before anything is kept for it.
         if !incoming.remote_address_validated() {
@@ -86,20 +105,11 @@ pub(crate) async fn accept(endpoint: Endpoint, fleet: FleetName, engine: Handle,
             }
             continue;
         }
-        let (fleet, engine, ids, enrolling) = (fleet.clone(), engine.clone(), ids.clone(), enrolling.clone());
-        let clock = clock.clone();
-        tokio::spawn(async move { admit(incoming, &fleet, engine, &ids, &enrolling, &clock).await });
+        tokio::spawn(admit(incoming, serving.clone()));
     }
 }
 
-async fn admit(
-    incoming: Incoming,
-    fleet: &FleetName,
-    engine: Handle,
-    ids: &AtomicU64,
-    enrolling: &Semaphore,
-    clock: &Clock,
-) {
+async fn admit(incoming: Incoming, serving: Arc<Serving>) {
     let from = incoming.remote_address();
     let connection = match timeout(HANDSHAKE_TIMEOUT, incoming).await {
         Ok(Ok(connection)) => connection,
@@ -114,16 +124,18 @@ async fn admit(
         connection.close(close::NOT_PERMITTED.into(), why.as_bytes());
     };
     match (endpoint::alpn(&connection).as_deref(), endpoint::peer(&connection)) {
-        (Some(ALPN_ENROL), _) => match enrolling.try_acquire() {
-            Ok(_permit) => enrol(&connection, &engine).await,
+        (Some(ALPN_ENROL), _) => match serving.enrolling.try_acquire() {
+            Ok(_permit) => enrol(&connection, &serving.engine).await,
             Err(_) => refuse("too many hosts enrol at once; try again"),
         },
         (Some(ALPN), None) => refuse("no client certificate"),
         (Some(ALPN), Some(peer)) if peer.role != Role::Agent => refuse("the certificate is not an agent's"),
-        (Some(ALPN), Some(peer)) if peer.fleet != fleet.as_str() => refuse("the certificate is another fleet's"),
+        (Some(ALPN), Some(peer)) if peer.fleet != serving.fleet.as_str() => {
+            refuse("the certificate is another fleet's")
+        }
         (Some(ALPN), Some(peer)) => match peer.name.parse::<HostName>() {
-            Ok(host) if is_enrolled(&engine, &host, &connection).await => {
-                serve(connection, host, engine, ids.fetch_add(1, Ordering::Relaxed), clock).await;
+            Ok(host) if is_enrolled(&serving.engine, &host, &connection).await => {
+                serve(connection, host, serving).await;
             }
             Ok(_) => refuse("the certificate is not the one its host enrolled with"),
             Err(_) => refuse("the certificate names no host"),
@@ -164,7 +176,8 @@ async fn enrol(connection: &Connection, engine: &Handle) {
 }
 
 /// Serves one agent until its connection is gone.
-async fn serve(connection: Connection, host: HostName, engine: Handle, id: u64, clock: &Clock) {
+async fn serve(connection: Connection, host: HostName, serving: Arc<Serving>) {
+    let id = serving.ids.fetch_add(1, Ordering::Relaxed);
     let (outbound, mut commands) = mpsc::channel::<Outbound>(OUTBOUND_MAX);
     let session = SessionHandle { id, outbound, connection: connection.clone() };
     let sending = connection.clone();
@@ -175,7 +188,7 @@ async fn serve(connection: Connection, host: HostName, engine: Handle, id: u64, 
             tokio::spawn(async move { deliver(&connection, command).await });
         }
     });
-    let expired = endpoint::peer_expired(&connection, clock);
+    let expired = endpoint::peer_expired(&connection, &serving.clock);
     tokio::pin!(expired);
     loop {
         let (send, receive) = tokio::select! {
@@ -189,9 +202,9 @@ async fn serve(connection: Connection, host: HostName, engine: Handle, id: u64, 
                 break;
             }
         };
-        let (host, engine, session, connection) = (host.clone(), engine.clone(), session.clone(), connection.clone());
+        let (host, serving, session, connection) = (host.clone(), serving.clone(), session.clone(), connection.clone());
         tokio::spawn(async move {
-            if let Err(error) = message(send, receive, &host, &engine, session).await {
+            if let Err(error) = message(send, receive, &host, &serving, session).await {
                 tracing::warn!(%host, %error, "a message could not be taken");
                 if matches!(error, FrameError::Malformed(_) | FrameError::Trailing(_) | FrameError::TooLarge { .. }) {
                     connection.close(close::BAD_MESSAGE.into(), error.to_string().as_bytes());
@@ -200,7 +213,7 @@ async fn serve(connection: Connection, host: HostName, engine: Handle, id: u64, 
         });
     }
     sender.abort();
-    let _ = engine.requests.send(Request::HostDisconnected { host, session: id }).await;
+    let _ = serving.engine.requests.send(Request::HostDisconnected { host, session: id }).await;
 }
 
 async fn deliver(connection: &Connection, command: Outbound) {
@@ -226,9 +239,10 @@ async fn message(
     mut send: SendStream,
     mut receive: RecvStream,
     host: &HostName,
-    engine: &Handle,
+    serving: &Serving,
     session: SessionHandle,
 ) -> Result<(), FrameError> {
+    let engine = &serving.engine;
     let AgentMessage::V1(message) = match timeout(EXCHANGE_TIMEOUT, read_frame(&mut receive, MESSAGE_BYTES_MAX)).await {
         Ok(message) => message?,
         Err(_) => return Ok(()),
@@ -251,8 +265,20 @@ async fn message(
             Some(CoordinatorReply::Refused(format!("{} samples in one message are too many", samples.len())))
         }
         AgentMessageV1::MetricsBatch(samples) => take_samples(engine, host, samples).await,
+        AgentMessageV1::ListChunks { sha256, from } => {
+            artifact(serving, host, sha256, move |store, sha256| {
+                store.listed(sha256, from).map(CoordinatorReply::Listed)
+            })
+            .await
+        }
+        AgentMessageV1::GetChunks { sha256, numbers } => {
+            let chunks = move |store: &Artifacts, sha256: &str| store.packed(sha256, &numbers);
+            artifact(serving, host, sha256, move |store, sha256| chunks(store, sha256).map(CoordinatorReply::Chunks))
+                .await
+        }
     };
     match reply {
+        Some(reply @ CoordinatorReply::Chunks(_)) => write_frame(&mut send, &reply, CHUNKS_BYTES_MAX).await,
         Some(reply) => write_frame(&mut send, &reply, MESSAGE_BYTES_MAX).await,
         // Without an acknowledgement the agent tells it again.
         None => Ok(()),
@@ -262,4 +288,22 @@ async fn message(
 async fn take_samples(engine: &Handle, host: &HostName, samples: Vec<MetricsSample>) -> Option<CoordinatorReply> {
     let sent = engine.requests.send(Request::Metrics { host: host.clone(), samples }).await;
     sent.ok().map(|()| CoordinatorReply::Acknowledged)
+}
+
+/// Answers from an artifact, if it is part of what the host is to stage: nobody reads what is meant for others.
+async fn artifact(
+    serving: &Serving,
+    host: &HostName,
+    sha256: String,
+    read: impl FnOnce(&Artifacts, &str) -> Result<CoordinatorReply, Failure> + Send + 'static,
+) -> Option<CoordinatorReply> {
+    let (of, wanted) = (host.clone(), sha256.clone());
+    let allowed = serving.engine.look(move |fleet, _, _| fleet.may_fetch(&of, &wanted)).await?;
+    if !allowed {
+        tracing::warn!(%host, sha256, "a host asked for an artifact that nothing it is to run is made of");
+        return Some(CoordinatorReply::Refused("nothing that this host is to run is made of that artifact".to_owned()));
+    }
+    let store = serving.artifacts.clone();
+    let read = tokio::task::spawn_blocking(move || read(&store, &sha256)).await.ok()?;
+    Some(read.unwrap_or_else(|failure| CoordinatorReply::Refused(failure.message)))
 }

@@ -71,6 +71,10 @@ impl StateDir {
         self.folder.join("secrets")
     }
 
+    pub(crate) fn artifacts(&self) -> PathBuf {
+        self.folder.join("artifacts")
+    }
+
     pub(crate) fn lock_file(&self) -> PathBuf {
         self.folder.join("coordinator.lock")
     }

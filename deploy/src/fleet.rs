@@ -16,7 +16,7 @@ use crate::health::{HealthReport, HealthStatus};
 use crate::host::HostView;
 use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ManifestName, ReleaseId};
 use crate::mutant::{Mutant, is_active};
-use crate::plan::{Plan, RollbackStrategy, StepAction};
+use crate::plan::{Plan, PlannedStep, RollbackStrategy, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
 
@@ -256,6 +256,27 @@ impl Fleet {
     /// The operator's signed intent of a deployment for a host.
     pub fn intent(&self, deployment: &DeploymentId, host: &HostName) -> Option<&str> {
         self.intents.get(deployment)?.get(host).map(String::as_str)
+    }
+
+    /// Whether a host is to stage a release that is made of this artifact, and so may have it.
+    pub fn may_fetch(&self, host: &HostName, sha256: &str) -> bool {
+        let wants = |step: &PlannedStep| {
+            step.instance.host == *host
+                && step.release.as_ref().and_then(|release| release.package.artifact()) == Some(sha256)
+        };
+        self.steps_under_way().any(wants)
+    }
+
+    fn steps_under_way(&self) -> impl Iterator<Item = &PlannedStep> {
+        let running = self.deployments().filter(|deployment| deployment.outcome().is_none());
+        running.flat_map(|deployment| deployment.plan().steps())
+    }
+
+    /// The artifacts that what runs, and what is being deployed, is made of.
+    pub fn artifacts(&self) -> BTreeSet<&str> {
+        let planned = self.steps_under_way().filter_map(|step| step.release.as_ref());
+        let present = self.instances.values().map(|record| &record.release);
+        planned.chain(present).filter_map(|release| release.package.artifact()).collect()
     }
 
     /// The host that a token lets enrol now.

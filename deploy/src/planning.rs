@@ -50,6 +50,8 @@ pub struct Circumstances {
     /// A digest of every secret that has a value, by its source as [`secret_key`] writes it; nothing when
     /// values cannot be had, as without a coordinator.
     pub secret_digests: Option<BTreeMap<String, String>>,
+    /// The artifacts that are there, or will be when the plan is executed; nothing when that cannot be known.
+    pub artifacts: Option<BTreeSet<String>>,
     /// The variables that the template function `env` may read.
     pub variables: BTreeMap<String, String>,
     /// The time.
@@ -122,6 +124,9 @@ pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Res
     let (source, manifest) = &configuration.manifest;
     let (rollout, rollback) = (policies::rollout(configuration), policies::rollback(configuration));
     rules::check(configuration, &rollout, &rollback)?;
+    if let Some(known) = &circumstances.artifacts {
+        rules::check_artifacts(configuration, known)?;
+    }
     let order = graph::order(source, manifest)?;
     let placed = placement::place(configuration, circumstances)?;
     let mut warnings = placed.warnings;

@@ -110,7 +110,7 @@ pub enum Package {
     },
     /// A tar archive, compressed with gzip or not, unpacked into the release's `app` folder.
     Archive {
-        /// Where it is fetched: `https://`, `http://` or `file://`.
+        /// Where it is fetched: `https://`, `http://`, `file://`, or `artifact:` for the coordinator.
         url: String,
         /// SHA-256 of its bytes, hexadecimal.
         sha256: String,
@@ -121,7 +121,7 @@ pub enum Package {
     },
     /// A program of one file.
     File {
-        /// Where it is fetched: `https://`, `http://` or `file://`.
+        /// Where it is fetched: `https://`, `http://`, `file://`, or `artifact:` for the coordinator.
         url: String,
         /// SHA-256 of its bytes, hexadecimal.
         sha256: String,
@@ -143,6 +143,22 @@ impl Package {
             | Self::File { version, .. } => Some(version),
         }
     }
+
+    /// SHA-256 of the artifact of the coordinator's that is installed, where it is one.
+    pub fn artifact(&self) -> Option<&str> {
+        match self {
+            Self::Archive { url, sha256, .. } | Self::File { url, sha256, .. } if is_artifact(url) => Some(sha256),
+            Self::Archive { .. } | Self::File { .. } | Self::None | Self::Pypi { .. } | Self::Npm { .. } => None,
+        }
+    }
+}
+
+/// What an artifact's URL begins with; its name, for people, follows.
+pub const ARTIFACT_SCHEME: &str = "artifact:";
+
+/// Whether a URL names an artifact that the coordinator keeps.
+pub fn is_artifact(url: &str) -> bool {
+    url.starts_with(ARTIFACT_SCHEME)
 }
 
 impl std::fmt::Display for Package {

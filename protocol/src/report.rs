@@ -7,6 +7,8 @@ use fleetwright_deploy::instance::StepReport;
 use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::{Listed, Packed};
+
 /// What an agent tells, by version of its shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentMessage {
@@ -50,6 +52,20 @@ pub enum AgentMessageV1 {
     Metrics(MetricsSample),
     /// Samples of the host's metrics, the oldest first, at most [`SAMPLES_MAX`]. Sent again until they are acknowledged.
     MetricsBatch(Vec<MetricsSample>),
+    /// Asks for the chunks of an artifact that a release of this host is made of.
+    ListChunks {
+        /// SHA-256 of the artifact, hexadecimal.
+        sha256: String,
+        /// The number of the first one that is wanted.
+        from: u32,
+    },
+    /// Asks for chunks of such an artifact.
+    GetChunks {
+        /// SHA-256 of the artifact, hexadecimal.
+        sha256: String,
+        /// Their numbers in its list, at most [`CHUNKS_MAX`](crate::artifact::CHUNKS_MAX).
+        numbers: Vec<u32>,
+    },
 }
 
 /// Most samples in one message.
@@ -62,6 +78,10 @@ pub enum CoordinatorReply {
     Acknowledged,
     /// It will never be taken: there is no use in sending it again.
     Refused(String),
+    /// The list that was asked for.
+    Listed(Listed),
+    /// The chunks that were asked for, in that order.
+    Chunks(Vec<Packed>),
 }
 
 /// The metrics of a host at one moment.

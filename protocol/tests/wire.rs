@@ -9,6 +9,7 @@ use fleetwright_deploy::host::{Facts, HostView, Version};
 use fleetwright_deploy::ids::{CommandId, Generation, PlanId, ReleaseId};
 use fleetwright_deploy::instance::{RestoreCause, StepReport};
 use fleetwright_deploy::time::{Length, Timestamp};
+use fleetwright_protocol::artifact::{Chunk, Listed, Packed};
 use fleetwright_protocol::command::{Command, CommandBody, CommandReply, CommandV1, Intent, IntentV1, StepOrder};
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{decode, encode};
@@ -149,6 +150,16 @@ fn messages_have_the_bytes_that_were_recorded() {
     text.push_str(&record("checks", &CommandReply::Checks(vec![run])));
     text.push_str(&record("no snapshots", &CommandReply::Snapshots(Vec::new())));
     text.push_str(&record("acknowledged", &CoordinatorReply::Acknowledged));
+    let sha256 = || "ab".repeat(32);
+    for (name, message) in [
+        ("list chunks", AgentMessageV1::ListChunks { sha256: sha256(), from: 3 }),
+        ("get chunks", AgentMessageV1::GetChunks { sha256: sha256(), numbers: vec![1, 300] }),
+    ] {
+        text.push_str(&record(name, &AgentMessage::V1(message)));
+    }
+    let listed = Listed { total: 2, chunks: vec![Chunk { blake3: [9; 32], bytes: 70_000 }] };
+    text.push_str(&record("listed", &CoordinatorReply::Listed(listed)));
+    text.push_str(&record("chunks", &CoordinatorReply::Chunks(vec![Packed(vec![1, 2, 3])])));
     text.push_str(&record("enrol", &EnrolRequest::V1 { token: "fw1-00".to_owned(), request_der: vec![1, 2] }));
     insta::assert_snapshot!(text);
 }

@@ -30,6 +30,11 @@ pub(super) async fn download(url: &str, sha256: &str, path: &Path) -> Result<(),
     } else {
         fetch(url, path).await?;
     }
+    check_digest(url, sha256, path).await
+}
+
+/// Checks the SHA-256 of a file that came from `url`. One that has another does not stay.
+pub(super) async fn check_digest(url: &str, sha256: &str, path: &Path) -> Result<(), Failure> {
     let (of, path) = (url.to_owned(), path.to_owned());
     let sha256 = sha256.to_owned();
     let checked = tokio::task::spawn_blocking(move || check(&of, &sha256, &path)).await;

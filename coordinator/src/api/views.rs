@@ -283,6 +283,9 @@ pub(crate) struct PlanningView {
     pub(crate) hosts: BTreeMap<HostName, HostView>,
     pub(crate) unreachable: BTreeSet<HostName>,
     pub(crate) present: Vec<PresentRow>,
+    /// The artifacts that the coordinator keeps, by their SHA-256.
+    #[serde(default)]
+    pub(crate) artifacts: BTreeSet<String>,
 }
 
 /// What runs on an instance.
@@ -313,6 +316,7 @@ impl PlanningView {
             hosts: fleet.hosts().iter().filter_map(|(name, host)| Some((name.clone(), host.view.clone()?))).collect(),
             unreachable: away.map(|(name, _)| name.clone()).collect(),
             present: present.collect(),
+            artifacts: BTreeSet::new(),
         }
     }
 
@@ -328,6 +332,7 @@ impl PlanningView {
             unreachable: self.unreachable,
             present: present.collect(),
             secret_digests: None,
+            artifacts: Some(self.artifacts),
             variables: std::env::vars().collect(),
             now,
         }

@@ -11,12 +11,13 @@ use fleetwright_deploy::plan::RollbackStrategy;
 use fleetwright_deploy::planning::CheckedPlan;
 
 use super::control::{self, ReasonArguments};
-use super::output::{Color, table};
-use super::{Context, exit, follow, plan, tables};
+use super::output::{Color, Ui, table};
+use super::{Context, artifacts, exit, follow, plan, tables};
 use crate::api::views::{DeploymentSummary, DeploymentView, PlanningView, StatusView};
 use crate::api::{Decision, RollbackRequest, StartRequest, Started};
 use crate::client::Client;
 use crate::commands::sign_intents;
+use crate::project::Project;
 use crate::state_dir::StateDir;
 use crate::{clock, project};
 
@@ -105,12 +106,12 @@ pub(super) async fn deploy(command: DeployCommand, context: &Context) -> Result<
 
 async fn start(arguments: &StartArguments, client: &Client, context: &Context) -> Result<u8> {
     let ui = &context.ui;
-    let mut configuration = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    let mut project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
     if let Some(strategy) = arguments.rollback_strategy {
-        configuration.manifest.1.rollback.strategy = Some(strategy);
+        project.configuration.manifest.1.rollback.strategy = Some(strategy);
     }
     let (checked, circumstances) = loop {
-        let (checked, circumstances) = plan::make(&configuration, Some(client)).await?;
+        let (checked, circumstances) = plan::make(&project, Some(client)).await?;
         match owner(&checked, client).await? {
             Some(owner) if arguments.wait && !arguments.dry_run => {
                 ui.say(&format!("deployment {} works on the same instances; waiting for its end", owner.id));
@@ -130,6 +131,7 @@ async fn start(arguments: &StartArguments, client: &Client, context: &Context) -
         ui.say("dry run: nothing was started");
         return Ok(exit::DONE);
     }
+    push(&project, client, ui).await?;
     let (id, after) = launch(checked, !arguments.no_rollback, client, context).await?;
     if !arguments.watch {
         ui.data(&Started { id: id.clone() }, || {
@@ -143,6 +145,15 @@ async fn start(arguments: &StartArguments, client: &Client, context: &Context) -
         ui.data(&view, String::new);
     }
     Ok(follow::conclude(&view, ui))
+}
+
+/// Sends the files that definitions name, where the coordinator lacks them.
+pub(super) async fn push(project: &Project, client: &Client, ui: &Ui) -> Result<()> {
+    for artifact in project.push(client).await? {
+        let (size, new) = (artifacts::size(artifact.bytes), artifacts::size(artifact.new_bytes));
+        ui.say(&format!("sent {} to the coordinator: {size}, {new} of it new", artifact.name));
+    }
+    Ok(())
 }
 
 /// The deployment that works on an instance that a plan changes, if one does.

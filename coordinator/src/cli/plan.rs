@@ -16,6 +16,7 @@ use super::output::{Color, Ui};
 use super::{Context, exit};
 use crate::api::views::PlanningView;
 use crate::client::Client;
+use crate::project::Project;
 use crate::{clock, project};
 
 /// Where an agent keeps its state on a host that is only known from a manifest.
@@ -44,9 +45,9 @@ pub(crate) struct PlanArguments {
 }
 
 pub(super) async fn plan(arguments: &PlanArguments, context: &Context) -> Result<u8> {
-    let configuration = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    let project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
     let client = if arguments.offline { None } else { reachable(context).await };
-    let (checked, circumstances) = make(&configuration, client.as_ref()).await?;
+    let (checked, circumstances) = make(&project, client.as_ref()).await?;
     show(&checked, &circumstances, &context.ui);
     if arguments.rollback {
         rollback_plan(&checked, &context.ui);
@@ -66,15 +67,15 @@ async fn reachable(context: &Context) -> Option<Client> {
 }
 
 /// Makes a plan, against what runs if there is a coordinator.
-pub(super) async fn make(
-    configuration: &Configuration,
-    client: Option<&Client>,
-) -> Result<(CheckedPlan, Circumstances)> {
+pub(super) async fn make(project: &Project, client: Option<&Client>) -> Result<(CheckedPlan, Circumstances)> {
+    let configuration = &project.configuration;
     let circumstances = match client {
         Some(client) => {
             let view: PlanningView = client.get("/v1/planning").await?;
             let sources = secret_sources(&configuration.environment.1);
             let mut circumstances = view.circumstances(clock::now());
+            let local = project.artifacts.iter().map(|local| local.sha256.clone());
+            circumstances.artifacts.get_or_insert_default().extend(local);
             circumstances.secret_digests = Some(client.post("/v1/secrets/digests", &sources).await?);
             circumstances
         }

@@ -17,7 +17,7 @@ use crate::api::views::{InstanceRow, StatusView};
 use crate::client::Client;
 use crate::clock;
 use crate::local::{LocalHost, agent_program, ensure_agents, ensure_coordinator, hosts};
-use crate::project;
+use crate::project::{self, Project};
 use crate::state_dir::{STATE_DIR_NAME, StateDir};
 
 /// How many agents a local fleet has at least, unless it is said.
@@ -49,9 +49,10 @@ pub(crate) struct UpArguments {
 
 pub(super) async fn up(arguments: UpArguments, context: &Context) -> Result<u8> {
     let ui = &context.ui;
-    let configuration = project::load(&arguments.manifest, arguments.environment.as_ref())?;
-    fleetwright_deploy::planning::check(&configuration)?;
-    check_prerequisites(&configuration).await?;
+    let project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    let configuration = &project.configuration;
+    fleetwright_deploy::planning::check(configuration)?;
+    check_prerequisites(configuration).await?;
     agent_program()?;
     let listed = &configuration.manifest.1.hosts;
     let count = arguments.agents.unwrap_or_else(|| listed.len().max(AGENTS));
@@ -67,7 +68,7 @@ pub(super) async fn up(arguments: UpArguments, context: &Context) -> Result<u8> 
     }
     let mut ours = false;
     let outcome = tokio::select! {
-        outcome = start_and_deploy(&configuration, &hosts, &state_dir, &mut ours, context) => outcome,
+        outcome = start_and_deploy(&project, &hosts, &state_dir, &mut ours, context) => outcome,
         _ = tokio::signal::ctrl_c() => {
             ui.say("interrupted: stopping everything; the next `up` goes on with the deployment");
             down::stop_all(&state_dir, context).await?;
@@ -93,7 +94,7 @@ pub(super) async fn up(arguments: UpArguments, context: &Context) -> Result<u8> 
 
 /// Starts what does not run yet, which is then ours to stop, and deploys the manifest.
 async fn start_and_deploy(
-    configuration: &Configuration,
+    project: &Project,
     hosts: &[LocalHost],
     state_dir: &StateDir,
     ours: &mut bool,
@@ -107,19 +108,20 @@ async fn start_and_deploy(
         "the coordinator listens at {} (UDP), {} hosts are connected",
         status.listen, status.hosts_connected
     ));
-    deploy_manifest(configuration, &client, context).await
+    deploy_manifest(project, &client, context).await
 }
 
 /// Plans, shows, deploys and shows again.
-async fn deploy_manifest(configuration: &Configuration, client: &Client, context: &Context) -> Result<u8> {
+async fn deploy_manifest(project: &Project, client: &Client, context: &Context) -> Result<u8> {
     let ui = &context.ui;
-    let (checked, circumstances) = settled_plan(configuration, client, context).await?;
+    let (checked, circumstances) = settled_plan(project, client, context).await?;
     if !ui.is_json() {
         plan::show(&checked, &circumstances, ui);
     }
     if checked.plan().summary().changes() == 0 {
         ui.say("nothing changes: everything runs as planned already");
     } else {
+        deploy::push(project, client, ui).await?;
         let (id, after) = deploy::launch(checked, true, client, context).await?;
         ui.say(&format!("\nstarted deployment {id}"));
         let view = follow::follow(client, &id, after, ui).await?;
@@ -134,18 +136,14 @@ async fn deploy_manifest(configuration: &Configuration, client: &Client, context
 }
 
 /// A plan against a fleet on which no deployment is under way: one that was interrupted ends first.
-async fn settled_plan(
-    configuration: &Configuration,
-    client: &Client,
-    context: &Context,
-) -> Result<(CheckedPlan, Circumstances)> {
+async fn settled_plan(project: &Project, client: &Client, context: &Context) -> Result<(CheckedPlan, Circumstances)> {
     let status: StatusView = client.get("/v1/status").await?;
     for running in &status.running_deployments {
         context.ui.say(&format!("deployment {} of {} was under way; it ends first", running.id, running.manifest));
         let view = follow::follow(client, &running.id, status.last_event, &context.ui).await?;
         follow::conclude(&view, &context.ui);
     }
-    plan::make(configuration, Some(client)).await
+    plan::make(project, Some(client)).await
 }
 
 /// All servers, once something is known about the health of each.

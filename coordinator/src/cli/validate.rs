@@ -58,6 +58,6 @@ fn manifest(file: &Path, source: &Source) -> Result<(), Problems> {
     if manifest.environment.is_none() {
         return Ok(());
     }
-    let configuration = project::load(file, None)?;
-    fleetwright_deploy::planning::check(&configuration)
+    let project = project::load(file, None)?;
+    fleetwright_deploy::planning::check(&project.configuration)
 }

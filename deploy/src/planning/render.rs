@@ -270,7 +270,7 @@ fn package(server: &Server) -> Package {
     } else if let Some(url) = &written.archive {
         Package::Archive { url: url.value.clone(), sha256, version, strip: written.strip }
     } else if let Some(url) = &written.file {
-        let name = url.value.rsplit('/').next().unwrap_or_default().to_owned();
+        let name = url.value.rsplit(['/', ':']).next().unwrap_or_default().to_owned();
         Package::File { url: url.value.clone(), sha256, version, name }
     } else {
         Package::None

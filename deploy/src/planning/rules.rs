@@ -1,11 +1,13 @@
 //! The rules of an environment, and what every configuration must satisfy. A broken one stops the plan.
 
+use std::collections::BTreeSet;
+
 use super::{Configuration, definition, policies};
 use crate::config::{PackageWritten, Problem, Problems, Server, Source};
 use crate::health::Severity;
 use crate::ids::ServerName;
 use crate::plan::{Pace, RollbackPolicy, Rollout};
-use crate::release::Transport;
+use crate::release::{ARTIFACT_SCHEME, Transport, is_artifact};
 
 /// Checks everything that can be said without rendering.
 pub(super) fn check(
@@ -34,6 +36,21 @@ pub(super) fn check(
         match definition(configuration, &entry.server) {
             Ok((source, server)) => server_rules(configuration, source, server, &mut problems),
             Err(problem) => problems.push(problem),
+        }
+    }
+    Problems::none_or(problems)
+}
+
+/// Artifacts that a plan would need and that nobody has.
+pub(super) fn check_artifacts(configuration: &Configuration, known: &BTreeSet<String>) -> Result<(), Problems> {
+    let mut problems = Vec::new();
+    for (source, server) in configuration.servers.values() {
+        let Some(package) = &server.package else { continue };
+        let Some(url) = package.value.archive.as_ref().or(package.value.file.as_ref()) else { continue };
+        let sha256 = package.value.sha256.as_ref().map(|hash| hash.value.to_ascii_lowercase()).unwrap_or_default();
+        if is_artifact(&url.value) && !known.contains(&sha256) {
+            let problem = Problem::at(source, url, "the coordinator has no artifact with this `sha256`");
+            problems.push(problem.hint("`fleetwright artifacts push FILE` sends it and prints its digest"));
         }
     }
     Problems::none_or(problems)
@@ -108,7 +125,7 @@ fn server_rules(configuration: &Configuration, source: &Source, server: &Server,
     if let Some(tasks) = server.resources.tasks.as_ref().filter(|tasks| tasks.value == 0) {
         problems.push(Problem::at(source, tasks, "`tasks` is 0: nothing could run"));
     }
-    let mut names = std::collections::BTreeSet::new();
+    let mut names = BTreeSet::new();
     for check in &server.health_checks {
         if !names.insert(check.value.name.as_str()) {
             problems.push(Problem::at(source, check, format!("two checks are called `{}`", check.value.name)));
@@ -126,12 +143,15 @@ fn fetched_rules(source: &Source, package: &serde_saphyr::Spanned<PackageWritten
         }
         return;
     };
-    let fits = ["https://", "http://", "file:///"].iter().any(|scheme| url.value.starts_with(scheme));
-    let name = url.value.rsplit('/').next().unwrap_or_default();
+    let schemes = ["https://", "http://", "file:///", ARTIFACT_SCHEME];
+    let fits = schemes.iter().any(|scheme| url.value.starts_with(scheme));
+    let name = url.value.rsplit(['/', ':']).next().unwrap_or_default();
     let plain = |b: u8| b.is_ascii_alphanumeric() || b".-+_".contains(&b);
     if !fits || name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
         let problem = Problem::at(source, url, format!("`{}` is not the URL of a file", url.value));
-        problems.push(problem.hint("write https://, http:// or file:///, and end it with the file's name"));
+        problems.push(problem.hint(
+            "write https://, http://, file:/// or artifact:, and end it with the file's name; or the path of a file beside the definition",
+        ));
     }
     match &written.sha256 {
         None => {
