@@ -39,7 +39,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// The exit status of what ended because of SIGTERM.
 const TERMINATED: u8 = 143;
 /// The environment variable with the token that clients must present, if any. The server does not see it.
-const TOKEN_VARIABLE: &str = "FLEETWRIGHT_BRIDGE_TOKEN";
+pub(crate) const TOKEN_VARIABLE: &str = "FLEETWRIGHT_BRIDGE_TOKEN";
 /// Most sessions at once. Those that nobody uses end after five minutes.
 const SESSIONS_MAX: usize = 256;
 /// Fewest characters of a token.

@@ -15,7 +15,7 @@ use crate::embedded::Agent;
 use crate::enroll::{Enrolment, enroll};
 use crate::layout::Layout;
 use crate::this_host::ThisHost;
-use crate::{bridge, clock, runtime, supervise};
+use crate::{bridge, clock, container, runtime, supervise};
 
 /// Fleetwright's agent: stages, switches, checks and restores the servers of this host.
 #[derive(Parser)]
@@ -56,6 +56,16 @@ enum Command {
         /// The server's folder.
         #[arg(long)]
         server_dir: PathBuf,
+    },
+    /// Runs the container of one server. What keeps the server starts this; a person has no need to.
+    #[command(hide = true)]
+    Contain {
+        /// The server's folder.
+        #[arg(long)]
+        server_dir: PathBuf,
+        /// The folder of its release.
+        #[arg(long)]
+        release_dir: PathBuf,
     },
     /// Bridges one stdio MCP server to streamable HTTP, until it ends.
     Bridge {
@@ -116,7 +126,7 @@ pub fn main() -> ExitCode {
 }
 
 fn perform(command: Command) -> Result<ExitCode> {
-    let small = matches!(command, Command::Supervise { .. } | Command::Bridge { .. });
+    let small = matches!(command, Command::Supervise { .. } | Command::Contain { .. } | Command::Bridge { .. });
     let runtime = if small {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?
     } else {
@@ -133,6 +143,7 @@ fn perform(command: Command) -> Result<ExitCode> {
             }
             Command::Stop { state_dir, servers } => stop(&absolute(&state_dir)?, servers).await,
             Command::Supervise { server_dir } => supervise::supervise(&server_dir).await.map(|()| ExitCode::SUCCESS),
+            Command::Contain { server_dir, release_dir } => container::run(&server_dir, &release_dir).await,
             Command::Bridge { listen, path, command } => bridge::bridge(&listen, &path, &command).await,
         }
     })

@@ -8,6 +8,7 @@ use std::time::Duration;
 use fleetwright_deploy::host::{Facts, Version};
 use tokio::process::Command;
 
+use crate::container;
 use crate::runtime::systemd;
 
 /// How long one program may take to tell its version.
@@ -35,8 +36,8 @@ pub(crate) async fn gather() -> Facts {
     if let (Some(node), Some(_)) = (version_of("node", &["--version"]).await, version_of("npm", &["--version"]).await) {
         runtimes.insert("node".to_owned(), vec![node]);
     }
-    if let Some(docker) = docker_version().await {
-        runtimes.insert("docker".to_owned(), vec![docker]);
+    if let Some((engine, version)) = container::engine_version().await {
+        runtimes.insert(engine.to_owned(), vec![version]);
     }
     if let Some(systemd) = systemd_version().await {
         runtimes.insert("systemd".to_owned(), vec![systemd]);
@@ -84,12 +85,6 @@ async fn ask_python(program: &Path) -> Option<Python> {
 async fn version_of(program: &str, arguments: &[&str]) -> Option<Version> {
     let text = ask(Path::new(program), arguments).await?;
     numbers(text.trim().trim_start_matches('v'))
-}
-
-/// The version of a container engine that answers; a client without an engine does not count.
-async fn docker_version() -> Option<Version> {
-    let text = ask(Path::new("docker"), &["version", "--format", "{{.Server.Version}}"]).await?;
-    numbers(text.trim())
 }
 
 /// The version of the host's systemd, where servers may be units of it.

@@ -17,8 +17,8 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 pub(crate) use self::artifact::{Artifacts, listed};
-use crate::facts;
 use crate::layout::ReleaseLayout;
+use crate::{container, facts};
 
 use crate::process::{KillGroup, Process, kill_group};
 
@@ -57,6 +57,11 @@ pub(crate) async fn install(
                 .unwrap_or_else(|error| Err(Failure::new(FailureKind::DeploymentError, STEP, error.to_string())))?;
             std::fs::remove_file(&packed).map_err(|error| file_failure(&packed, &error))?;
             write(&layout.lock_file(), format!("{sha256}  {url}\n").as_bytes())
+        }
+        Package::Oci { image, digest, .. } => {
+            let image = format!("{image}@{digest}");
+            container::fetch(artifacts.layout(), &image).await?;
+            write(&layout.lock_file(), format!("{image}\n").as_bytes())
         }
         Package::File { url, sha256, name, .. } => {
             let (folder, program) = (layout.app().join("bin"), layout.app().join("bin").join(name));

@@ -34,6 +34,11 @@ impl Layout {
         self.state_dir.join("identity")
     }
 
+    /// Which images were fetched, a file each.
+    pub(crate) fn images(&self) -> PathBuf {
+        self.state_dir.join("images")
+    }
+
     pub(crate) fn blobs(&self) -> PathBuf {
         self.state_dir.join("blobs")
     }
@@ -92,7 +97,11 @@ impl ServerLayout {
 
     /// What came with a stage order, until the release is staged.
     pub(crate) fn incoming(&self, release: &ReleaseId) -> PathBuf {
-        self.folder.join("incoming").join(release.as_str())
+        self.all_incoming().join(release.as_str())
+    }
+
+    pub(crate) fn all_incoming(&self) -> PathBuf {
+        self.folder.join("incoming")
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -123,6 +132,11 @@ impl ServerLayout {
     /// Locked for as long as a supervisor lives.
     pub(crate) fn supervisor_lock(&self) -> PathBuf {
         self.folder.join("supervisor.lock")
+    }
+
+    /// The server's container, from before it is made until it is removed.
+    pub(crate) fn container(&self) -> PathBuf {
+        self.folder.join("container.json")
     }
 
     /// Which runtime started the server last.

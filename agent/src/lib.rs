@@ -7,6 +7,7 @@ pub mod bridge;
 mod check;
 pub mod cli;
 mod clock;
+mod container;
 mod embedded;
 mod engine;
 mod enroll;

@@ -19,10 +19,10 @@ use fleetwright_deploy::time::Timestamp;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use crate::clock;
 use crate::install::file_failure;
 use crate::layout::ServerLayout;
 use crate::stage;
+use crate::{clock, container};
 
 use self::process::Process;
 use self::systemd::Systemd;
@@ -117,6 +117,7 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
     let before = marker(server).map(|marker| marker.runtime);
     if let Some(other) = before.filter(|before| *before != kind) {
         runtime(other).stop(server, true).await?;
+        container::remove_leftover(server).await?;
         runtime(other).forget(server).await?;
     }
     if before == Some(kind) && runtime(kind).state(server).await.runs {
@@ -129,7 +130,8 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
 
 /// Stops a server with everything it has started.
 pub(crate) async fn stop(server: &ServerLayout, drain: bool) -> Result<(), Failure> {
-    last(server).stop(server, drain).await
+    last(server).stop(server, drain).await?;
+    container::remove_leftover(server).await
 }
 
 /// Forgets a server that is stopped and will not run again.
@@ -144,7 +146,7 @@ pub(crate) async fn state(server: &ServerLayout) -> State {
 
 /// The process that leads a server, as it was seen last.
 pub(crate) fn pid(server: &ServerLayout) -> Option<i32> {
-    last(server).pid(server)
+    container::pid(server).or_else(|| last(server).pid(server))
 }
 
 /// The last lines of a server's output.

@@ -11,6 +11,7 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::release::{MissingSecret, Release, RuntimeKind, reveal};
 
+use crate::container;
 use crate::install::{self, Artifacts, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
@@ -55,7 +56,13 @@ pub(crate) async fn stage(
         fs::create_dir_all(server.data()).map_err(|error| file_failure(&server.data(), &error))?;
         install::install(&release, &layout, &server.installer(), artifacts).await?;
         write_files(&release, &layout, &secrets)?;
-        if let Some((name, own)) = user_of(&release)? {
+        if let Some(image) = release.package.image() {
+            if let Some(user) = container::user_of(&release, &image).await? {
+                let (server, layout) = (server.clone(), layout.clone());
+                aside(move || show(&server, &layout, user).map_err(|error| file_failure(layout.folder(), &error)))
+                    .await?;
+            }
+        } else if let Some((name, own)) = user_of(&release)? {
             let user = users::ensure(&name, own).await?;
             let (server, layout) = (server.clone(), layout.clone());
             aside(move || hand_over(&server, &layout, user).map_err(|error| file_failure(layout.folder(), &error)))
@@ -100,6 +107,15 @@ fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, user: User) -> std::
     users::give(&server.data(), user)
 }
 
+/// The user of a container owns what is mounted in it.
+fn show(server: &ServerLayout, layout: &ReleaseLayout, user: User) -> std::io::Result<()> {
+    users::give(&layout.config(), user)?;
+    if layout.secrets().exists() {
+        users::give(&layout.secrets(), user)?;
+    }
+    users::give(&server.data(), user)
+}
+
 /// Removes a release that will not run, unless it is one of `kept`, and what came with its order.
 pub(crate) fn discard(server: &ServerLayout, id: &ReleaseId, kept: &[ReleaseId]) -> Result<(), Failure> {
     remove_folder(&server.incoming(id))?;
@@ -109,6 +125,12 @@ pub(crate) fn discard(server: &ServerLayout, id: &ReleaseId, kept: &[ReleaseId])
 /// The release in a folder, if it is complete.
 pub(crate) fn load(layout: &ReleaseLayout) -> Option<Release> {
     serde_json::from_slice(&fs::read(layout.manifest()).ok()?).ok()
+}
+
+/// The releases that were received and are not staged yet.
+pub(crate) fn coming(server: &ServerLayout) -> Vec<Release> {
+    let entries = fs::read_dir(server.all_incoming()).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(received(&entry.path()).ok()?.0)).collect()
 }
 
 /// The values of the secrets that the checks of a release present.
@@ -162,9 +184,12 @@ fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<Str
             .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
     };
     // Values are written only where something reads them.
-    if runtime::chosen(release)? == RuntimeKind::Systemd {
+    let (image, runtime) = (release.package.image().is_some(), runtime::chosen(release)?);
+    if runtime == RuntimeKind::Systemd && !image {
         let lines: String = environment.iter().map(|(name, value)| environment_line(name, value)).collect();
         private(&layout.systemd_environment(), lines.as_bytes())?;
+    }
+    if runtime == RuntimeKind::Systemd || image {
         for name in release.secrets.keys() {
             let value = secrets.get(name).ok_or_else(|| missing(MissingSecret(name.clone())))?;
             private(&layout.secrets().join(name), value.as_bytes())?;

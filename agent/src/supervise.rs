@@ -11,7 +11,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use fleetwright_deploy::release::{Release, Resources, RestartPolicy, Run, Transport};
+use fleetwright_deploy::release::{Release, Resources, RestartPolicy, Transport};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -112,10 +112,10 @@ impl Supervisor {
             let ended = match self.start() {
                 Err(error) => format!("could not be started: {error:#}"),
                 Ok(mut child) => {
-                    let output = child.stdout.take().zip(child.stderr.take());
+                    let mut output = child.stdout.take().zip(child.stderr.take());
                     let exit = tokio::select! {
-                        exit = follow(&mut child, output, &mut self.log) => exit?,
-                        _ = stop.recv() => return self.stop(child).await,
+                        exit = follow(&mut child, &mut output, &mut self.log) => exit?,
+                        _ = stop.recv() => return self.stop(child, output).await,
                     };
                     // Whatever the server left behind in its group would hold its port.
                     if let Some(server) = self.status.server {
@@ -184,16 +184,19 @@ impl Supervisor {
     }
 
     fn command(&self, release: &Path) -> Result<Command> {
-        let mut words = command_of(&self.release.run, release, &std::env::current_exe()?).into_iter();
+        let agent = std::env::current_exe()?;
+        let mut words = command_of(&self.layout, &self.release, release, &agent).into_iter();
         let mut command = Command::new(words.next().context("the command is empty")?);
         command.args(words);
         command.env_clear().env("PATH", search_path(release, &inherited_path())).env("HOME", self.layout.data());
-        for name in ["LANG", "LC_ALL", "TZ", "TMPDIR", "PYENV_ROOT"] {
+        let image = self.release.package.image().is_some();
+        for name in ["LANG", "LC_ALL", "TZ", "TMPDIR", "PYENV_ROOT"].into_iter().chain(image.then_some("DOCKER_HOST")) {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
         }
-        if let Some(name) = &self.release.run.user {
+        // The user of an image is one of the image's, not of this host's.
+        if let Some(name) = self.release.run.user.as_ref().filter(|_| !image) {
             let user = users::find(name).with_context(|| format!("this host has no user `{name}`"))?;
             command.uid(user.uid).gid(user.gid);
         }
@@ -216,12 +219,14 @@ impl Supervisor {
         self.save()
     }
 
-    /// SIGTERM to the whole group; SIGKILL for what is still there after the server's time to stop.
-    async fn stop(mut self, mut child: Child) -> Result<()> {
+    /// SIGTERM to the whole group; SIGKILL for what is still there after the server's time to stop. What it says on its
+    /// way out is written down, too.
+    async fn stop(mut self, mut child: Child, mut output: Output) -> Result<()> {
         self.log.line("stopping");
         if let Some(server) = self.status.server {
             kill_group(server.pid, Signal::TERM);
-            let _ = timeout(self.release.run.stop_timeout.into(), child.wait()).await;
+            let patience = self.release.run.stop_timeout.into();
+            let _ = timeout(patience, follow(&mut child, &mut output, &mut self.log)).await;
             kill_group(server.pid, Signal::KILL);
         }
         child.wait().await?;
@@ -239,18 +244,26 @@ impl Supervisor {
     }
 }
 
-/// What is started: the server itself, or the bridge that starts it and speaks HTTP for it.
-pub(crate) fn command_of(run: &Run, release: &Path, bridge: &Path) -> Vec<String> {
+/// What is started: the server itself or its container, or the bridge that starts either and speaks HTTP for it.
+pub(crate) fn command_of(server: &ServerLayout, release: &Release, folder: &Path, agent: &Path) -> Vec<String> {
+    let run = &release.run;
+    let agent = agent.display().to_string();
+    let own = if release.package.image().is_some() {
+        let (server, folder) = (server.folder().display().to_string(), folder.display().to_string());
+        let words = [&agent, "contain", "--server-dir", &server, "--release-dir", &folder];
+        words.map(str::to_owned).to_vec()
+    } else if run.transport == Transport::Stdio && run.endpoint.is_some() {
+        run.command.clone()
+    } else {
+        let program = run.command.first().map(|name| program(name, folder).display().to_string());
+        program.into_iter().chain(run.command.iter().skip(1).cloned()).collect()
+    };
     match (&run.endpoint, run.transport) {
         (Some(endpoint), Transport::Stdio) => {
-            let bridge = bridge.display().to_string();
-            let words = [&bridge, "bridge", "--listen", &endpoint.authority(), "--path", &endpoint.path, "--"];
-            words.into_iter().map(str::to_owned).chain(run.command.iter().cloned()).collect()
+            let words = [&agent, "bridge", "--listen", &endpoint.authority(), "--path", &endpoint.path, "--"];
+            words.into_iter().map(str::to_owned).chain(own).collect()
         }
-        _ => {
-            let program = run.command.first().map(|name| program(name, release).display().to_string());
-            program.into_iter().chain(run.command.iter().skip(1).cloned()).collect()
-        }
+        _ => own,
     }
 }
 
@@ -290,8 +303,8 @@ fn words(exit: ExitStatus) -> String {
 type Output = Option<(tokio::process::ChildStdout, tokio::process::ChildStderr)>;
 
 /// Writes the server's output to its log until it ends. Output that a leftover child keeps open is not waited for.
-async fn follow(child: &mut Child, output: Output, log: &mut Log) -> Result<ExitStatus> {
-    let Some((mut stdout, mut stderr)) = output else { return Ok(child.wait().await?) };
+async fn follow(child: &mut Child, output: &mut Output, log: &mut Log) -> Result<ExitStatus> {
+    let Some((stdout, stderr)) = output else { return Ok(child.wait().await?) };
     let (mut out, mut err) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
     let (mut out_open, mut err_open) = (true, true);
     loop {
@@ -300,8 +313,8 @@ async fn follow(child: &mut Child, output: Output, log: &mut Log) -> Result<Exit
             read = stdout.read(&mut out), if out_open => out_open = log.take(read, &out),
             read = stderr.read(&mut err), if err_open => err_open = log.take(read, &err),
             exit = child.wait() => {
-                drain(&mut stdout, &mut out, log).await;
-                drain(&mut stderr, &mut err, log).await;
+                drain(stdout, &mut out, log).await;
+                drain(stderr, &mut err, log).await;
                 return Ok(exit?);
             }
         }

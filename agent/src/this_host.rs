@@ -25,7 +25,7 @@ use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
 use crate::snapshot::aside;
-use crate::{facts, metrics, runtime, snapshot, stage};
+use crate::{container, facts, metrics, runtime, snapshot, stage};
 
 /// How many releases are installed at once: package clients are hungry.
 const INSTALLS_MAX: usize = 2;
@@ -157,10 +157,15 @@ impl Machine for ThisHost {
 
     fn clean(&self, server: &ServerName, releases: Vec<ReleaseId>, snapshots: Vec<SnapshotId>) -> Work {
         let (layout, server) = (self.layout.clone(), self.layout.server(server));
-        aside(move || {
-            stage::prune(&server, &releases)?;
-            snapshot::prune(&layout, &server, &snapshots)
-        })
+        async move {
+            let images_of = layout.clone();
+            aside(move || {
+                stage::prune(&server, &releases)?;
+                snapshot::prune(&layout, &server, &snapshots)
+            })
+            .await?;
+            container::remove_unused_images(&images_of).await
+        }
         .boxed()
     }
 

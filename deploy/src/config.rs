@@ -10,9 +10,9 @@ mod written;
 pub use problem::{Problem, Problems, Source, near_miss};
 pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, RolloutWritten, Share};
 pub use written::{
-    API_VERSION, CheckType, DatabaseWritten, Environment, Manifest, ManifestHost, ManifestServer, PackageWritten,
-    Place, ResourcesWritten, Rules, RunWritten, SecretWritten, Server, SnapshotWritten, WrittenCheck, WrittenFile,
-    WrittenToolCall,
+    API_VERSION, CheckType, ContainerWritten, DatabaseWritten, Environment, Manifest, ManifestHost, ManifestServer,
+    PackageWritten, Place, ResourcesWritten, Rules, RunWritten, SecretWritten, Server, SnapshotWritten, WrittenCheck,
+    WrittenFile, WrittenToolCall,
 };
 
 use serde::de::DeserializeOwned;

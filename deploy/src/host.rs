@@ -15,8 +15,15 @@ pub struct Facts {
     pub cpus: u32,
     /// Physical memory in bytes.
     pub memory_bytes: u64,
-    /// The programs and engines found, with their versions: `python` (one entry per interpreter), `node`, `docker`, `systemd`.
+    /// The programs and engines found, with their versions: `python` (one entry per interpreter), `node`, `docker`, `podman`, `systemd`.
     pub runtimes: BTreeMap<String, Vec<Version>>,
+}
+
+impl Facts {
+    /// Whether it has an engine for containers.
+    pub fn runs_containers(&self) -> bool {
+        ["docker", "podman"].iter().any(|engine| self.runtimes.contains_key(*engine))
+    }
 }
 
 /// A host as planning sees it.

@@ -3,6 +3,7 @@
 //! Secrets are not in it. Where a secret's value belongs, the rendered text holds a marker, and
 //! [`Release::secrets`] holds a keyed digest of the value, so that a rotated secret is another release.
 
+mod container;
 mod kept;
 mod run;
 
@@ -15,6 +16,7 @@ use crate::host::Requirement;
 use crate::ids::{ReleaseId, ServerName};
 use crate::time::{Length, Timestamp};
 
+pub use container::{Container, Volume};
 pub use kept::Database;
 pub use run::{Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
 
@@ -34,6 +36,9 @@ pub struct Release {
     pub requires: Vec<Requirement>,
     /// What is started, and how.
     pub run: Run,
+    /// How its image is run, where it is one.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub container: Container,
     /// Files written into the release's `config` folder.
     pub files: Vec<ConfigFile>,
     /// What is checked.
@@ -130,6 +135,15 @@ pub enum Package {
         /// What it is called on the host.
         name: String,
     },
+    /// An image of a container, from a registry (OCI Distribution Specification).
+    Oci {
+        /// Its name without tag and digest, such as `ghcr.io/example/server`.
+        image: String,
+        /// The digest of its manifest, `sha256:HEX`.
+        digest: String,
+        /// Its version, for people: its tag, mostly.
+        version: String,
+    },
 }
 
 impl Package {
@@ -140,7 +154,16 @@ impl Package {
             Self::Pypi { version, .. }
             | Self::Npm { version, .. }
             | Self::Archive { version, .. }
-            | Self::File { version, .. } => Some(version),
+            | Self::File { version, .. }
+            | Self::Oci { version, .. } => Some(version),
+        }
+    }
+
+    /// The image that is run, by its digest, where it is one.
+    pub fn image(&self) -> Option<String> {
+        match self {
+            Self::Oci { image, digest, .. } => Some(format!("{image}@{digest}")),
+            Self::None | Self::Pypi { .. } | Self::Npm { .. } | Self::Archive { .. } | Self::File { .. } => None,
         }
     }
 
@@ -148,7 +171,12 @@ impl Package {
     pub fn artifact(&self) -> Option<&str> {
         match self {
             Self::Archive { url, sha256, .. } | Self::File { url, sha256, .. } if is_artifact(url) => Some(sha256),
-            Self::Archive { .. } | Self::File { .. } | Self::None | Self::Pypi { .. } | Self::Npm { .. } => None,
+            Self::Archive { .. }
+            | Self::File { .. }
+            | Self::None
+            | Self::Pypi { .. }
+            | Self::Npm { .. }
+            | Self::Oci { .. } => None,
         }
     }
 }
@@ -169,6 +197,7 @@ impl std::fmt::Display for Package {
             Self::Npm { name, version } => f.pad(&format!("npm {name} {version}")),
             Self::Archive { url, version, .. } => f.pad(&format!("archive {url} {version}")),
             Self::File { name, version, .. } => f.pad(&format!("file {name} {version}")),
+            Self::Oci { image, version, .. } => f.pad(&format!("oci {image} {version}")),
         }
     }
 }
@@ -219,6 +248,7 @@ impl Release {
                 writable: Vec::new(),
                 resources: Resources::default(),
             },
+            container: Container::default(),
             files: Vec::new(),
             health_checks: Vec::new(),
             tool_calls: Vec::new(),

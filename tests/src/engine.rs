@@ -15,12 +15,15 @@ use crate::lab;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// The image that others are built on.
 pub const BASE: &str = "fleetwright-test-base:1";
+/// Where the registry listens, in the engine's namespace.
+pub const REGISTRY: &str = "127.0.0.1:5000";
 
 /// An engine, gone with everything in it when it is dropped.
 pub struct Engine {
     namespace: String,
     folder: tempfile::TempDir,
     daemon: Child,
+    registry: Option<Child>,
 }
 
 impl Engine {
@@ -40,7 +43,7 @@ impl Engine {
         daemon.args(["--default-cgroupns-mode", "private", "-H", &format!("unix://{}", path("socket"))]);
         daemon.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         let daemon = daemon.spawn().expect("dockerd starts");
-        let engine = Self { namespace, folder, daemon };
+        let engine = Self { namespace, folder, daemon, registry: None };
         let deadline = Instant::now() + START_TIMEOUT;
         while !engine.docker(&["info"]).status.success() {
             assert!(Instant::now() < deadline, "the engine does not answer:\n{}", engine.log());
@@ -54,6 +57,48 @@ impl Engine {
     /// The address of its interface.
     pub fn host(&self) -> String {
         format!("unix://{}", self.folder.path().join("socket").display())
+    }
+
+    /// The network namespace it works in.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Starts a registry of images in the engine's namespace.
+    pub fn start_registry(&mut self) {
+        let (data, file) = (self.folder.path().join("registry"), self.folder.path().join("registry.yml"));
+        let text = format!(
+            "version: 0.1\nlog: {{ level: warn }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: '{REGISTRY}' }}\n",
+            data.display()
+        );
+        fs::write(&file, text).expect("write");
+        let log = fs::File::create(self.folder.path().join("registry.log")).expect("a log");
+        let mut registry = Command::new("nsenter");
+        registry.arg(format!("--net=/run/netns/{}", self.namespace)).args(["docker-registry", "serve"]).arg(file);
+        registry.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        self.registry = Some(registry.spawn().expect("the registry starts"));
+    }
+
+    /// Makes an image from a folder with a `Dockerfile`, gives it to the registry and to nobody else; its digest.
+    pub fn publish(&self, name: &str, folder: &Path) -> String {
+        let tagged = format!("{REGISTRY}/{name}:test");
+        let path = folder.display().to_string();
+        let built = self.docker(&["build", "--quiet", "--tag", &tagged, &path]);
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let deadline = Instant::now() + START_TIMEOUT;
+        let pushed = loop {
+            let pushed = self.docker(&["push", &tagged]);
+            if pushed.status.success() {
+                break String::from_utf8_lossy(&pushed.stdout).into_owned();
+            }
+            assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&pushed.stderr));
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        let digest =
+            pushed.split("digest: ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a digest").to_owned();
+        let removed = self.docker(&["rmi", "--force", &tagged, &format!("{REGISTRY}/{name}@{digest}")]);
+        assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+        digest
     }
 
     /// Makes a command speak to this engine.
@@ -76,6 +121,10 @@ impl Drop for Engine {
         let running = self.docker(&["ps", "--quiet"]);
         for id in String::from_utf8_lossy(&running.stdout).split_whitespace() {
             self.docker(&["kill", id]);
+        }
+        if let Some(registry) = &mut self.registry {
+            let _ = registry.kill();
+            let _ = registry.wait();
         }
         if let Some(pid) = Pid::from_raw(i32::try_from(self.daemon.id()).unwrap_or(0)) {
             let _ = kill_process(pid, Signal::TERM);

@@ -48,6 +48,13 @@ impl Outcome {
 pub struct Fleet {
     folder: tempfile::TempDir,
     first_address: String,
+    /// What its commands are run by and what they find in their environment, where that is not as for this test.
+    surroundings: Option<Surroundings>,
+}
+
+struct Surroundings {
+    namespace: String,
+    environment: Vec<(String, String)>,
 }
 
 /// A program of this workspace.
@@ -80,7 +87,26 @@ impl Fleet {
         let block = COUNT.fetch_add(1, Ordering::Relaxed) % 15;
         let first_address = format!("127.{}.{}.{}", 10 + (pid / 250) % 240, pid % 250, 1 + block * 16);
         let folder = tempfile::Builder::new().prefix("fleetwright-test-").tempdir().expect("a folder");
-        Self { folder, first_address }
+        Self { folder, first_address, surroundings: None }
+    }
+
+    /// A fleet in a network namespace of this machine's, with variables of its own.
+    pub fn within(namespace: &str, environment: &[(&str, &str)]) -> Self {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let surroundings = Surroundings { namespace: namespace.to_owned(), environment: environment.collect() };
+        let mut fleet = Self::new();
+        fleet.surroundings = Some(surroundings);
+        fleet
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let Some(Surroundings { namespace, environment }) = &self.surroundings else {
+            return Command::new(program(name));
+        };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program(name));
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// The address of the n-th host, from 1.
@@ -137,7 +163,7 @@ impl Fleet {
 
     /// A `fleetwright` command in the fleet's folder.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program("fleetwright"));
+        let mut command = self.program("fleetwright");
         command.args(arguments).current_dir(self.path()).stdin(Stdio::null()).env_remove("FLEETWRIGHT_STATE_DIR");
         command
     }
@@ -225,7 +251,7 @@ impl Fleet {
     pub fn start_agent(&self, host: &str) -> Child {
         let log =
             fs::OpenOptions::new().append(true).create(true).open(self.host(host).join("agent.log")).expect("log");
-        let mut command = Command::new(program("fleetwright-agent"));
+        let mut command = self.program("fleetwright-agent");
         command
             .arg("run")
             .arg("--state-dir")

@@ -19,6 +19,8 @@ pub enum Tool {
     Machines,
     /// Root, and a container engine that can be started in a network namespace, with Compose.
     Engine,
+    /// A registry of images, docker-registry.
+    Registry,
     /// SQLite's command.
     Sqlite,
     /// PostgreSQL's programs, and the right to run them as nobody.
@@ -63,6 +65,7 @@ fn is_there(tool: Tool) -> bool {
                 && succeeds("sh", &["-c", "command -v dockerd && command -v debootstrap && ip netns list"])
                 && succeeds("docker-compose", &["version"])
         }
+        Tool::Registry => succeeds("docker-registry", &["--version"]),
         Tool::Sqlite => succeeds("sqlite3", &["--version"]),
         Tool::Postgresql => {
             postgresql_programs().is_some()

@@ -49,6 +49,11 @@ impl Artifacts {
         Self { layout, connection }
     }
 
+    /// Where what is fetched is kept.
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// Fetches an artifact to a file, and keeps the list of its chunks in another. The file's digest is still to be
     /// checked: only then is it what the release names.
     pub(super) async fn fetch(&self, sha256: &str, to: &Path, list: &Path) -> Result<(), Failure> {

@@ -24,7 +24,7 @@ pub(super) fn text(server: &ServerLayout, layout: &ReleaseLayout, release: &Rele
     let run = &release.run;
     // In a command, and only there, a dollar sign begins a variable.
     let word = |word: &String| quoted(word).replace('$', "$$");
-    let command: Vec<String> = command_of(run, layout.folder(), bridge).iter().map(word).collect();
+    let command: Vec<String> = command_of(server, release, layout.folder(), bridge).iter().map(word).collect();
     let (seconds, data) = (run.stop_timeout.ms().div_ceil(1_000), server.data());
     let restart = match run.restart {
         RestartPolicy::Always => "always",
@@ -39,21 +39,29 @@ pub(super) fn text(server: &ServerLayout, layout: &ReleaseLayout, release: &Rele
     unit.section("Service");
     unit.line("Type=exec");
     unit.set("ExecStart", &command.join(" "));
-    unit.set("User", &user(release));
+    let image = release.package.image().is_some();
+    if !image {
+        unit.set("User", &user(release));
+    }
     unit.set("WorkingDirectory", &path(&data));
     unit.set("Environment", &quoted(&format!("PATH={}", search_path(layout.folder(), PATH))));
     unit.set("Environment", &quoted(&format!("HOME={}", data.display())));
-    unit.set("EnvironmentFile", &path(&layout.systemd_environment()));
-    for secret in release.secrets.keys() {
-        let file = layout.secrets().join(secret);
-        unit.set("LoadCredential", &format!("{secret}:{}", path(&file)));
+    if !image {
+        unit.set("EnvironmentFile", &path(&layout.systemd_environment()));
+        for secret in release.secrets.keys() {
+            let file = layout.secrets().join(secret);
+            unit.set("LoadCredential", &format!("{secret}:{}", path(&file)));
+        }
     }
     unit.set("Restart", restart);
     unit.line("RestartSec=1\nKillMode=control-group\nSuccessExitStatus=143");
     unit.set("TimeoutStopSec", &seconds.to_string());
-    unit.limits(release);
+    // What an image takes is taken by its container, which is not of this unit.
+    if !image {
+        unit.limits(release);
+    }
     unit.line(SANDBOX.trim());
-    unit.set("ReadWritePaths", &path(&data));
+    unit.set("ReadWritePaths", &path(if image { server.folder() } else { &data }));
     for writable in &run.writable {
         unit.set("ReadWritePaths", &format!("-{}", path(Path::new(writable))));
     }
@@ -157,7 +165,7 @@ pub(crate) fn environment_line(name: &str, value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fleetwright_deploy::release::{Endpoint, Resources, Transport};
+    use fleetwright_deploy::release::{Endpoint, Package, Resources, Transport};
     use fleetwright_deploy::time::Length;
 
     use super::*;
@@ -176,6 +184,24 @@ mod tests {
         release.run.resources = Resources { memory_bytes: Some(256 << 20), cpu_percent: Some(50), tasks: Some(64) };
         let layout = server.release(&release.id());
         insta::assert_snapshot!(text(&server, &layout, &release, Path::new("/usr/bin/fleetwright-agent")));
+    }
+
+    #[test]
+    fn the_unit_of_an_image_keeps_its_container_and_has_nothing_that_is_for_it() {
+        let server = ServerLayout::at(Path::new("/var/lib/fleetwright-agent/servers/time"));
+        let mut release = Release::plain("time".parse().expect("name"), Vec::new());
+        release.package = Package::Oci {
+            image: "ghcr.io/example/time".to_owned(),
+            digest: format!("sha256:{}", "a".repeat(64)),
+            version: "1".to_owned(),
+        };
+        release.run.user = Some("1000:1000".to_owned());
+        release.run.resources = Resources { memory_bytes: Some(256 << 20), cpu_percent: Some(50), tasks: Some(64) };
+        let unit = text(&server, &server.release(&release.id()), &release, Path::new("/usr/bin/fleetwright-agent"));
+        assert!(unit.contains("\"contain\" \"--server-dir\" \"/var/lib/fleetwright-agent/servers/time\""), "{unit}");
+        for absent in ["User=", "MemoryMax=", "CPUQuota=", "TasksMax=", "EnvironmentFile="] {
+            assert!(!unit.contains(absent), "{absent} in {unit}");
+        }
     }
 
     #[test]

@@ -160,7 +160,7 @@ pub struct Rules {
     /// The largest `max_unavailable`.
     #[serde(default)]
     pub max_unavailable_max: Option<u32>,
-    /// Where packages may come from: `pypi`, `npm`.
+    /// Where packages may come from: `pypi`, `npm`, `archive`, `file`, `oci`.
     #[serde(default)]
     pub package_sources: Option<Vec<String>>,
 }
@@ -182,6 +182,9 @@ pub struct Server {
     pub package: Option<Spanned<PackageWritten>>,
     /// What is started, and how.
     pub run: RunWritten,
+    /// How its image is run, for packages that are one.
+    #[serde(default)]
+    pub container: Option<Spanned<ContainerWritten>>,
     /// What a host must have.
     #[serde(default)]
     pub requires: Vec<Requirement>,
@@ -220,7 +223,28 @@ pub struct ResourcesWritten {
     pub tasks: Option<Spanned<u32>>,
 }
 
-/// What is installed: exactly one of `pypi`, `npm`, `archive` and `file`.
+/// How an image is run.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerWritten {
+    /// The TCP port that the program listens on in the container.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// The network.
+    #[serde(default)]
+    pub network: Option<Spanned<String>>,
+    /// What is mounted: `SOURCE:TARGET` or `SOURCE:TARGET:ro`; templates.
+    #[serde(default)]
+    pub volumes: Vec<Spanned<String>>,
+    /// Linux capabilities it keeps.
+    #[serde(default)]
+    pub capabilities: Vec<Spanned<String>>,
+    /// Whether its own file system cannot be written.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// What is installed: exactly one of `pypi`, `npm`, `archive`, `file` and `oci`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PackageWritten {
@@ -236,6 +260,12 @@ pub struct PackageWritten {
     /// The URL of a program of one file.
     #[serde(default)]
     pub file: Option<Spanned<String>>,
+    /// The name of an image, without tag and digest.
+    #[serde(default)]
+    pub oci: Option<Spanned<String>>,
+    /// The digest of its manifest, for `oci`.
+    #[serde(default)]
+    pub digest: Option<Spanned<String>>,
     /// SHA-256 of what is fetched, for `archive` and `file`.
     #[serde(default)]
     pub sha256: Option<Spanned<String>>,
@@ -253,8 +283,9 @@ pub struct PackageWritten {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunWritten {
-    /// The program and its arguments.
-    pub command: Spanned<Vec<Spanned<String>>>,
+    /// The program and its arguments; may be left out for an image.
+    #[serde(default)]
+    pub command: Vec<Spanned<String>>,
     /// How it speaks.
     #[serde(default = "no_transport")]
     pub transport: Transport,

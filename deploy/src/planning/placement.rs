@@ -132,6 +132,10 @@ fn refusal(
     {
         return Some(format!("no {missing}"));
     }
+    let image = server.package.as_ref().is_some_and(|package| package.value.oci.is_some());
+    if image && view.facts.as_ref().is_some_and(|facts| !facts.runs_containers()) {
+        return Some("no container engine (docker or podman)".to_owned());
+    }
     let other = taken.ports.get(host)?.get(&port?)?;
     Some(format!("its port {} is for `{other}`", port?))
 }

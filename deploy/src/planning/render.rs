@@ -10,12 +10,12 @@ use serde_saphyr::Spanned;
 
 use self::template::Templates;
 use super::{Circumstances, Configuration, secret_key, secret_sources};
-use crate::config::{Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
+use crate::config::{ContainerWritten, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
 use crate::host::HostView;
 use crate::ids::InstanceId;
 use crate::release::{
-    ConfigFile, Database, Endpoint, MARKER_END, MARKER_START, Package, Release, Resources, Run, SecretSource,
-    SecretUse, ToolCall, Transport,
+    ConfigFile, Container, Database, Endpoint, MARKER_END, MARKER_START, Package, Release, Resources, Run,
+    SecretSource, SecretUse, ToolCall, Transport, Volume, masked,
 };
 use crate::time::{Length, Timestamp};
 
@@ -179,8 +179,21 @@ fn resources(source: &Source, written: &ResourcesWritten) -> Result<Resources, P
     Ok(Resources { memory_bytes, cpu_percent, tasks: written.tasks.as_ref().map(|tasks| tasks.value) })
 }
 
-fn user(source: &Source, written: &Spanned<String>) -> Result<String, Problems> {
+fn is_image(server: &Server) -> bool {
+    server.package.as_ref().is_some_and(|package| package.value.oci.is_some())
+}
+
+fn user(source: &Source, written: &Spanned<String>, of_image: bool) -> Result<String, Problems> {
     let user = &written.value;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if of_image {
+        let mut parts = user.splitn(2, ':');
+        if parts.all(|part| !part.is_empty() && part.bytes().all(plain)) {
+            return Ok(user.clone());
+        }
+        let problem = Problem::at(source, written, format!("`{user}` is not a user of an image"));
+        return Err(problem.hint("write a user or USER:GROUP, as names or numbers, such as \"1000:1000\"").into());
+    }
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     if user.is_empty() || user.len() > 31 || !user.bytes().all(fits) || user.starts_with(|c: char| c.is_ascii_digit()) {
         let problem = Problem::at(source, written, format!("`{user}` is not the name of a user"));
@@ -207,16 +220,23 @@ fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templ
         package: package(server),
         requires: server.requires.clone(),
         run: Run {
-            command: command(source, &written.command.value, templates)?,
+            command: command(source, &written.command, templates)?,
             environment,
             transport: written.transport,
             endpoint,
             restart: written.restart,
             stop_timeout: written.stop_timeout.unwrap_or(STOP_TIMEOUT),
             runtime: written.runtime,
-            user: written.user.as_ref().map(|written| user(source, written)).transpose()?,
+            user: match &written.user {
+                None => None,
+                Some(written) => Some(user(source, written, is_image(server))?),
+            },
             writable: paths(source, &written.writable, templates)?,
             resources: resources(source, &server.resources)?,
+        },
+        container: match &server.container {
+            None => Container::default(),
+            Some(written) => container(source, &written.value, templates)?,
         },
         files: Vec::with_capacity(server.files.len()),
         health_checks: Vec::with_capacity(server.health_checks.len()),
@@ -272,8 +292,64 @@ fn package(server: &Server) -> Package {
     } else if let Some(url) = &written.file {
         let name = url.value.rsplit(['/', ':']).next().unwrap_or_default().to_owned();
         Package::File { url: url.value.clone(), sha256, version, name }
+    } else if let Some(image) = &written.oci {
+        let digest = written.digest.as_ref().map(|digest| digest.value.clone()).unwrap_or_default();
+        Package::Oci { image: image.value.clone(), digest, version }
     } else {
         Package::None
+    }
+}
+
+fn container(source: &Source, written: &ContainerWritten, templates: &Templates) -> Result<Container, Problems> {
+    let mut volumes = Vec::with_capacity(written.volumes.len());
+    for volume in &written.volumes {
+        volumes.push(self::volume(source, volume, templates)?);
+    }
+    let plain = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    if let Some(network) = written.network.as_ref().filter(|network| !plain(&network.value)) {
+        let problem = Problem::at(source, network, format!("`{}` is not the name of a network", network.value));
+        return Err(problem.hint("letters, digits, `.`, `_` and `-`; or one of bridge, host, none").into());
+    }
+    let capability = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+    if let Some(wrong) = written.capabilities.iter().find(|written| !capability(&written.value)) {
+        let problem = Problem::at(source, wrong, format!("`{}` is not a capability", wrong.value));
+        return Err(problem.hint("write it as in capabilities(7) without CAP_, such as NET_BIND_SERVICE").into());
+    }
+    Ok(Container {
+        port: written.port,
+        network: written.network.as_ref().map(|network| network.value.clone()),
+        volumes,
+        capabilities: written.capabilities.iter().map(|written| written.value.clone()).collect(),
+        read_only: written.read_only,
+    })
+}
+
+fn volume(source: &Source, written: &Spanned<String>, templates: &Templates) -> Result<Volume, Problems> {
+    let text = templates.render(source, written)?;
+    let (rest, read_only) = match text.strip_suffix(":ro") {
+        Some(rest) => (rest, true),
+        None => (text.as_str(), false),
+    };
+    let is_path = |path: &str| path.starts_with('/') && path.split('/').all(|part| part != "..");
+    let is_name = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    match rest.split_once(':') {
+        Some((from, to))
+            if (is_path(from) || is_name(from)) && is_path(to) && !to.contains(':') && !rest.contains(MARKER_START) =>
+        {
+            Ok(Volume { source: from.to_owned(), target: to.to_owned(), read_only })
+        }
+        Some(_) | None => {
+            let problem = Problem::at(source, written, format!("`{}` is not a volume", masked(&text)));
+            Err(problem
+                .hint("write SOURCE:TARGET or SOURCE:TARGET:ro, both absolute paths; SOURCE may be a name")
+                .into())
+        }
     }
 }
 

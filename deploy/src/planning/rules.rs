@@ -101,11 +101,16 @@ fn environment_rules(
 
 fn server_rules(configuration: &Configuration, source: &Source, server: &Server, problems: &mut Vec<Problem>) {
     let rules = &configuration.environment.1.rules;
-    if server.run.command.value.is_empty() {
-        problems.push(Problem::at(source, &server.run.command, "the command is empty"));
+    let image = server.package.as_ref().is_some_and(|package| package.value.oci.is_some());
+    if server.run.command.is_empty() && !image {
+        problems.push(Problem::at(source, &server.name, "there is no `run.command`"));
+    }
+    if let Some(container) = server.container.as_ref().filter(|_| !image) {
+        let problem = Problem::at(source, container, "`container` is for packages that are images");
+        problems.push(problem.hint("write `package: { oci: IMAGE, digest: 'sha256:…', version: … }`"));
     }
     if server.run.transport != Transport::None && server.run.port.is_none() {
-        let problem = Problem::at(source, &server.run.command, "an MCP server needs a `port`");
+        let problem = Problem::at(source, &server.name, "an MCP server needs a `port`");
         problems.push(problem.hint("give `run.port`: the TCP port of its streamable HTTP endpoint"));
     }
     let critical = server.health_checks.iter().any(|check| check.value.severity == Severity::Critical);
@@ -165,6 +170,44 @@ fn fetched_rules(source: &Source, package: &serde_saphyr::Spanned<PackageWritten
     }
 }
 
+/// A tag may mean another image tomorrow: a digest may not.
+fn image_rules(source: &Source, package: &serde_saphyr::Spanned<PackageWritten>, problems: &mut Vec<Problem>) {
+    let written = &package.value;
+    let Some(image) = &written.oci else {
+        if let Some(digest) = &written.digest {
+            problems.push(Problem::at(source, digest, "`digest` belongs to `oci`"));
+        }
+        return;
+    };
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/:".contains(&b);
+    let name = image.value.rsplit('/').next().unwrap_or_default();
+    if name.is_empty()
+        || name.contains(':')
+        || image.value.starts_with(['/', '-', '.'])
+        || !image.value.bytes().all(plain)
+    {
+        let problem = Problem::at(source, image, format!("`{}` is not the name of an image", image.value));
+        problems.push(problem.hint("write it in lower case without tag and digest, such as ghcr.io/example/server"));
+    }
+    let is_digest = |digest: &str| {
+        let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    match &written.digest {
+        None => {
+            let problem = Problem::at(source, image, "an image needs a `digest`: a tag may mean another one tomorrow");
+            problems.push(
+                problem.hint("`docker buildx imagetools inspect IMAGE:TAG` prints it, and so does `docker pull`"),
+            );
+        }
+        Some(digest) if !is_digest(&digest.value) => {
+            let problem = Problem::at(source, digest, format!("`{}` is not a digest", digest.value));
+            problems.push(problem.hint("write sha256: and 64 hexadecimal digits in lower case"));
+        }
+        Some(_) => {}
+    }
+}
+
 fn package_rules(configuration: &Configuration, source: &Source, server: &Server, problems: &mut Vec<Problem>) {
     let Some(package) = &server.package else { return };
     let written = &package.value;
@@ -173,14 +216,16 @@ fn package_rules(configuration: &Configuration, source: &Source, server: &Server
         ("npm", written.npm.is_some()),
         ("archive", written.archive.is_some()),
         ("file", written.file.is_some()),
+        ("oci", written.oci.is_some()),
     ];
     let mut said = kinds.iter().filter(|(_, is_said)| *is_said).map(|(kind, _)| *kind);
     let (Some(kind), None) = (said.next(), said.next()) else {
-        let problem = Problem::at(source, package, "a package is one of `pypi`, `npm`, `archive` and `file`");
+        let problem = Problem::at(source, package, "a package is one of `pypi`, `npm`, `archive`, `file` and `oci`");
         problems.push(problem.hint("for example `package: { pypi: mcp-server-time, version: 2026.10.19 }`"));
         return;
     };
     fetched_rules(source, package, problems);
+    image_rules(source, package, problems);
     let version = &package.value.version;
     let exact = |b: u8| b.is_ascii_alphanumeric() || b".-+!_".contains(&b);
     if version.value.is_empty() || !version.value.bytes().all(exact) || version.value == "latest" {

@@ -10,7 +10,8 @@ use crate::time::Length;
 /// What is started, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// The program and its arguments; programs of the package come first in its search path.
+    /// The program and its arguments; programs of the package come first in its search path. Of an image: what is given
+    /// to its entrypoint, in place of what the image would give to it; nothing to leave it as it is.
     pub command: Vec<String>,
     /// Its environment, besides a search path, a home and a locale.
     pub environment: BTreeMap<String, String>,
@@ -25,7 +26,7 @@ pub struct Run {
     /// What keeps it running.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub runtime: RuntimeChoice,
-    /// The user it runs as; nothing for one of its own under systemd, and the agent's otherwise.
+    /// The user it runs as, in a container one of the image; nothing for one of its own under systemd, and the agent's otherwise.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub user: Option<String>,
     /// Folders and files outside its data folder that it may write to, under systemd.
