@@ -4,19 +4,22 @@
 mod archive;
 mod artifact;
 mod download;
+mod reuse;
 
+use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::host::Requirement;
+use fleetwright_deploy::host::{Requirement, Version};
 use fleetwright_deploy::release::{Package, Release, is_artifact};
 use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 pub(crate) use self::artifact::{Artifacts, listed};
+pub(crate) use self::reuse::share;
 use crate::layout::ReleaseLayout;
 use crate::{container, facts};
 
@@ -39,23 +42,24 @@ pub(crate) async fn install(
 ) -> Result<(), Failure> {
     match &release.package {
         Package::None => Ok(()),
-        Package::Pypi { name, version, with } => {
+        Package::Pypi { name, version, with, lock } => {
             let wanted = format!("{name}=={version}");
-            pypi(release, layout, &wanted, with, installer).await
+            pypi(release, layout, &wanted, with, lock.as_deref(), installer).await
         }
-        Package::Npm { name, version } => npm(layout, &format!("{name}@{version}"), installer).await,
+        Package::Npm { name, version, lock: Some(lock) } => locked_npm(layout, name, version, lock, installer).await,
+        Package::Npm { name, version, lock: None } => npm(layout, &format!("{name}@{version}"), installer).await,
         Package::Archive { url, sha256, strip, .. } => {
             let (packed, app, strip) = (layout.folder().join("archive"), layout.app(), *strip);
             fetch(url, sha256, &packed, layout, artifacts).await?;
             let of = packed.clone();
             let unpacked = tokio::task::spawn_blocking(move || {
-                std::fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
+                fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
                 archive::unpack(&of, &app, strip)
             });
             unpacked
                 .await
                 .unwrap_or_else(|error| Err(Failure::new(FailureKind::DeploymentError, STEP, error.to_string())))?;
-            std::fs::remove_file(&packed).map_err(|error| file_failure(&packed, &error))?;
+            fs::remove_file(&packed).map_err(|error| file_failure(&packed, &error))?;
             write(&layout.lock_file(), format!("{sha256}  {url}\n").as_bytes())
         }
         Package::Oci { image, digest, .. } => {
@@ -65,10 +69,10 @@ pub(crate) async fn install(
         }
         Package::File { url, sha256, name, .. } => {
             let (folder, program) = (layout.app().join("bin"), layout.app().join("bin").join(name));
-            std::fs::create_dir_all(&folder).map_err(|error| file_failure(&folder, &error))?;
+            fs::create_dir_all(&folder).map_err(|error| file_failure(&folder, &error))?;
             fetch(url, sha256, &program, layout, artifacts).await?;
             let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-            std::fs::set_permissions(&program, executable).map_err(|error| file_failure(&program, &error))?;
+            fs::set_permissions(&program, executable).map_err(|error| file_failure(&program, &error))?;
             write(&layout.lock_file(), format!("{sha256}  {url}\n").as_bytes())
         }
     }
@@ -94,31 +98,108 @@ async fn pypi(
     layout: &ReleaseLayout,
     wanted: &str,
     with: &[String],
+    lock: Option<&str>,
     installer: &Path,
 ) -> Result<(), Failure> {
     let app = layout.app();
     let least = release.requires.iter().find(|requirement| requirement.runtime == "python");
-    let python = suitable_python(least).await?;
+    let python = suitable_python(least, lock.and_then(locked_for)).await?;
     run(Command::new(&python).args(["-m", "venv"]).arg(&app), "python -m venv", installer).await?;
     let pip = app.join("bin/python");
+    let report = layout.folder().join("report.json");
     let mut install = Command::new(&pip);
-    install
-        .args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--quiet", "--"])
-        .arg(wanted)
-        .args(with);
+    install.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--quiet"]);
+    if let Some(lock) = lock {
+        // Exactly what is locked, and nothing that the index would add today.
+        write(&layout.lock_file(), lock.as_bytes())?;
+        install.args(["--require-hashes", "--no-deps", "--requirement"]).arg(layout.lock_file());
+        run(&mut install, "pip install", installer).await.map_err(|failure| explain_lock(failure, wanted))?;
+        let mut check = Command::new(&pip);
+        check.args(["-m", "pip", "check", "--disable-pip-version-check"]);
+        return run(&mut check, "pip check", installer)
+            .await
+            .map(drop)
+            .map_err(|failure| explain_lock(failure, wanted));
+    }
+    let reports = supports_reports(&pip, installer).await;
+    if reports {
+        install.arg("--report").arg(&report);
+    }
+    install.arg("--").arg(wanted).args(with);
     run(&mut install, "pip install", installer).await.map_err(|failure| explain(failure, wanted, "PyPI"))?;
-    let mut list = Command::new(&pip);
-    list.args(["-m", "pip", "freeze", "--disable-pip-version-check"]);
-    let freeze = run(&mut list, "pip freeze", installer).await?;
-    write(&layout.lock_file(), freeze.as_bytes())
+    let installed = fs::read(&report).ok().filter(|_| reports).and_then(|report| with_digests(&report));
+    let _ = fs::remove_file(&report);
+    let installed = match installed {
+        Some(installed) => installed,
+        None => {
+            let mut list = Command::new(&pip);
+            list.args(["-m", "pip", "freeze", "--disable-pip-version-check"]);
+            run(&mut list, "pip freeze", installer).await?
+        }
+    };
+    write(&layout.lock_file(), installed.as_bytes())
 }
 
-/// The oldest interpreter that meets the need: packages support older ones longer than they take to support new ones.
-async fn suitable_python(least: Option<&Requirement>) -> Result<std::path::PathBuf, Failure> {
+/// Whether this pip tells what it has installed: it does from 22.2 on.
+async fn supports_reports(pip: &Path, installer: &Path) -> bool {
+    let said = run(Command::new(pip).args(["-m", "pip", "--version"]), "pip --version", installer).await;
+    let version = said.ok().and_then(|said| Version::try_from(said.split(' ').nth(1)?.to_owned()).ok());
+    version.is_some_and(|version| version >= Version::from([22, 2]))
+}
+
+/// What pip says that it has installed, as a requirements file with digests.
+fn with_digests(report: &[u8]) -> Option<String> {
+    let report: serde_json::Value = serde_json::from_slice(report).ok()?;
+    let line = |of: &serde_json::Value| {
+        let (name, version) = (of["metadata"]["name"].as_str()?, of["metadata"]["version"].as_str()?);
+        let digest = of["download_info"]["archive_info"]["hashes"]["sha256"].as_str()?;
+        Some(format!("{name}=={version} --hash=sha256:{digest}\n"))
+    };
+    let mut lines: Vec<String> = report["install"].as_array()?.iter().map(line).collect::<Option<_>>()?;
+    lines.sort();
+    Some(lines.concat())
+}
+
+/// Says what it means when what is locked cannot be installed.
+fn explain_lock(failure: Failure, wanted: &str) -> Failure {
+    let output = failure.output.join("\n");
+    let has = |words: &[&str]| words.iter().any(|word| output.contains(word));
+    let again = "lock it anew with the interpreter that the hosts have: `fleetwright lock DEFINITION --python PROGRAM`";
+    let (kind, message, hint) = if has(&["DO NOT MATCH THE HASHES", "EINTEGRITY"]) {
+        let message = format!("the registry gives something else for {wanted} than its lock names");
+        (
+            FailureKind::PermissionError,
+            message,
+            "somebody may have changed a package: see what came before you lock it anew",
+        )
+    } else if has(&["which is not installed", "has requirement", "No matching distribution", "Requires-Python"]) {
+        (FailureKind::DependencyError, format!("the lock of {wanted} does not fit this host's interpreter"), again)
+    } else {
+        return explain(failure, wanted, "the registry");
+    };
+    let lines = failure.output.clone();
+    Failure::new(kind, STEP, message).hint(hint).output(lines.iter().map(String::as_str))
+}
+
+/// The interpreter that a lock was resolved by, as it says in its first line.
+fn locked_for(lock: &str) -> Option<Version> {
+    let first = lock.lines().next()?.strip_prefix('#')?;
+    let version = first.rsplit_once("Python ")?.1.trim().trim_end_matches('.');
+    Version::try_from(version.to_owned()).ok()
+}
+
+/// The interpreter of the series that a lock was resolved by; else the oldest one that meets the need: packages support
+/// older ones longer than they take to support new ones.
+async fn suitable_python(
+    least: Option<&Requirement>,
+    locked_for: Option<Version>,
+) -> Result<std::path::PathBuf, Failure> {
     let mut pythons = facts::pythons().await;
     pythons.retain(|python| least.and_then(|need| need.at_least.as_ref()).is_none_or(|least| python.version >= *least));
     pythons.sort_by(|a, b| a.version.cmp(&b.version));
-    let preferred = pythons.iter().position(|python| python.version >= preferred_python()).unwrap_or(0);
+    let same = |python: &facts::Python| locked_for.as_ref().is_some_and(|of| of.series() == python.version.series());
+    let usual = || pythons.iter().position(|python| python.version >= preferred_python()).unwrap_or(0);
+    let preferred = pythons.iter().position(same).unwrap_or_else(usual);
     pythons.into_iter().nth(preferred).map(|python| python.program).ok_or_else(|| {
         let wanted = least.map_or_else(|| "python".to_owned(), Requirement::to_string);
         Failure::new(
@@ -131,13 +212,13 @@ async fn suitable_python(least: Option<&Requirement>) -> Result<std::path::PathB
 }
 
 /// Interpreters from this version on are preferred over older ones.
-fn preferred_python() -> fleetwright_deploy::host::Version {
-    fleetwright_deploy::host::Version::from([3, 10])
+fn preferred_python() -> Version {
+    Version::from([3, 10])
 }
 
 async fn npm(layout: &ReleaseLayout, wanted: &str, installer: &Path) -> Result<(), Failure> {
     let app = layout.app();
-    std::fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
+    fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
     let mut install = Command::new("npm");
     install
         .args([
@@ -155,8 +236,28 @@ async fn npm(layout: &ReleaseLayout, wanted: &str, installer: &Path) -> Result<(
     run(&mut install, "npm install", installer)
         .await
         .map_err(|failure| explain(failure, wanted, "the npm registry"))?;
-    let lock = std::fs::read(app.join("package-lock.json")).map_err(|error| file_failure(&app, &error))?;
+    let lock = fs::read(app.join("package-lock.json")).map_err(|error| file_failure(&app, &error))?;
     write(&layout.lock_file(), &lock)
+}
+
+/// Installs exactly what is locked.
+async fn locked_npm(
+    layout: &ReleaseLayout,
+    name: &str,
+    version: &str,
+    lock: &str,
+    installer: &Path,
+) -> Result<(), Failure> {
+    let app = layout.app();
+    fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
+    let root = serde_json::json!({ "name": "fleetwright-release", "private": true, "dependencies": { name: version } });
+    write(&app.join("package.json"), root.to_string().as_bytes())?;
+    write(&app.join("package-lock.json"), lock.as_bytes())?;
+    let mut install = Command::new("npm");
+    install.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--prefix"]).arg(&app);
+    let installed = run(&mut install, "npm ci", installer).await;
+    installed.map_err(|failure| explain_lock(failure, &format!("{name}@{version}")))?;
+    write(&layout.lock_file(), lock.as_bytes())
 }
 
 /// Says what the client's output means for the operator.
@@ -189,7 +290,7 @@ fn explain(failure: Failure, wanted: &str, registry: &str) -> Failure {
 
 /// Ends a package client that an agent which was killed has left behind: two at work on one folder spoil it.
 pub(crate) async fn end_leftover(installer: &Path) -> Result<(), Failure> {
-    let left = std::fs::read(installer).ok().and_then(|bytes| serde_json::from_slice::<Process>(&bytes).ok());
+    let left = fs::read(installer).ok().and_then(|bytes| serde_json::from_slice::<Process>(&bytes).ok());
     if let Some(left) = left.filter(|left| left.is_alive()) {
         kill_group(left.pid, Signal::KILL);
         let deadline = Instant::now() + LEFTOVER_TIMEOUT;
@@ -203,7 +304,7 @@ pub(crate) async fn end_leftover(installer: &Path) -> Result<(), Failure> {
             sleep(LEFTOVER_POLL).await;
         }
     }
-    let _ = std::fs::remove_file(installer);
+    let _ = fs::remove_file(installer);
     Ok(())
 }
 
@@ -225,7 +326,7 @@ async fn run(command: &mut Command, what: &str, installer: &Path) -> Result<Stri
         write(installer, &serde_json::to_vec(&process).unwrap_or_default())?;
     }
     let ended = tokio::time::timeout(CLIENT_TIMEOUT, child.wait_with_output()).await;
-    let _ = std::fs::remove_file(installer);
+    let _ = fs::remove_file(installer);
     let output = match ended {
         Err(_) => {
             let message = format!("`{what}` did not end within {} s", CLIENT_TIMEOUT.as_secs());
@@ -245,7 +346,7 @@ async fn run(command: &mut Command, what: &str, installer: &Path) -> Result<Stri
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
-    std::fs::write(path, content).map_err(|error| file_failure(path, &error))
+    fs::write(path, content).map_err(|error| file_failure(path, &error))
 }
 
 /// A failure to read or write a file.
@@ -269,11 +370,18 @@ mod tests {
         let mut left = Command::new("sh");
         let mut left = left.args(["-c", "sleep 1000 & wait"]).process_group(0).spawn().expect("spawn");
         let process = Process::find(i32::try_from(left.id().expect("pid")).expect("pid")).expect("a process");
-        std::fs::write(&installer, serde_json::to_vec(&process).expect("JSON")).expect("write");
+        fs::write(&installer, serde_json::to_vec(&process).expect("JSON")).expect("write");
         end_leftover(&installer).await.expect("it ends");
         assert!(!process.is_alive() && !installer.exists());
         left.wait().await.expect("wait");
         end_leftover(&installer).await.expect("nothing is left");
+    }
+
+    #[test]
+    fn a_lock_says_by_which_interpreter_it_was_resolved() {
+        let lock = "# Written by `fleetwright lock`, resolved by Python 3.11.7.\nsix==1.16.0\n";
+        assert_eq!(locked_for(lock), Some(Version::from([3, 11, 7])));
+        assert_eq!(locked_for("six==1.16.0\n"), None);
     }
 
     #[tokio::test]

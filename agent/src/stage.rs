@@ -68,6 +68,7 @@ pub(crate) async fn stage(
             aside(move || hand_over(&server, &layout, user).map_err(|error| file_failure(layout.folder(), &error)))
                 .await?;
         }
+        share_with_current(server, &layout).await?;
         let bytes = fs::read(incoming.join("release.json")).map_err(|error| file_failure(&incoming, &error))?;
         store::write_private(&layout.manifest(), &bytes)
             .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))?;
@@ -75,6 +76,21 @@ pub(crate) async fn stage(
         preflight::check(&release, server, running).await?;
     }
     remove_folder(&incoming)
+}
+
+/// Keeps on the disk only once what the new release and the current one have in common.
+async fn share_with_current(server: &ServerLayout, layout: &ReleaseLayout) -> Result<(), Failure> {
+    let Some(current) = runtime::current(server) else { return Ok(()) };
+    let (before, fresh) = (server.release(&current).app(), layout.app());
+    if !fresh.exists() || !before.exists() {
+        return Ok(());
+    }
+    aside(move || {
+        let bytes = install::share(&before, &fresh).map_err(|error| file_failure(&fresh, &error))?;
+        tracing::debug!(bytes, "shared with the release before");
+        Ok(())
+    })
+    .await
 }
 
 /// The user that a release runs as, and whether it is the server's own; nothing for the agent's.

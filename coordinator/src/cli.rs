@@ -13,6 +13,7 @@ mod halt;
 mod hosts;
 mod instances;
 mod journal;
+mod lock;
 mod monitor;
 mod output;
 mod plan;
@@ -87,6 +88,7 @@ enum Command {
     Down(down::DownArguments),
     Plan(plan::PlanArguments),
     Validate(validate::ValidateArguments),
+    Lock(lock::LockArguments),
     #[command(subcommand)]
     Deploy(deploy::DeployCommand),
     #[command(subcommand)]
@@ -193,6 +195,7 @@ async fn perform(command: Command, context: &Context) -> Result<u8> {
         Command::Down(arguments) => down::down(&arguments, context).await,
         Command::Plan(arguments) => plan::plan(&arguments, context).await,
         Command::Validate(arguments) => validate::validate(&arguments, context),
+        Command::Lock(arguments) => lock::lock(&arguments, context).await,
         Command::Deploy(command) => deploy::deploy(command, context).await,
         Command::Monitor(command) => monitor::monitor(command, context).await,
         Command::Status(arguments) => status::status(&arguments, context).await,

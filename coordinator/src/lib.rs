@@ -14,6 +14,7 @@ mod engine;
 pub mod journal;
 mod local;
 mod local_artifact;
+mod lock;
 mod project;
 mod secrets;
 mod serve;

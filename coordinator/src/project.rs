@@ -15,6 +15,7 @@ use crate::api::views::PlanningView;
 use crate::artifacts::Artifact;
 use crate::client::Client;
 use crate::local_artifact::LocalArtifact;
+use crate::lock;
 
 /// What an operator has written, and the files that it names.
 pub(crate) struct Project {
@@ -52,6 +53,7 @@ pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Re
         }
         let server = read(&path).and_then(|source| {
             let mut server = Server::parse(&source)?;
+            server.lock = lock_of(&source, &path)?;
             artifacts.extend(local_artifact(&source, &mut server, &path)?);
             Ok((server, source))
         });
@@ -66,6 +68,16 @@ pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Re
     // Without an environment there was a problem.
     let environment = environment.map_err(|()| Problems::from(Problem::in_file(&source, "no environment")))?;
     Ok(Project { configuration: Configuration { manifest: (source, parsed), environment, servers }, artifacts })
+}
+
+/// The lock beside a definition, where there is one.
+fn lock_of(source: &Source, definition: &Path) -> Result<Option<String>, Problem> {
+    let path = lock::path_of(definition);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Problem::in_file(source, format!("its lock {} cannot be read: {error}", shown(&path)))),
+    }
 }
 
 /// The file that a definition names in place of a URL, read whole; the definition then names the artifact that it

@@ -61,6 +61,13 @@ impl TryFrom<String> for Version {
     }
 }
 
+impl Version {
+    /// Its first two numbers, such as `3.12` of `3.12.1`.
+    pub fn series(&self) -> &[u32] {
+        &self.0[..self.0.len().min(2)]
+    }
+}
+
 impl<const N: usize> From<[u32; N]> for Version {
     fn from(numbers: [u32; N]) -> Self {
         Self(numbers.to_vec())

@@ -4,6 +4,7 @@
 
 mod diff;
 mod graph;
+mod locks;
 mod placement;
 mod policies;
 mod render;
@@ -20,6 +21,7 @@ use crate::time::Timestamp;
 
 pub use diff::{Change, changes};
 pub use graph::groups;
+pub use locks::LOCK_BYTES_MAX;
 
 /// What runs on an instance when a plan is made.
 #[derive(Clone, Debug)]

@@ -105,6 +105,9 @@ pub enum Package {
         version: String,
         /// Further exact requirements, such as `mcp==1.28.0`.
         with: Vec<String>,
+        /// Everything that comes with it, as a requirements file with digests; without it, what the index gives.
+        #[serde(default, skip_serializing_if = "is_default")]
+        lock: Option<String>,
     },
     /// A package from the npm registry, in a prefix of its own; its install scripts do not run.
     Npm {
@@ -112,6 +115,9 @@ pub enum Package {
         name: String,
         /// Its exact version.
         version: String,
+        /// Everything that comes with it, as npm's `package-lock.json`; without it, what the registry gives.
+        #[serde(default, skip_serializing_if = "is_default")]
+        lock: Option<String>,
     },
     /// A tar archive, compressed with gzip or not, unpacked into the release's `app` folder.
     Archive {
@@ -194,7 +200,7 @@ impl std::fmt::Display for Package {
         match self {
             Self::None => f.pad("no package"),
             Self::Pypi { name, version, .. } => f.pad(&format!("pypi {name} {version}")),
-            Self::Npm { name, version } => f.pad(&format!("npm {name} {version}")),
+            Self::Npm { name, version, .. } => f.pad(&format!("npm {name} {version}")),
             Self::Archive { url, version, .. } => f.pad(&format!("archive {url} {version}")),
             Self::File { name, version, .. } => f.pad(&format!("file {name} {version}")),
             Self::Oci { image, version, .. } => f.pad(&format!("oci {image} {version}")),

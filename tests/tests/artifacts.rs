@@ -135,6 +135,10 @@ fn a_file_beside_its_definition_is_deployed_and_a_changed_one_moves_only_what_ch
     });
     assert_eq!(fs::read(app.join("data")).expect("read"), noise(7, 6 << 20));
 
+    // What both releases have in common is on the disk once.
+    let links = std::os::unix::fs::MetadataExt::nlink(&fs::metadata(app.join("data")).expect("metadata"));
+    assert_eq!(links, 2);
+
     // Nothing changes, nothing is sent; what nothing uses can be removed.
     let again = fleet.deploy(&manifest, &[]).expect_code(0);
     assert!(again.stderr.contains("nothing changes") && !again.stderr.contains("sent "), "{}", again.stderr);

@@ -154,6 +154,9 @@ pub struct Rules {
     /// A canary goes first.
     #[serde(default)]
     pub canary: bool,
+    /// Every package of a registry has a lock.
+    #[serde(default)]
+    pub locked: bool,
     /// No secret has a stand-in.
     #[serde(default)]
     pub real_secrets: bool,
@@ -206,6 +209,9 @@ pub struct Server {
     /// Why a step to this definition cannot be undone, where it cannot.
     #[serde(default)]
     pub irreversible: Option<Spanned<String>>,
+    /// The text of the lock beside it, where there is one.
+    #[serde(skip)]
+    pub lock: Option<String>,
 }
 
 /// The most that a server may use.

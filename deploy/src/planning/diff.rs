@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::locks;
 use crate::release::{Release, masked};
 
 /// One difference.
@@ -33,6 +34,13 @@ fn readable(release: &Release) -> Value {
                 (name, item)
             });
             tree[list] = Value::Object(named.collect());
+        }
+    }
+    for kind in ["pypi", "npm"] {
+        if let Some(lock) = tree.pointer_mut(&format!("/package/{kind}/lock"))
+            && let Some(text) = lock.as_str()
+        {
+            *lock = Value::Object(locks::summary(text).into_iter().map(|(name, of)| (name, of.into())).collect());
         }
     }
     tree

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Configuration, definition, policies};
+use super::{Configuration, definition, locks, policies};
 use crate::config::{PackageWritten, Problem, Problems, Server, Source};
 use crate::health::Severity;
 use crate::ids::ServerName;
@@ -226,6 +226,12 @@ fn package_rules(configuration: &Configuration, source: &Source, server: &Server
     };
     fetched_rules(source, package, problems);
     image_rules(source, package, problems);
+    problems.extend(locks::check(source, server));
+    let of_registry = written.pypi.is_some() || written.npm.is_some();
+    if configuration.environment.1.rules.locked && of_registry && server.lock.is_none() {
+        let problem = Problem::at(source, package, "it has no lock (rule `locked`)");
+        problems.push(problem.hint(format!("`fleetwright lock {}` writes one", source.path)));
+    }
     let version = &package.value.version;
     let exact = |b: u8| b.is_ascii_alphanumeric() || b".-+!_".contains(&b);
     if version.value.is_empty() || !version.value.bytes().all(exact) || version.value == "latest" {

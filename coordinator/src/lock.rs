@@ -1,0 +1,209 @@
+//! Making locks: the registries' own clients resolve what comes with a package, and the digests of every file of it are
+//! taken from the registry, so that the lock counts for whatever platform a host has.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fleetwright_deploy::config::PackageWritten;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use reqwest::Client;
+use reqwest::header::ACCEPT;
+use serde::Deserialize;
+use tokio::process::Command;
+
+/// How long one answer of a registry may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many projects are asked for at once.
+const QUESTIONS_MAX: usize = 8;
+/// The index that is asked unless pip is told of another.
+const INDEX: &str = "https://pypi.org/simple";
+/// PEP 691.
+const SIMPLE_JSON: &str = "application/vnd.pypi.simple.v1+json";
+
+/// What `pip install --report` writes (version 1).
+#[derive(Deserialize)]
+struct Report {
+    install: Vec<Installed>,
+}
+
+#[derive(Deserialize)]
+struct Installed {
+    metadata: Metadata,
+    download_info: Download,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: String,
+    version: String,
+}
+
+#[derive(Deserialize)]
+struct Download {
+    url: String,
+    archive_info: Option<Archive>,
+}
+
+#[derive(Deserialize)]
+struct Archive {
+    #[serde(default)]
+    hashes: Hashes,
+}
+
+#[derive(Default, Deserialize)]
+struct Hashes {
+    sha256: Option<String>,
+}
+
+/// A project of an index (PEP 691).
+#[derive(Deserialize)]
+struct Project {
+    files: Vec<File>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    filename: String,
+    hashes: Hashes,
+}
+
+/// The lock of a package from PyPI, as a requirements file with digests. `python` resolves it.
+pub(crate) async fn pypi(name: &str, package: &PackageWritten, python: &str) -> Result<String> {
+    let folder = Scratch::new()?;
+    let report = folder.0.join("report.json");
+    let mut pip = Command::new(python);
+    pip.args(["-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--no-input"])
+        .args(["--disable-pip-version-check", "--report"])
+        .arg(&report)
+        .arg("--")
+        .arg(format!("{name}=={}", package.version.value))
+        .args(package.with.iter().map(|extra| &extra.value));
+    run(&mut pip, &format!("{python} -m pip")).await?;
+    let report: Report = serde_json::from_slice(&std::fs::read(&report)?).context("pip's report cannot be read")?;
+    let (index, http) = (index(python).await, Client::builder().timeout(ANSWER_TIMEOUT).build()?);
+    let asked = stream::iter(report.install).map(|installed| requirement(installed, &index, &http));
+    let mut lines: Vec<String> = asked.buffer_unordered(QUESTIONS_MAX).try_collect().await?;
+    lines.sort();
+    let version = run(Command::new(python).arg("--version"), python).await?;
+    Ok(format!("# Written by `fleetwright lock`, resolved by {}.\n{}", version.trim(), lines.concat()))
+}
+
+/// One requirement with the digests of all its files.
+async fn requirement(installed: Installed, index: &str, http: &Client) -> Result<String> {
+    let Installed { metadata: Metadata { name, version }, download_info } = installed;
+    let Some(own) = download_info.archive_info.and_then(|archive| archive.hashes.sha256) else {
+        bail!("{name} {version} comes from {}, which has no digest", download_info.url);
+    };
+    let normal = name.to_ascii_lowercase().replace(['_', '.'], "-");
+    let asked = http.get(format!("{index}/{normal}/")).header(ACCEPT, SIMPLE_JSON).send().await;
+    let mut digests = BTreeSet::from([own]);
+    // An index that gives no digests leaves the one of the file that was looked at.
+    if let Ok(answer) = asked.and_then(reqwest::Response::error_for_status)
+        && let Ok(project) = answer.json::<Project>().await
+    {
+        let files = project.files.into_iter().filter(|file| version_of(&file.filename) == Some(version.as_str()));
+        digests.extend(files.filter_map(|file| file.hashes.sha256));
+    }
+    let digests: Vec<String> = digests.iter().map(|digest| format!(" \\\n    --hash=sha256:{digest}")).collect();
+    Ok(format!("{normal}=={version}{}\n", digests.concat()))
+}
+
+/// The version in the name of a file of an index.
+fn version_of(filename: &str) -> Option<&str> {
+    if let Some(wheel) = filename.strip_suffix(".whl") {
+        return wheel.split('-').nth(1);
+    }
+    let stem = [".tar.gz", ".zip", ".tar.bz2"].iter().find_map(|suffix| filename.strip_suffix(suffix))?;
+    Some(stem.rsplit_once('-')?.1)
+}
+
+/// The index that pip asks.
+async fn index(python: &str) -> String {
+    let named = match std::env::var("PIP_INDEX_URL") {
+        Ok(named) => named,
+        Err(_) => {
+            let mut ask = Command::new(python);
+            ask.args(["-m", "pip", "config", "get", "global.index-url"]);
+            run(&mut ask, "pip config").await.unwrap_or_default()
+        }
+    };
+    let named = named.trim().trim_end_matches('/');
+    if named.is_empty() { INDEX.to_owned() } else { named.to_owned() }
+}
+
+/// The lock of a package from the npm registry: npm's own.
+pub(crate) async fn npm(name: &str, package: &PackageWritten) -> Result<String> {
+    let folder = Scratch::new()?;
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--package-lock-only", "--ignore-scripts", "--no-audit", "--no-fund", "--save-exact"])
+        .args(["--loglevel=error", "--prefix"])
+        .arg(&folder.0)
+        .arg("--")
+        .arg(format!("{name}@{}", package.version.value));
+    run(&mut npm, "npm").await?;
+    let lock: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.0.join("package-lock.json"))?)?;
+    let bare = lock["packages"].as_object().into_iter().flatten();
+    let bare =
+        bare.filter(|(path, _)| !path.is_empty()).find(|(_, of)| of["integrity"].is_null() && of["link"].is_null());
+    if let Some((path, _)) = bare {
+        bail!("the registry gives no digest for {path}");
+    }
+    // The root is named after the folder in which it was made: without that, the same lock has the same bytes.
+    let mut lock = lock;
+    for named in ["/name", "/packages//name"] {
+        if let Some(value) = lock.pointer_mut(named) {
+            *value = "fleetwright-release".into();
+        }
+    }
+    Ok(serde_json::to_string_pretty(&lock)? + "\n")
+}
+
+async fn run(command: &mut Command, what: &str) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().await;
+    let output =
+        output.with_context(|| format!("`{what}` could not be started\n  hint: install it on this machine"))?;
+    if !output.status.success() {
+        bail!("`{what}` failed with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A folder that is gone when it is dropped.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).context("random numbers")?;
+        let path = std::env::temp_dir().join(format!("fleetwright-lock-{}", hex::encode(random)));
+        std::fs::create_dir(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Where the lock of a definition is.
+pub(crate) fn path_of(definition: &Path) -> std::path::PathBuf {
+    definition.with_extension("lock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_found_in_every_kind_of_file_name() {
+        assert_eq!(version_of("mcp_server_time-2026.10.19-py3-none-any.whl"), Some("2026.10.19"));
+        assert_eq!(version_of("mcp-server-time-1.0.post1.tar.gz"), Some("1.0.post1"));
+        assert_eq!(version_of("six-1.16.0.zip"), Some("1.16.0"));
+        assert_eq!(version_of("six-1.16.0.exe"), None);
+    }
+}
