@@ -15,7 +15,7 @@ use crate::embedded::Agent;
 use crate::enroll::{Enrolment, enroll};
 use crate::layout::Layout;
 use crate::this_host::ThisHost;
-use crate::{bridge, clock, container, runtime, supervise};
+use crate::{bridge, clock, container, handover, runtime, supervise};
 
 /// Fleetwright's agent: stages, switches, checks and restores the servers of this host.
 #[derive(Parser)]
@@ -139,7 +139,9 @@ fn perform(command: Command) -> Result<ExitCode> {
                 if systemd {
                     runtime::systemd::allow();
                 }
-                run(&absolute(&state_dir)?, coordinator).await
+                let state_dir = absolute(&state_dir)?;
+                handover::hand_over_at_start(&state_dir);
+                run(&state_dir, coordinator).await
             }
             Command::Stop { state_dir, servers } => stop(&absolute(&state_dir)?, servers).await,
             Command::Supervise { server_dir } => supervise::supervise(&server_dir).await.map(|()| ExitCode::SUCCESS),

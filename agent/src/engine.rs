@@ -159,6 +159,9 @@ impl Engine {
         for server in servers {
             let instance = &self.instances[&server];
             let actions: Vec<InstanceAction> = instance.resume();
+            if matches!(instance.state(), InstanceState::Idle) {
+                self.machine.confirmed(&server);
+            }
             // A run that was cut off after it was decided is made good.
             let current = instance.current().cloned();
             if matches!(instance.state(), InstanceState::Idle) && self.machine.current(&server) != current {
@@ -360,6 +363,7 @@ impl Engine {
             self.watch_current(server);
         }
         if confirmed {
+            self.machine.confirmed(server);
             // Only now does the coordinator take the health of this release for that of the instance.
             self.told.remove(server);
         }

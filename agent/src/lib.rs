@@ -12,6 +12,7 @@ mod embedded;
 mod engine;
 mod enroll;
 mod facts;
+mod handover;
 mod identity;
 mod install;
 mod journal;

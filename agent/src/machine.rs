@@ -50,6 +50,8 @@ pub trait Machine: Send + Sync + 'static {
     fn view(&self) -> BoxFuture<'static, HostView>;
     /// A connection to the coordinator has taken the place of the one before. What is fetched is fetched over it.
     fn connected(&self, _connection: &Connection) {}
+    /// What a server runs is kept for good. May be said again and again.
+    fn confirmed(&self, _server: &ServerName) {}
     /// Keeps what came with a stage order until the release is staged.
     fn receive(
         &self,

@@ -1,8 +1,10 @@
-//! What keeps servers running: systemd, where the host has it, or a supervisor process of the agent's.
+//! What keeps servers running: systemd, where the host has it, or a supervisor process of the agent's. A new version of
+//! the agent is a server, too: what keeps the host's agent running keeps it.
 //!
 //! A server's folder remembers which runtime started it last: that one is asked to stop it, whatever its next release
 //! wants.
 
+mod agent;
 pub(crate) mod cgroup;
 mod process;
 pub(crate) mod systemd;
@@ -24,6 +26,7 @@ use crate::layout::ServerLayout;
 use crate::stage;
 use crate::{clock, container};
 
+use self::agent::Agent;
 use self::process::Process;
 use self::systemd::Systemd;
 
@@ -84,6 +87,7 @@ fn runtime(kind: RuntimeKind) -> &'static dyn Runtime {
     match kind {
         RuntimeKind::Systemd => &Systemd,
         RuntimeKind::Process => &Process,
+        RuntimeKind::Agent => &Agent,
     }
 }
 
@@ -96,6 +100,7 @@ fn last(server: &ServerLayout) -> &'static dyn Runtime {
 pub(crate) fn chosen(release: &Release) -> Result<RuntimeKind, Failure> {
     match release.run.runtime {
         RuntimeChoice::Process => Ok(RuntimeKind::Process),
+        RuntimeChoice::Agent => Ok(RuntimeKind::Agent),
         RuntimeChoice::Auto if systemd::is_there() => Ok(RuntimeKind::Systemd),
         RuntimeChoice::Auto => Ok(RuntimeKind::Process),
         RuntimeChoice::Systemd if systemd::is_there() => Ok(RuntimeKind::Systemd),

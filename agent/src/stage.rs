@@ -11,13 +11,13 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::release::{MissingSecret, Release, RuntimeKind, reveal};
 
-use crate::container;
 use crate::install::{self, Artifacts, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
 use crate::runtime::users::User;
 use crate::runtime::{self, environment_line, users};
 use crate::snapshot::aside;
+use crate::{container, handover};
 
 const STEP: &str = "stage";
 
@@ -69,6 +69,9 @@ pub(crate) async fn stage(
                 .await?;
         }
         share_with_current(server, &layout).await?;
+        if runtime::chosen(&release)? == RuntimeKind::Agent {
+            handover::check(server, &release, &layout).await?;
+        }
         let bytes = fs::read(incoming.join("release.json")).map_err(|error| file_failure(&incoming, &error))?;
         store::write_private(&layout.manifest(), &bytes)
             .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))?;
@@ -98,7 +101,7 @@ fn user_of(release: &Release) -> Result<Option<(String, bool)>, Failure> {
     match (&release.run.user, runtime::chosen(release)?) {
         (Some(name), _) => Ok(Some((name.clone(), false))),
         (None, RuntimeKind::Systemd) => Ok(Some((users::own_name(release.server.as_str()), true))),
-        (None, RuntimeKind::Process) => Ok(None),
+        (None, RuntimeKind::Process | RuntimeKind::Agent) => Ok(None),
     }
 }
 

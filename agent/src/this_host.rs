@@ -25,7 +25,7 @@ use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
 use crate::snapshot::aside;
-use crate::{container, facts, metrics, runtime, snapshot, stage};
+use crate::{container, facts, handover, metrics, runtime, snapshot, stage};
 
 /// How many releases are installed at once: package clients are hungry.
 const INSTALLS_MAX: usize = 2;
@@ -61,6 +61,10 @@ impl Machine for ThisHost {
 
     fn connected(&self, connection: &Connection) {
         self.connection.send_replace(Some(connection.clone()));
+    }
+
+    fn confirmed(&self, server: &ServerName) {
+        handover::confirm(&self.layout.server(server));
     }
 
     fn receive(

@@ -321,3 +321,61 @@ fn a_release_that_cuts_the_network_is_put_back_by_its_host_alone() {
     fleet.wait_until("it is back", || fleet.connected() == 1);
     assert!(is_active(host, "fleetwright-web"));
 }
+
+/// The file of the process that is a unit's.
+fn program_of(host: &Machine, unit: &str) -> String {
+    let link = format!("/proc/{}/exe", main_pid(host, unit));
+    host.run(&["readlink", &link]).stdout.trim().to_owned()
+}
+
+#[test]
+fn a_new_agent_is_deployed_outlives_a_reboot_and_a_broken_one_is_put_back() {
+    if !have(&[Tool::Machines]) {
+        return;
+    }
+    let mut fleet = Fleet::new(1);
+    let dist = fleet.coordinator.path("/srv/fleet/config/servers/dist/fleetwright-agent");
+    let configure = |fleet: &Fleet, version: u32| {
+        fleet.configure(1, "", "");
+        let write = |path: &str, content: &str| {
+            fs::write(fleet.coordinator.path("/srv/fleet").join(path), content).expect("write");
+        };
+        write(
+            "config/servers/agent.yaml",
+            &format!(
+                "apiVersion: fleetwright/v1\nname: agent\npackage: {{ file: dist/fleetwright-agent, version: '{version}' }}\n\
+                 run: {{ runtime: agent }}\nhealth_checks:\n  - {{ name: unit, type: systemd, interval: 1s, config: {{ unit: fleetwright-agent }} }}\n"
+            ),
+        );
+        write(
+            "deployments/test.yaml",
+            "apiVersion: fleetwright/v1\nname: test\nenvironment: test\nservers:\n  - { server: web }\n  - { server: agent, depends_on: [web] }\n\
+             rollout: { healthy_deadline: 60s, confirm_timeout: 60s, progress_deadline: 3m, retry: { attempts: 1 } }\n",
+        );
+    };
+    configure(&fleet, 2);
+    fs::create_dir_all(dist.parent().expect("a folder")).expect("a folder");
+    let stripped = Command::new("strip").arg("-o").arg(&dist).arg(program("fleetwright-agent")).status();
+    assert!(stripped.expect("strip runs").success());
+    fleet.deploy(&["--watch"]).expect_code(0);
+    let host = &fleet.hosts[0];
+    let (agent, web) = (main_pid(host, "fleetwright-agent"), main_pid(host, "fleetwright-web"));
+    let second = program_of(host, "fleetwright-agent");
+    assert!(second.starts_with("/var/lib/fleetwright-agent/servers/agent/releases/"), "{second}");
+    // The units of servers name the program that is always there.
+    assert!(!host.run(&["cat", "/etc/systemd/system/fleetwright-web.service"]).stdout.contains("servers/agent"));
+
+    fs::write(&dist, "#!/bin/sh\n[ \"$1\" = --version ] && exit 0\nexit 1\n").expect("write");
+    configure(&fleet, 3);
+    let failed = fleet.deploy(&["--watch"]).expect_code(4);
+    assert!(failed.stderr.contains("before it was confirmed"), "{}", failed.stderr);
+    assert_eq!(program_of(host, "fleetwright-agent"), second);
+    assert_ne!(main_pid(host, "fleetwright-agent"), agent, "systemd has started it anew");
+    assert_eq!(main_pid(host, "fleetwright-web"), web);
+
+    fleet.hosts[0].reboot();
+    fleet.wait_until("it is back", || fleet.connected() == 1);
+    let host = &fleet.hosts[0];
+    assert_eq!(program_of(host, "fleetwright-agent"), second);
+    assert!(is_active(host, "fleetwright-web"));
+}

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::{Runtime, State};
+use crate::handover;
 use crate::install::file_failure;
 use crate::layout::ServerLayout;
 use crate::output;
@@ -80,7 +81,7 @@ async fn start(server: &ServerLayout) -> Result<(), Failure> {
         return Ok(());
     }
     let failed = |message: String| Failure::new(FailureKind::DeploymentError, "start", message);
-    let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
+    let program = handover::original().map_err(|error| failed(error.to_string()))?;
     // The last status is of another life; what follows must not be mistaken for it.
     if let Some(old) = read_status(server).and_then(|status| status.server).filter(|server| server.is_alive()) {
         kill_group(old.pid, Signal::KILL);

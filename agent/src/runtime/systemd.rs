@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use zbus::{Connection, OwnedObjectPath, proxy};
 
 use super::{Runtime, State, marker, unit};
+use crate::handover;
 use crate::install::file_failure;
 use crate::layout::ServerLayout;
 use crate::process::Process;
@@ -156,7 +157,7 @@ fn wanted_by(server: &ServerLayout) -> PathBuf {
 
 async fn start(server: &ServerLayout, release: &Release) -> Result<(), Failure> {
     let fail = |error: zbus::Error| failed("start", &error);
-    let bridge = std::env::current_exe().map_err(|error| file_failure(Path::new("fleetwright-agent"), &error))?;
+    let bridge = handover::original().map_err(|error| file_failure(Path::new("fleetwright-agent"), &error))?;
     let text = unit::text(server, &server.release(&release.id()), release, &bridge);
     let manager = manager().await.map_err(fail)?;
     if install(server, &text)? {

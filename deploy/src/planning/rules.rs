@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::{Configuration, definition, locks, policies};
-use crate::config::{PackageWritten, Problem, Problems, Server, Source};
+use crate::config::{ManifestServer, PackageWritten, Problem, Problems, Server, Source};
 use crate::health::Severity;
 use crate::ids::ServerName;
 use crate::plan::{Pace, RollbackPolicy, Rollout};
-use crate::release::{ARTIFACT_SCHEME, Transport, is_artifact};
+use crate::release::{ARTIFACT_SCHEME, RuntimeChoice, Transport, is_artifact};
 
 /// Checks everything that can be said without rendering.
 pub(super) fn check(
@@ -37,6 +37,17 @@ pub(super) fn check(
             Ok((source, server)) => server_rules(configuration, source, server, &mut problems),
             Err(problem) => problems.push(problem),
         }
+    }
+    let is_agent = |entry: &&ManifestServer| {
+        let server = configuration.servers.get(&entry.server.value);
+        server.is_some_and(|(_, server)| server.run.runtime == RuntimeChoice::Agent)
+    };
+    for another in manifest.servers.iter().filter(is_agent).skip(1) {
+        problems.push(Problem::at(
+            source,
+            &another.server,
+            "a second server is a version of the agent (`runtime: agent`)",
+        ));
     }
     Problems::none_or(problems)
 }
@@ -102,7 +113,7 @@ fn environment_rules(
 fn server_rules(configuration: &Configuration, source: &Source, server: &Server, problems: &mut Vec<Problem>) {
     let rules = &configuration.environment.1.rules;
     let image = server.package.as_ref().is_some_and(|package| package.value.oci.is_some());
-    if server.run.command.is_empty() && !image {
+    if server.run.command.is_empty() && !image && server.run.runtime != RuntimeChoice::Agent {
         problems.push(Problem::at(source, &server.name, "there is no `run.command`"));
     }
     if let Some(container) = server.container.as_ref().filter(|_| !image) {
@@ -136,7 +147,26 @@ fn server_rules(configuration: &Configuration, source: &Source, server: &Server,
             problems.push(Problem::at(source, check, format!("two checks are called `{}`", check.value.name)));
         }
     }
+    agent_rules(source, server, problems);
     package_rules(configuration, source, server, problems);
+}
+
+/// A new version of the agent is one program, and has nothing that other servers have.
+fn agent_rules(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
+    if server.run.runtime != RuntimeChoice::Agent {
+        return;
+    }
+    let package = server.package.as_ref().map(|package| &package.value);
+    if !package.is_some_and(|package| package.archive.is_some() || package.file.is_some()) {
+        let problem = Problem::at(source, &server.name, "a new version of the agent is an `archive` or a `file`");
+        problems.push(problem.hint("write for example `package: { file: dist/fleetwright-agent, version: 0.2.0 }`"));
+    }
+    let run = &server.run;
+    if !run.command.is_empty() || run.port.is_some() || run.transport != Transport::None || !run.environment.is_empty()
+    {
+        let problem = Problem::at(source, &server.name, "a new version of the agent runs as the one before it did");
+        problems.push(problem.hint("leave everything but `runtime: agent` out of `run`"));
+    }
 }
 
 /// What is fetched by its URL must have a digest: a URL alone says nothing about what comes.

@@ -96,6 +96,8 @@ pub enum RuntimeChoice {
     Systemd,
     /// A supervisor process of the agent's.
     Process,
+    /// The agent of the host itself: the release takes its place.
+    Agent,
 }
 
 /// A runtime that a host has.
@@ -109,6 +111,8 @@ pub enum RuntimeKind {
     Systemd,
     /// A supervisor process of the agent's.
     Process,
+    /// The agent of the host itself.
+    Agent,
 }
 
 /// The most that a server may use. Nothing for no limit.
