@@ -24,8 +24,8 @@ pub(crate) struct Python {
     pub(crate) version: Version,
 }
 
-/// Asks everything on this host.
-pub(crate) async fn gather() -> Facts {
+/// Asks everything on this host. The disk is the one with the agent's state.
+pub(crate) async fn gather(state_dir: &Path) -> Facts {
     let mut runtimes: BTreeMap<String, Vec<Version>> = BTreeMap::new();
     let mut versions: Vec<Version> = pythons().await.into_iter().map(|python| python.version).collect();
     versions.sort();
@@ -51,6 +51,7 @@ pub(crate) async fn gather() -> Facts {
         arch: std::env::consts::ARCH.to_owned(),
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
         memory_bytes,
+        disk_bytes: rustix::fs::statvfs(state_dir).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize)),
         runtimes,
     }
 }

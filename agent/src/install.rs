@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::host::{Requirement, Version};
+use fleetwright_deploy::host::Version;
 use fleetwright_deploy::release::{Package, Release, is_artifact};
 use rustix::process::Signal;
 use tokio::process::Command;
@@ -102,7 +102,7 @@ async fn pypi(
     installer: &Path,
 ) -> Result<(), Failure> {
     let app = layout.app();
-    let least = release.requires.iter().find(|requirement| requirement.runtime == "python");
+    let least = release.requires.iter().find_map(|requirement| requirement.least_version("python"));
     let python = suitable_python(least, lock.and_then(locked_for)).await?;
     run(Command::new(&python).args(["-m", "venv"]).arg(&app), "python -m venv", installer).await?;
     let pip = app.join("bin/python");
@@ -190,18 +190,15 @@ fn locked_for(lock: &str) -> Option<Version> {
 
 /// The interpreter of the series that a lock was resolved by; else the oldest one that meets the need: packages support
 /// older ones longer than they take to support new ones.
-async fn suitable_python(
-    least: Option<&Requirement>,
-    locked_for: Option<Version>,
-) -> Result<std::path::PathBuf, Failure> {
+async fn suitable_python(least: Option<&Version>, locked_for: Option<Version>) -> Result<std::path::PathBuf, Failure> {
     let mut pythons = facts::pythons().await;
-    pythons.retain(|python| least.and_then(|need| need.at_least.as_ref()).is_none_or(|least| python.version >= *least));
+    pythons.retain(|python| least.is_none_or(|least| python.version >= *least));
     pythons.sort_by(|a, b| a.version.cmp(&b.version));
     let same = |python: &facts::Python| locked_for.as_ref().is_some_and(|of| of.series() == python.version.series());
     let usual = || pythons.iter().position(|python| python.version >= preferred_python()).unwrap_or(0);
     let preferred = pythons.iter().position(same).unwrap_or_else(usual);
     pythons.into_iter().nth(preferred).map(|python| python.program).ok_or_else(|| {
-        let wanted = least.map_or_else(|| "python".to_owned(), Requirement::to_string);
+        let wanted = least.map_or_else(|| "python".to_owned(), |least| format!("python>={least}"));
         Failure::new(
             FailureKind::DependencyError,
             STEP,

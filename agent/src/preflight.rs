@@ -16,7 +16,7 @@ const STEP: &str = "preflight";
 /// Checks needs, disk and port. `running` is the release that holds this server's port now, if one does.
 pub(crate) async fn check(release: &Release, server: &ServerLayout, running: Option<&Release>) -> Result<(), Failure> {
     if !release.requires.is_empty() {
-        let facts = facts::gather().await;
+        let facts = facts::gather(server.folder()).await;
         if let Some(missing) = release.requires.iter().find(|requirement| !requirement.is_met_by(&facts)) {
             return Err(Failure::new(FailureKind::DependencyError, STEP, format!("this host has no {missing}"))
                 .hint("install it on the host, or place the server elsewhere"));

@@ -146,7 +146,7 @@ impl Session {
             connection.close(close::NOT_PERMITTED.into(), b"not a coordinator of this fleet");
             bail!("{} is no coordinator of fleet {}", peer.uri(), self.identity.fleet);
         }
-        let hello = AgentMessageV1::Hello { agent_version: env!("CARGO_PKG_VERSION").to_owned(), view };
+        let hello = AgentMessageV1::Greeting { agent_version: env!("CARGO_PKG_VERSION").to_owned(), view };
         match tell(&connection, hello).await? {
             CoordinatorReply::Acknowledged | CoordinatorReply::Listed(_) | CoordinatorReply::Chunks(_) => {}
             CoordinatorReply::Refused(why) => bail!("the coordinator refuses this host: {why}"),

@@ -55,8 +55,12 @@ impl ThisHost {
 impl Machine for ThisHost {
     fn view(&self) -> BoxFuture<'static, HostView> {
         let (address, labels) = (self.address.clone(), self.labels.clone());
-        let state_dir = self.layout.state_dir().display().to_string();
-        async move { HostView { address, state_dir, labels, facts: Some(facts::gather().await) } }.boxed()
+        let state_dir = self.layout.state_dir().to_owned();
+        async move {
+            let facts = Some(facts::gather(&state_dir).await);
+            HostView { address, state_dir: state_dir.display().to_string(), labels, facts }
+        }
+        .boxed()
     }
 
     fn connected(&self, connection: &Connection) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fleetwright_certs::Role;
 use fleetwright_deploy::failure::Failure;
+use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{FleetName, HostName, InstanceId};
 use fleetwright_protocol::artifact::CHUNKS_BYTES_MAX;
 use fleetwright_protocol::command::CommandReply;
@@ -249,9 +250,8 @@ async fn message(
     };
     let on_host = |server| InstanceId::new(server, host.clone());
     let reply = match message {
-        AgentMessageV1::Hello { view, agent_version: _ } => {
-            engine.ask(|reply| Request::HostConnected { host: host.clone(), view, session, reply }).await
-        }
+        AgentMessageV1::Hello { view, agent_version: _ } => connected(engine, host, view.into(), session).await,
+        AgentMessageV1::Greeting { view, agent_version: _ } => connected(engine, host, view, session).await,
         AgentMessageV1::Step { deployment, server, attempt, report } => {
             let instance = on_host(server);
             engine.ask(|reply| Request::StepReported { instance, deployment, attempt, report, reply }).await
@@ -283,6 +283,15 @@ async fn message(
         // Without an acknowledgement the agent tells it again.
         None => Ok(()),
     }
+}
+
+async fn connected(
+    engine: &Handle,
+    host: &HostName,
+    view: HostView,
+    session: SessionHandle,
+) -> Option<CoordinatorReply> {
+    engine.ask(|reply| Request::HostConnected { host: host.clone(), view, session, reply }).await
 }
 
 async fn take_samples(engine: &Handle, host: &HostName, samples: Vec<MetricsSample>) -> Option<CoordinatorReply> {

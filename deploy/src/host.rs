@@ -15,6 +15,9 @@ pub struct Facts {
     pub cpus: u32,
     /// Physical memory in bytes.
     pub memory_bytes: u64,
+    /// The size of the file system with the agent's state, in bytes; 0 when it is not known.
+    #[serde(default)]
+    pub disk_bytes: u64,
     /// The programs and engines found, with their versions: `python` (one entry per interpreter), `node`, `docker`, `podman`, `systemd`.
     pub runtimes: BTreeMap<String, Vec<Version>>,
 }
@@ -87,40 +90,96 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// Something a host must have: `python`, `python>=3.12`, `docker`, `node>=20`.
+/// Something a host must have: `python`, `python>=3.12`, `node>=20`, `docker`; `cpus>=4`, `memory>=2GiB`, `disk>=10GiB`
+/// (of the file system with the agent's state, whether it is free or not); `os=linux`, `arch=x86_64`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Requirement {
-    /// The runtime that must be there.
-    pub runtime: String,
-    /// The least version of it, where one is asked for.
-    pub at_least: Option<Version>,
+pub enum Requirement {
+    /// A program or an engine.
+    Runtime {
+        /// Its name, such as `python`.
+        name: String,
+        /// The least version of it, where one is asked for.
+        at_least: Option<Version>,
+    },
+    /// At least as many processors.
+    Cpus(u32),
+    /// At least as much physical memory, in bytes.
+    Memory(u64),
+    /// At least as much space on the disk with the agent's state, in bytes.
+    Disk(u64),
+    /// This operating system.
+    Os(String),
+    /// This processor architecture.
+    Arch(String),
 }
 
+/// Why a text is no requirement.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not something a host can have: write for example python>=3.12, memory>=2GiB, cpus>=2 or arch=x86_64")]
+pub struct InvalidRequirement(String);
+
 impl Requirement {
-    /// Whether a host with these facts has it.
+    /// Whether a host with these facts has it. What is not known of a host counts as met.
     pub fn is_met_by(&self, facts: &Facts) -> bool {
-        let Some(found) = facts.runtimes.get(&self.runtime) else { return false };
-        match &self.at_least {
-            None => true,
-            Some(least) => found.iter().any(|version| version >= least),
+        let enough = |has: u64, least: u64| has == 0 || has >= least;
+        match self {
+            Self::Runtime { name, at_least } => match (facts.runtimes.get(name), at_least) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(found), Some(least)) => found.iter().any(|version| version >= least),
+            },
+            Self::Cpus(least) => enough(facts.cpus.into(), (*least).into()),
+            Self::Memory(least) => enough(facts.memory_bytes, *least),
+            Self::Disk(least) => enough(facts.disk_bytes, *least),
+            Self::Os(os) => facts.os.is_empty() || facts.os == *os,
+            Self::Arch(arch) => facts.arch.is_empty() || facts.arch == *arch,
+        }
+    }
+
+    /// The least version of a runtime, where it is asked for.
+    pub fn least_version(&self, runtime: &str) -> Option<&Version> {
+        match self {
+            Self::Runtime { name, at_least } if name == runtime => at_least.as_ref(),
+            _ => None,
         }
     }
 }
 
 impl TryFrom<String> for Requirement {
-    type Error = InvalidVersion;
+    type Error = InvalidRequirement;
 
-    fn try_from(text: String) -> Result<Self, InvalidVersion> {
-        let (runtime, at_least) = match text.split_once(">=") {
-            Some((runtime, version)) => (runtime.trim(), Some(Version::try_from(version.trim().to_owned())?)),
-            None => (text.trim(), None),
+    fn try_from(text: String) -> Result<Self, InvalidRequirement> {
+        let parse = || {
+            let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+            let is_word = |text: &str| !text.is_empty() && text.bytes().all(word);
+            if let Some((name, least)) = text.split_once(">=") {
+                let (name, least) = (name.trim(), least.trim());
+                return match name {
+                    "cpus" => least.parse().ok().map(Self::Cpus),
+                    "memory" => bytes(least).ok().map(Self::Memory),
+                    "disk" => bytes(least).ok().map(Self::Disk),
+                    "os" | "arch" => None,
+                    name if is_word(name) => {
+                        let at_least = Some(Version::try_from(least.to_owned()).ok()?);
+                        Some(Self::Runtime { name: name.to_owned(), at_least })
+                    }
+                    _ => None,
+                };
+            }
+            if let Some((name, value)) = text.split_once('=') {
+                let value = value.trim();
+                return match name.trim() {
+                    "os" if is_word(value) => Some(Self::Os(value.to_owned())),
+                    "arch" if is_word(value) => Some(Self::Arch(value.to_owned())),
+                    _ => None,
+                };
+            }
+            let name = text.trim();
+            let is_number = matches!(name, "cpus" | "memory" | "disk" | "os" | "arch");
+            (is_word(name) && !is_number).then(|| Self::Runtime { name: name.to_owned(), at_least: None })
         };
-        let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        if runtime.is_empty() || !runtime.bytes().all(known) {
-            return Err(InvalidVersion(text));
-        }
-        Ok(Self { runtime: runtime.to_owned(), at_least })
+        parse().ok_or_else(|| InvalidRequirement(text.clone()))
     }
 }
 
@@ -132,11 +191,37 @@ impl From<Requirement> for String {
 
 impl std::fmt::Display for Requirement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.at_least {
-            None => f.pad(&self.runtime),
-            Some(version) => f.pad(&format!("{}>={version}", self.runtime)),
+        match self {
+            Self::Runtime { name, at_least: None } => f.pad(name),
+            Self::Runtime { name, at_least: Some(version) } => f.pad(&format!("{name}>={version}")),
+            Self::Cpus(least) => f.pad(&format!("cpus>={least}")),
+            Self::Memory(least) => f.pad(&format!("memory>={}", size(*least))),
+            Self::Disk(least) => f.pad(&format!("disk>={}", size(*least))),
+            Self::Os(os) => f.pad(&format!("os={os}")),
+            Self::Arch(arch) => f.pad(&format!("arch={arch}")),
         }
     }
+}
+
+const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// A size such as `100MiB` or `2GiB`, in bytes.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim();
+    let factor = match unit {
+        "" | "B" => Some(1),
+        _ => UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor),
+    };
+    let size = factor.and_then(|factor| number.parse::<u64>().ok()?.checked_mul(factor));
+    size.ok_or_else(|| format!("`{text}` is not a size: write for example 100MiB or 2GiB"))
+}
+
+/// A size in the largest unit that it is a whole number of.
+fn size(bytes: u64) -> String {
+    let unit = UNITS.iter().find(|(_, factor)| bytes > 0 && bytes.is_multiple_of(*factor));
+    unit.map_or_else(|| format!("{bytes}B"), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
 #[cfg(test)]
@@ -161,8 +246,32 @@ mod tests {
     }
 
     #[test]
+    fn facts_are_compared_and_what_is_not_known_counts_as_met() {
+        let facts = Facts {
+            os: "linux".to_owned(),
+            arch: "x86_64".to_owned(),
+            cpus: 4,
+            memory_bytes: 8 << 30,
+            disk_bytes: 100 << 30,
+            ..Facts::default()
+        };
+        for met in ["cpus>=4", "memory>=8GiB", "memory >= 100MiB", "disk>=100GiB", "os=linux", "arch=x86_64"] {
+            assert!(requirement(met).is_met_by(&facts), "{met}");
+            assert!(requirement(met).is_met_by(&Facts::default()), "{met}");
+        }
+        for unmet in ["cpus>=5", "memory>=9GiB", "disk>=1TiB", "os=freebsd", "arch=aarch64"] {
+            assert!(!requirement(unmet).is_met_by(&facts), "{unmet}");
+        }
+        for text in ["cpus>=4", "memory>=8GiB", "disk>=1500MiB", "arch=x86_64", "python>=3.12", "node", "memory>=7B"] {
+            assert_eq!(requirement(text).to_string(), text);
+        }
+    }
+
+    #[test]
     fn malformed_requirements_are_refused() {
-        for bad in ["", ">=3", "python>=", "python>=x", "py thon", "Python"] {
+        for bad in
+            ["", ">=3", "python>=", "python>=x", "py thon", "Python", "cpus", "memory>=much", "os>=5", "arch=", "x=1"]
+        {
             assert!(Requirement::try_from(bad.to_owned()).is_err(), "{bad:?} was accepted");
         }
     }

@@ -1,7 +1,9 @@
 //! What agents tell, and what the coordinator answers. The host is never in a message: it is in the certificate.
 
+use std::collections::BTreeMap;
+
 use fleetwright_deploy::health::HealthReport;
-use fleetwright_deploy::host::HostView;
+use fleetwright_deploy::host::{Facts, HostView, Version};
 use fleetwright_deploy::ids::{DeploymentId, ReleaseId, ServerName};
 use fleetwright_deploy::instance::StepReport;
 use fleetwright_deploy::time::Timestamp;
@@ -19,12 +21,12 @@ pub enum AgentMessage {
 /// What an agent tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentMessageV1 {
-    /// The first message on every connection.
+    /// The first message on every connection, of agents that do not say how large their disk is.
     Hello {
         /// The version of the agent.
         agent_version: String,
         /// The host.
-        view: HostView,
+        view: HelloView,
     },
     /// What became of a step. Sent again until it is acknowledged.
     Step {
@@ -66,6 +68,52 @@ pub enum AgentMessageV1 {
         /// Their numbers in its list, at most [`CHUNKS_MAX`](crate::artifact::CHUNKS_MAX).
         numbers: Vec<u32>,
     },
+    /// The first message on every connection.
+    Greeting {
+        /// The version of the agent.
+        agent_version: String,
+        /// The host.
+        view: HostView,
+    },
+}
+
+/// A host as [`AgentMessageV1::Hello`] tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloView {
+    /// The address its servers listen on.
+    pub address: String,
+    /// The agent's state folder on the host.
+    pub state_dir: String,
+    /// Labels that placement selects by.
+    pub labels: BTreeMap<String, String>,
+    /// What it has.
+    pub facts: Option<HelloFacts>,
+}
+
+/// What a host has, as [`AgentMessageV1::Hello`] tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloFacts {
+    /// The operating system.
+    pub os: String,
+    /// The processor architecture.
+    pub arch: String,
+    /// Logical processors.
+    pub cpus: u32,
+    /// Physical memory in bytes.
+    pub memory_bytes: u64,
+    /// The programs and engines found, with their versions.
+    pub runtimes: BTreeMap<String, Vec<Version>>,
+}
+
+impl From<HelloView> for HostView {
+    fn from(view: HelloView) -> Self {
+        let HelloView { address, state_dir, labels, facts } = view;
+        let facts = facts.map(|facts| {
+            let HelloFacts { os, arch, cpus, memory_bytes, runtimes } = facts;
+            Facts { os, arch, cpus, memory_bytes, disk_bytes: 0, runtimes }
+        });
+        Self { address, state_dir, labels, facts }
+    }
 }
 
 /// Most samples in one message.

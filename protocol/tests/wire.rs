@@ -13,7 +13,9 @@ use fleetwright_protocol::artifact::{Chunk, Listed, Packed};
 use fleetwright_protocol::command::{Command, CommandBody, CommandReply, CommandV1, Intent, IntentV1, StepOrder};
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{decode, encode};
-use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply, MetricsSample};
+use fleetwright_protocol::report::{
+    AgentMessage, AgentMessageV1, CoordinatorReply, HelloFacts, HelloView, MetricsSample,
+};
 use fleetwright_protocol::{Envelope, FrameError};
 use proptest::prelude::*;
 use serde::Serialize;
@@ -80,14 +82,25 @@ fn messages_have_the_bytes_that_were_recorded() {
         not_after: Timestamp::from_unix_ms(9_000),
         servers: vec![(server(), Some(release.clone())), ("gone".parse().expect("name"), None)],
     });
+    let runtimes = || [("python".to_owned(), vec![Version::from([3, 11])])].into();
+    let labels = || BTreeMap::from([("zone".to_owned(), "a".to_owned())]);
+    let hello = HelloView {
+        address: "127.0.0.1".to_owned(),
+        state_dir: "/state".to_owned(),
+        labels: labels(),
+        facts: Some(HelloFacts {
+            os: String::new(),
+            arch: String::new(),
+            cpus: 0,
+            memory_bytes: 0,
+            runtimes: runtimes(),
+        }),
+    };
     let view = HostView {
         address: "127.0.0.1".to_owned(),
         state_dir: "/state".to_owned(),
-        labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
-        facts: Some(Facts {
-            runtimes: [("python".to_owned(), vec![Version::from([3, 11])])].into(),
-            ..Facts::default()
-        }),
+        labels: labels(),
+        facts: Some(Facts { runtimes: runtimes(), disk_bytes: 1 << 40, ..Facts::default() }),
     };
     let step = |report| {
         AgentMessage::V1(AgentMessageV1::Step { deployment: deployment(), server: server(), attempt: 1, report })
@@ -119,8 +132,10 @@ fn messages_have_the_bytes_that_were_recorded() {
     text.push_str(&record("refused", &CommandReply::Refused(failure.clone())));
     text.push_str(&record(
         "hello",
-        &AgentMessage::V1(AgentMessageV1::Hello { agent_version: "0.1.0".to_owned(), view }),
+        &AgentMessage::V1(AgentMessageV1::Hello { agent_version: "0.1.0".to_owned(), view: hello }),
     ));
+    let greeting = AgentMessageV1::Greeting { agent_version: "0.2.0".to_owned(), view };
+    text.push_str(&record("greeting", &AgentMessage::V1(greeting)));
     text.push_str(&record("verified", &step(StepReport::Verified)));
     text.push_str(&record("failed", &step(StepReport::Failed(failure))));
     text.push_str(&record(

@@ -11,7 +11,7 @@ use serde_saphyr::Spanned;
 use self::template::Templates;
 use super::{Circumstances, Configuration, secret_key, secret_sources};
 use crate::config::{ContainerWritten, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
-use crate::host::HostView;
+use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
 use crate::release::{
     ConfigFile, Container, Database, Endpoint, MARKER_END, MARKER_START, Package, Release, Resources, Run,
@@ -164,7 +164,7 @@ fn paths(source: &Source, written: &[Spanned<String>], templates: &Templates) ->
 fn resources(source: &Source, written: &ResourcesWritten) -> Result<Resources, Problems> {
     let memory_bytes = match &written.memory {
         None => None,
-        Some(memory) => Some(checks::bytes(&memory.value).map_err(|message| Problem::at(source, memory, message))?),
+        Some(memory) => Some(bytes(&memory.value).map_err(|message| Problem::at(source, memory, message))?),
     };
     let cpu_percent = match &written.cpu {
         None => None,

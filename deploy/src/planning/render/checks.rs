@@ -12,6 +12,7 @@ use serde_saphyr::Spanned;
 use super::Templates;
 use crate::config::{CheckType, Problem, Problems, Source, WrittenCheck};
 use crate::health::{HealthCheck, HttpMore, Probe};
+use crate::host::bytes;
 use crate::release::{MARKER_START, Run, Transport};
 use crate::time::Length;
 
@@ -276,20 +277,4 @@ fn probe(check_type: CheckType, config: Value, run: &Run) -> Result<Probe, Strin
 
 fn read<T: DeserializeOwned>(config: Value) -> Result<T, String> {
     serde_json::from_value(config).map_err(|error| error.to_string())
-}
-
-/// A size such as `100MiB` or `2GiB`, in bytes.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor: Option<u64> = match unit.trim() {
-        "" | "B" => Some(1),
-        "KiB" => Some(1 << 10),
-        "MiB" => Some(1 << 20),
-        "GiB" => Some(1 << 30),
-        "TiB" => Some(1 << 40),
-        _ => None,
-    };
-    let size = factor.and_then(|factor| number.parse::<u64>().ok()?.checked_mul(factor));
-    size.ok_or_else(|| format!("`{text}` is not a size: write for example 100MiB or 2GiB"))
 }
