@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
@@ -113,12 +114,14 @@ impl Artifacts {
         if packed.len() != wanted.len() {
             return Err(refused("the coordinator gives other chunks than were asked for".to_owned()));
         }
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         let blobs = self.layout.blobs();
         aside(move || {
             for ((_, chunk), Packed(packed)) in wanted.iter().zip(packed) {
                 unpack(chunk, &packed)?;
                 let path = blobs.join(chunk.file_name());
-                let fresh = path.with_extension("new");
+                // Another artifact that is fetched at the same time may have the same chunk.
+                let fresh = path.with_extension(format!("{}.new", COUNT.fetch_add(1, Ordering::Relaxed)));
                 let kept = fs::write(&fresh, &packed).and_then(|()| fs::rename(&fresh, &path));
                 kept.map_err(|error| file_failure(&path, &error))?;
             }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -10,6 +11,7 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::{Answer, Api, Refusal, ending};
 use crate::artifacts::{Artifact, is_sha256, missing};
@@ -17,6 +19,8 @@ use crate::clock;
 
 /// How many parts of a body wait to be written.
 const PARTS_WAITING: usize = 8;
+/// How long nothing may arrive of a body.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest name of an artifact, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -65,8 +69,14 @@ pub(super) async fn add(
     let adding = aside(move || store.add(&name, &sha256, Parts { receiver, part: Bytes::new() }, clock::now()));
     let receiving = async {
         let mut body = body.into_data_stream();
-        while let Some(part) = body.next().await {
-            if parts.send(part.map_err(io::Error::other)).await.is_err() {
+        loop {
+            let part = match timeout(STALL_TIMEOUT, body.next()).await {
+                Ok(None) => break,
+                Ok(Some(part)) => part.map_err(io::Error::other),
+                Err(_) => Err(io::Error::other("nothing more arrives")),
+            };
+            let failed = part.is_err();
+            if parts.send(part).await.is_err() || failed {
                 break;
             }
         }
