@@ -13,8 +13,8 @@ use fleetwright_tests::fleet::program;
 use reqwest::Client;
 use serde_json::{Value, json};
 
-/// The version that is compared with.
-const SUPERGATEWAY: &str = "supergateway@3.4.3";
+/// The version of supergateway that is compared with, unless another is named.
+const SUPERGATEWAY: &str = "4.0.0";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Measures bridges side by side.
@@ -26,6 +26,9 @@ struct Arguments {
     /// How often each calls.
     #[arg(long, default_value_t = 500)]
     calls: usize,
+    /// The version of supergateway.
+    #[arg(long, default_value = SUPERGATEWAY)]
+    supergateway: String,
 }
 
 /// A server that answers as fast as Python can.
@@ -58,9 +61,13 @@ async fn main() -> ExitCode {
     let install = Command::new("npm")
         .args(["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"])
         .arg(folder.path())
-        .arg(SUPERGATEWAY)
+        .arg(format!("supergateway@{}", arguments.supergateway))
         .status();
-    assert!(install.is_ok_and(|status| status.success()), "{SUPERGATEWAY} cannot be installed");
+    assert!(
+        install.is_ok_and(|status| status.success()),
+        "supergateway {} cannot be installed",
+        arguments.supergateway
+    );
     let server = format!("python3 {}", script.display());
     let ours = |port: u16| {
         let mut command = Command::new(program("fleetwright-agent"));

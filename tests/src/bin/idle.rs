@@ -29,6 +29,8 @@ struct Used {
     cpu_ticks: u64,
     written_bytes: u64,
     rss_kib: u64,
+    /// What of that is no page of a file.
+    own_kib: u64,
 }
 
 #[expect(clippy::print_stdout, reason = "the result is for people")]
@@ -61,7 +63,8 @@ fn main() -> ExitCode {
     let per_hour = cpu_s * 3_600.0 / arguments.seconds as f64;
     let written = after.written_bytes - before.written_bytes;
     println!("an agent with {} servers, over {} s:", arguments.servers, arguments.seconds);
-    println!("  memory (RSS)     {:.1} MiB (at most {} MiB)", after.rss_kib as f64 / 1024.0, RSS_KIB_MAX / 1024);
+    let (rss, own) = (after.rss_kib as f64 / 1024.0, after.own_kib as f64 / 1024.0);
+    println!("  memory (RSS)     {rss:.1} MiB (at most {} MiB), {own:.1} of it its own", RSS_KIB_MAX / 1024);
     println!("  processor time   {per_hour:.2} s per hour (at most {CPU_S_PER_HOUR_MAX} s)");
     println!("  written to disk  {written} bytes (at most 0)");
     let good = after.rss_kib <= RSS_KIB_MAX && per_hour <= CPU_S_PER_HOUR_MAX && written == 0;
@@ -82,5 +85,6 @@ fn used(pid: i32) -> Used {
         cpu_ticks: ticks(11) + ticks(12),
         written_bytes: number(&read("io"), "write_bytes"),
         rss_kib: number(&read("status"), "VmRSS"),
+        own_kib: number(&read("status"), "RssAnon"),
     }
 }
