@@ -9,6 +9,7 @@ mod deploy;
 mod down;
 mod explain;
 mod follow;
+mod graph;
 mod halt;
 mod hosts;
 mod instances;

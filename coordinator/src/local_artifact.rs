@@ -10,6 +10,7 @@ use futures_util::stream;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+use crate::api::views::PlanningView;
 use crate::artifacts::Artifact;
 use crate::client::Client;
 
@@ -82,6 +83,19 @@ impl LocalArtifact {
         reading.abort();
         sent
     }
+}
+
+/// Sends those files that the coordinator lacks.
+pub(crate) async fn push_missing(local: &[LocalArtifact], client: &Client) -> Result<Vec<Artifact>> {
+    if local.is_empty() {
+        return Ok(Vec::new());
+    }
+    let planning: PlanningView = client.get("/v1/planning").await?;
+    let mut pushed = Vec::new();
+    for local in local.iter().filter(|local| !planning.artifacts.contains(&local.sha256)) {
+        pushed.push(local.push(client).await?);
+    }
+    Ok(pushed)
 }
 
 fn is_plain(c: char) -> bool {

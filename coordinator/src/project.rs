@@ -11,9 +11,6 @@ use fleetwright_deploy::planning::Configuration;
 use fleetwright_deploy::release::ARTIFACT_SCHEME;
 use serde_saphyr::Spanned;
 
-use crate::api::views::PlanningView;
-use crate::artifacts::Artifact;
-use crate::client::Client;
 use crate::local_artifact::LocalArtifact;
 use crate::lock;
 
@@ -22,18 +19,6 @@ pub(crate) struct Project {
     pub(crate) configuration: Configuration,
     /// Files that become artifacts of the coordinator's when they are deployed.
     pub(crate) artifacts: Vec<LocalArtifact>,
-}
-
-impl Project {
-    /// Sends the files that a plan needs and that the coordinator lacks.
-    pub(crate) async fn push(&self, client: &Client) -> anyhow::Result<Vec<Artifact>> {
-        let planning: PlanningView = client.get("/v1/planning").await?;
-        let mut pushed = Vec::new();
-        for local in self.artifacts.iter().filter(|local| !planning.artifacts.contains(&local.sha256)) {
-            pushed.push(local.push(client).await?);
-        }
-        Ok(pushed)
-    }
 }
 
 /// Reads a manifest and everything it refers to. All problems of all files are told at once.

@@ -3,12 +3,14 @@
 //! Everything is rendered here, once: the plan holds every file as its host will have it.
 
 mod diff;
+mod explain;
 mod graph;
 mod locks;
 mod placement;
 mod policies;
 mod render;
 mod rules;
+mod saved;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,8 +22,10 @@ use crate::release::{Release, SecretSource};
 use crate::time::Timestamp;
 
 pub use diff::{Change, changes};
+pub use explain::{Explanation, explain};
 pub use graph::groups;
 pub use locks::LOCK_BYTES_MAX;
+pub use saved::{SAVED_PLAN_BYTES_MAX, SavedArtifact, SavedPlan, SavedPlanError, moved_on};
 
 /// What runs on an instance when a plan is made.
 #[derive(Clone, Debug)]

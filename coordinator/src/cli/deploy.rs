@@ -1,14 +1,16 @@
 //! `fleetwright deploy`
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Subcommand;
 use fleetwright_deploy::deployment::Options;
+use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{DeploymentId, EnvironmentName, InstanceId};
 use fleetwright_deploy::plan::RollbackStrategy;
-use fleetwright_deploy::planning::CheckedPlan;
+use fleetwright_deploy::planning::{CheckedPlan, Circumstances, SAVED_PLAN_BYTES_MAX, SavedPlan, moved_on};
 
 use super::control::{self, ReasonArguments};
 use super::output::{Color, Ui, table};
@@ -17,7 +19,7 @@ use crate::api::views::{DeploymentSummary, DeploymentView, PlanningView, StatusV
 use crate::api::{Decision, RollbackRequest, StartRequest, Started};
 use crate::client::Client;
 use crate::commands::sign_intents;
-use crate::project::Project;
+use crate::local_artifact::{self, LocalArtifact};
 use crate::state_dir::StateDir;
 use crate::{clock, project};
 
@@ -53,7 +55,8 @@ pub(crate) enum DeployCommand {
 
 #[derive(clap::Args)]
 pub(crate) struct StartArguments {
-    /// The manifest.
+    /// The manifest, or a plan that `plan --out` has saved.
+    #[arg(value_name = "MANIFEST|PLAN")]
     manifest: PathBuf,
     /// The environment, if not the one that the manifest names.
     #[arg(short, long)]
@@ -106,6 +109,9 @@ pub(super) async fn deploy(command: DeployCommand, context: &Context) -> Result<
 
 async fn start(arguments: &StartArguments, client: &Client, context: &Context) -> Result<u8> {
     let ui = &context.ui;
+    if let Some(saved) = saved_plan(&arguments.manifest)? {
+        return start_saved(saved, arguments, client, context).await;
+    }
     let mut project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
     if let Some(strategy) = arguments.rollback_strategy {
         project.configuration.manifest.1.rollback.strategy = Some(strategy);
@@ -120,8 +126,74 @@ async fn start(arguments: &StartArguments, client: &Client, context: &Context) -
             Some(_) | None => break (checked, circumstances),
         }
     };
+    execute(checked, &circumstances, &project.artifacts, arguments, client, context).await
+}
+
+/// Executes a plan that was made before, if it still is what the fleet needs.
+async fn start_saved(saved: SavedPlan, arguments: &StartArguments, client: &Client, context: &Context) -> Result<u8> {
+    let file = arguments.manifest.display();
+    if arguments.environment.is_some() || arguments.rollback_strategy.is_some() || arguments.wait {
+        bail!(
+            "{file} is a plan already\n  hint: give `-e`, `--rollback-strategy` and `--wait` where it is made, or start the manifest"
+        );
+    }
+    let view: PlanningView = client.get("/v1/planning").await?;
+    let circumstances = view.circumstances(clock::now());
+    let moved = moved_on(&saved.plan, &circumstances);
+    if !moved.is_empty() {
+        let message = format!("the fleet has changed since plan {} was made at {}", saved.id.short(), saved.made_at);
+        let failure = Failure::new(FailureKind::ConfigurationError, "pre_validation", message);
+        return Err(failure.output(moved.iter().map(String::as_str)).hint("plan again: nothing was started").into());
+    }
+    let mut local = Vec::new();
+    for artifact in &saved.artifacts {
+        let read = LocalArtifact::read(Path::new(&artifact.path));
+        let known = circumstances.artifacts.as_ref().is_some_and(|known| known.contains(&artifact.sha256));
+        match read {
+            Ok(read) if read.sha256 == artifact.sha256 => local.push(read),
+            _ if known => {}
+            Ok(_) => bail!("{} has changed since the plan was made\n  hint: plan again", artifact.path),
+            Err(error) => bail!("{} cannot be read: {error}\n  hint: plan again where the file is", artifact.path),
+        }
+    }
+    execute(saved.into_checked(), &circumstances, &local, arguments, client, context).await
+}
+
+/// The plan in a file, if it is one: manifests are YAML, and plans begin with a brace.
+fn saved_plan(file: &Path) -> Result<Option<SavedPlan>> {
+    let read = |file: &Path| -> std::io::Result<Option<Vec<u8>>> {
+        let mut bytes = Vec::new();
+        let mut content = std::fs::File::open(file)?.take(SAVED_PLAN_BYTES_MAX as u64 + 1);
+        let mut first = [0];
+        if content.read(&mut first)? == 0 || first != *b"{" {
+            return Ok(None);
+        }
+        bytes.push(b'{');
+        content.read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    };
+    // What cannot be read is told by whoever reads it as a manifest.
+    let Ok(Some(bytes)) = read(file) else { return Ok(None) };
+    let saved = SavedPlan::parse(&bytes).map_err(|error| {
+        let message = format!("{}: {error}", file.display());
+        Failure::new(FailureKind::ConfigurationError, "plan", message)
+            .hint("make it anew with `fleetwright plan --out`")
+    })?;
+    Ok(Some(saved))
+}
+
+/// Shows a plan, signs it, starts it, and watches it where that is asked for.
+async fn execute(
+    checked: CheckedPlan,
+    circumstances: &Circumstances,
+    local: &[LocalArtifact],
+    arguments: &StartArguments,
+    client: &Client,
+    context: &Context,
+) -> Result<u8> {
+    let ui = &context.ui;
     if !ui.is_json() || arguments.dry_run {
-        plan::show(&checked, &circumstances, ui);
+        plan::show(&checked, circumstances, ui);
     }
     if checked.plan().summary().changes() == 0 {
         ui.say("nothing changes: everything runs as planned already");
@@ -131,7 +203,7 @@ async fn start(arguments: &StartArguments, client: &Client, context: &Context) -
         ui.say("dry run: nothing was started");
         return Ok(exit::DONE);
     }
-    push(&project, client, ui).await?;
+    push(local, client, ui).await?;
     let (id, after) = launch(checked, !arguments.no_rollback, client, context).await?;
     if !arguments.watch {
         ui.data(&Started { id: id.clone() }, || {
@@ -148,8 +220,8 @@ async fn start(arguments: &StartArguments, client: &Client, context: &Context) -
 }
 
 /// Sends the files that definitions name, where the coordinator lacks them.
-pub(super) async fn push(project: &Project, client: &Client, ui: &Ui) -> Result<()> {
-    for artifact in project.push(client).await? {
+pub(super) async fn push(local: &[LocalArtifact], client: &Client, ui: &Ui) -> Result<()> {
+    for artifact in local_artifact::push_missing(local, client).await? {
         let (size, new) = (artifacts::size(artifact.bytes), artifacts::size(artifact.new_bytes));
         ui.say(&format!("sent {} to the coordinator: {size}, {new} of it new", artifact.name));
     }

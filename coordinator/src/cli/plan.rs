@@ -1,19 +1,22 @@
 //! `fleetwright plan`
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use fleetwright_deploy::host::{Facts, HostView};
-use fleetwright_deploy::ids::EnvironmentName;
+use fleetwright_deploy::ids::{EnvironmentName, ServerName};
 use fleetwright_deploy::plan::{OnFailure, OnTimeout, Pace, PauseAt, PausePoint, PlannedStep, StepAction};
-use fleetwright_deploy::planning::{self, Change, CheckedPlan, Circumstances, Configuration, changes, secret_sources};
+use fleetwright_deploy::planning::{
+    self, Change, CheckedPlan, Circumstances, Configuration, Explanation, SavedArtifact, SavedPlan, changes,
+    secret_sources,
+};
 use fleetwright_deploy::time::Length;
 use serde_json::json;
 use similar::{ChangeTag, TextDiff};
 
 use super::output::{Color, Ui};
-use super::{Context, exit};
+use super::{Context, exit, graph};
 use crate::api::views::PlanningView;
 use crate::client::Client;
 use crate::project::Project;
@@ -42,13 +45,33 @@ pub(crate) struct PlanArguments {
     /// Exit with 3 if the plan changes something.
     #[arg(long)]
     detailed_exitcode: bool,
+    /// Save the plan, to be executed by `deploy start FILE` as long as nothing has changed.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print the groups and dependencies as a graph instead.
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with_all = ["rollback", "explain"])]
+    graph: Option<graph::Format>,
+    /// Say why a server is in its group and on its hosts instead.
+    #[arg(long, value_name = "SERVER", conflicts_with = "rollback")]
+    explain: Option<ServerName>,
 }
 
 pub(super) async fn plan(arguments: &PlanArguments, context: &Context) -> Result<u8> {
     let project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
     let client = if arguments.offline { None } else { reachable(context).await };
     let (checked, circumstances) = make(&project, client.as_ref()).await?;
-    show(&checked, &circumstances, &context.ui);
+    if let Some(file) = &arguments.out {
+        save(file, &checked, &project, &context.ui)?;
+    }
+    if let Some(format) = arguments.graph {
+        let text = graph::draw(format, &project.configuration.manifest.1, checked.plan());
+        context.ui.data(&json!({ "graph": text }), || text.trim_end().to_owned());
+    } else if let Some(server) = &arguments.explain {
+        let explanation = planning::explain(&project.configuration, &circumstances, server)?;
+        context.ui.data(&explanation, || explained(&explanation));
+    } else {
+        show(&checked, &circumstances, &context.ui);
+    }
     if arguments.rollback {
         rollback_plan(&checked, &context.ui);
     }
@@ -83,6 +106,50 @@ pub(super) async fn make(project: &Project, client: Option<&Client>) -> Result<(
     };
     let checked = planning::plan(configuration, &circumstances)?;
     Ok((checked, circumstances))
+}
+
+/// Saves a plan to a file, whole or not at all.
+fn save(file: &Path, checked: &CheckedPlan, project: &Project, ui: &Ui) -> Result<()> {
+    let artifacts = project.artifacts.iter().map(|local| {
+        let path = std::path::absolute(&local.path).unwrap_or_else(|_| local.path.clone());
+        SavedArtifact { path: path.display().to_string(), sha256: local.sha256.clone() }
+    });
+    let saved = SavedPlan::new(checked, clock::now(), artifacts.collect());
+    let mut fresh = file.as_os_str().to_owned();
+    fresh.push(".new");
+    std::fs::write(&fresh, saved.to_bytes())
+        .and_then(|()| std::fs::rename(&fresh, file))
+        .with_context(|| format!("{} cannot be written", file.display()))?;
+    let (id, file) = (checked.id().short(), file.display());
+    ui.say(&format!("saved plan {id} in {file}; `fleetwright deploy start {file}` executes it"));
+    Ok(())
+}
+
+/// Why a server is where it is, for people.
+fn explained(explanation: &Explanation) -> String {
+    let Explanation { server, group: (group, groups), chain, depends_on, needed_by, priority, beside, hosts } =
+        explanation;
+    let mut text = format!("{server} is in group {group} of {groups}");
+    let links: Vec<String> = chain.iter().skip(1).map(|(on, group)| format!("{on} (group {group})")).collect();
+    if links.is_empty() {
+        text.push_str("\n  it depends on nothing");
+    } else {
+        let _ = write!(text, "\n  because it depends on {}", links.join(", which depends on "));
+    }
+    let others = depends_on.iter().filter(|(on, _)| chain.get(1).is_none_or(|(first, _)| first != *on));
+    for (on, group) in others {
+        let _ = write!(text, "\n  it depends on {on} (group {group}), too");
+    }
+    if !needed_by.is_empty() {
+        let names: Vec<&str> = needed_by.iter().map(|name| name.as_str()).collect();
+        let _ = write!(text, "\n  needed by {}", names.join(", "));
+    }
+    let order: Vec<&str> = beside.iter().map(|name| name.as_str()).collect();
+    let _ = write!(text, "\n  its group starts in the order {} (its priority is {priority})\nhosts", order.join(", "));
+    for (host, said) in hosts {
+        let _ = write!(text, "\n  {host:<24} {said}");
+    }
+    text
 }
 
 fn offline(configuration: &Configuration) -> Circumstances {

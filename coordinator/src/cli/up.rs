@@ -121,7 +121,7 @@ async fn deploy_manifest(project: &Project, client: &Client, context: &Context) 
     if checked.plan().summary().changes() == 0 {
         ui.say("nothing changes: everything runs as planned already");
     } else {
-        deploy::push(project, client, ui).await?;
+        deploy::push(&project.artifacts, client, ui).await?;
         let (id, after) = deploy::launch(checked, true, client, context).await?;
         ui.say(&format!("\nstarted deployment {id}"));
         let view = follow::follow(client, &id, after, ui).await?;

@@ -112,6 +112,47 @@ fn choose(
     Ok(chosen)
 }
 
+/// What is to be said of every host for one server, once the servers that the manifest lists before it have their places.
+pub(super) fn verdicts(
+    configuration: &Configuration,
+    circumstances: &Circumstances,
+    server: &ServerName,
+) -> BTreeMap<HostName, String> {
+    let mut taken = Taken::default();
+    for entry in &configuration.manifest.1.servers {
+        let Ok((_, definition)) = definition(configuration, &entry.server) else { continue };
+        if entry.server.value != *server {
+            let _ = choose(entry, definition, circumstances, &mut taken);
+            continue;
+        }
+        let port = definition.run.port.as_ref().map(|port| port.value);
+        let before: BTreeMap<HostName, (Option<String>, usize)> = circumstances
+            .hosts
+            .iter()
+            .map(|(host, view)| {
+                let refused = refusal(host, view, entry, definition, port, &taken);
+                (host.clone(), (refused, taken.count.get(host).copied().unwrap_or(0)))
+            })
+            .collect();
+        let chosen = choose(entry, definition, circumstances, &mut taken).unwrap_or_default();
+        return before
+            .into_iter()
+            .map(|(host, (refused, count))| {
+                let keeps = circumstances.present.contains_key(&InstanceId::new(server.clone(), host.clone()));
+                let said = match refused {
+                    Some(reason) => format!("refused: {reason}"),
+                    None if circumstances.unreachable.contains(&host) && !keeps => "refused: not connected".to_owned(),
+                    None if chosen.contains(&host) && keeps => "chosen: it runs there already".to_owned(),
+                    None if chosen.contains(&host) => format!("chosen: it has {count} servers of this manifest"),
+                    None => format!("not needed: it has {count} servers of this manifest"),
+                };
+                (host, said)
+            })
+            .collect();
+    }
+    BTreeMap::new()
+}
+
 /// Why a host will not do for a server.
 fn refusal(
     host: &HostName,

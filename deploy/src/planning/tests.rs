@@ -401,3 +401,64 @@ fn a_check_presents_secrets_in_headers_and_nowhere_else() {
         assert!(problems.contains(told), "{problems}");
     }
 }
+
+#[test]
+fn a_saved_plan_reads_back_and_a_changed_one_is_refused() {
+    let checked = plan_of("  - { server: a }\n", &[("a", SERVER)]).expect("a plan");
+    let bytes = SavedPlan::new(&checked, Timestamp::from_unix_ms(5), Vec::new()).to_bytes();
+    assert_eq!(SavedPlan::parse(&bytes).expect("it reads back").into_checked(), checked);
+    let text = String::from_utf8(bytes).expect("text");
+    let tampered = text.replacen("mcp-server-time", "mcp-server-tine", 1);
+    assert!(matches!(SavedPlan::parse(tampered.as_bytes()), Err(SavedPlanError::Changed)));
+    let newer = text.replacen("fleetwright-plan/v1", "fleetwright-plan/v9", 1);
+    assert!(matches!(SavedPlan::parse(newer.as_bytes()), Err(SavedPlanError::Format(_))));
+    for rubbish in ["", "{}", "{\"format\":1}", &text[..text.len() / 2], &text.replacen("\"id\"", "\"di\"", 1)] {
+        assert!(matches!(SavedPlan::parse(rubbish.as_bytes()), Err(SavedPlanError::Malformed(_))), "{rubbish}");
+    }
+}
+
+#[test]
+fn what_has_changed_since_a_plan_was_made_is_named() {
+    let checked = plan_of("  - { server: a }\n", &[("a", SERVER)]).expect("a plan");
+    assert!(moved_on(checked.plan(), &circumstances()).is_empty());
+    let mut now = deployed(checked.plan(), circumstances());
+    now.generation = Generation(9);
+    let changes = moved_on(checked.plan(), &now);
+    assert!(
+        changes.len() == 1 && changes[0].starts_with("a@h1 ran nothing when the plan was made, and runs "),
+        "{changes:?}"
+    );
+    let elsewhere = Circumstances { generation: Generation(9), ..circumstances() };
+    assert!(moved_on(checked.plan(), &elsewhere)[0].contains("is at 9: other deployments came between"));
+}
+
+#[test]
+fn a_server_is_explained_with_its_chain_its_neighbours_and_every_host() {
+    let servers = "  - { server: db, place: { labels: { zone: a } } }\n  - { server: cache }\n  \
+                   - { server: api, depends_on: [cache, db], priority: 5 }\n  - { server: web, depends_on: [api] }\n";
+    let definitions: Vec<(String, String)> = ["db", "cache", "api", "web"]
+        .iter()
+        .enumerate()
+        .map(|(n, name)| ((*name).to_owned(), SERVER.replace("8801", &(8801 + n).to_string())))
+        .collect();
+    let definitions: Vec<(&str, &str)> =
+        definitions.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let configuration = read(&manifest(servers), ENVIRONMENT, &definitions).expect("a configuration");
+    let of = |name: &str| explain(&configuration, &circumstances(), &name.parse().expect("name"));
+    let web = of("web").expect("an explanation");
+    assert_eq!(web.group, (3, 3));
+    let chain: Vec<(&str, usize)> = web.chain.iter().map(|(name, group)| (name.as_str(), *group)).collect();
+    assert_eq!(chain, [("web", 3), ("api", 2), ("cache", 1)]);
+    let db = of("db").expect("an explanation");
+    assert_eq!(db.needed_by.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["api"]);
+    let said: Vec<(&str, &str)> = db.hosts.iter().map(|(host, said)| (host.as_str(), said.as_str())).collect();
+    assert_eq!(
+        said,
+        [
+            ("h1", "chosen: it has 0 servers of this manifest"),
+            ("h2", "refused: no label zone=a"),
+            ("h3", "refused: no label zone=a"),
+        ]
+    );
+    assert!(of("wbe").expect_err("a problem").to_string().contains("did you mean `web`"));
+}
