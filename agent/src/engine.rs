@@ -26,6 +26,7 @@ use fleetwright_protocol::report::AgentMessageV1;
 use fleetwright_protocol::{Clock, Envelope, Verifier};
 use tokio::sync::{mpsc, oneshot, watch as value};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use self::gate::Gate;
 use crate::journal::{Commit, ConnectionSerial, Journal, JournalError, Outgoing};
@@ -35,6 +36,8 @@ use crate::machine::{Machine, Observation};
 const INPUTS_MAX: usize = 256;
 /// Lines of a server's output that travel with a failure or a change of health.
 const OUTPUT_LINES: usize = 20;
+/// The least pause between two starts of something that nothing keeps running.
+const START_AGAIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// What comes in.
 pub(crate) enum Input {
@@ -90,6 +93,8 @@ pub(crate) struct Engine {
     switched_over: BTreeMap<ServerName, ConnectionSerial>,
     newest_connection: Option<ConnectionSerial>,
     told: BTreeMap<ServerName, HealthReport>,
+    /// When something was started again because nothing kept it running.
+    started_again: BTreeMap<ServerName, Instant>,
     inputs: mpsc::Sender<Input>,
     input: mpsc::Receiver<Input>,
     observations: mpsc::Sender<Observation>,
@@ -129,6 +134,7 @@ impl Engine {
             switched_over: BTreeMap::new(),
             newest_connection: None,
             told: BTreeMap::new(),
+            started_again: BTreeMap::new(),
             inputs,
             input,
             observations,
@@ -432,7 +438,9 @@ impl Engine {
         } else if seen.unsupervised
             && matches!(instance.state(), InstanceState::Idle)
             && self.work.get(&server).is_none_or(|work| work.task.is_finished())
+            && self.started_again.get(&server).is_none_or(|then| then.elapsed() > START_AGAIN_PAUSE)
         {
+            self.started_again.insert(server.clone(), Instant::now());
             tracing::warn!(%server, "nothing keeps it running; starting it again");
             self.start_current(&server);
         }

@@ -125,8 +125,11 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
         container::remove_leftover(server).await?;
         runtime(other).forget(server).await?;
     }
-    if before == Some(kind) && runtime(kind).state(server).await.runs {
-        return Ok(());
+    if before == Some(kind) {
+        let state = runtime(kind).state(server).await;
+        if state.runs && state.kept {
+            return Ok(());
+        }
     }
     let _ = fs::remove_file(server.stopped());
     remember(server, kind)?;

@@ -235,3 +235,35 @@ fn the_coordinator_is_killed_at_twenty_moments_of_deployments_of_twenty_instance
         coordinator.wait().expect("killed, or ended by `down`");
     }
 }
+
+#[test]
+fn a_host_that_is_gone_from_one_moment_to_the_next_comes_back_with_its_servers() {
+    let fleet = Fleet::new();
+    let manifest = fleet.configure_plain(&["beta"], 1, "servers:\n  - { server: beta }\n");
+    fleet.up(&manifest, &["--agents", "1"]).expect_code(0);
+    // Nobody has the time to write down that it ends.
+    fleet.kill_agent("host-1");
+    let status = fleet.supervisor("host-1", "beta").expect("a supervisor");
+    let number = |of: &str| i32::try_from(status[of]["pid"].as_i64().expect("a process")).expect("a number");
+    let (supervisor, server) = (number("supervisor"), number("server"));
+    for process in [supervisor, server] {
+        let process = rustix::process::Pid::from_raw(process).expect("a process");
+        rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("kill");
+    }
+    let is_alive = |pid: i64| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    fleet.wait_until("it has ended", || !is_alive(server.into()) && !is_alive(supervisor.into()));
+    let mut agent = fleet.start_agent("host-1");
+    fleet.wait_until("it runs again", || {
+        fleet.server_pid("host-1", "beta").is_some_and(|pid| pid != i64::from(server) && is_alive(pid))
+    });
+    fleet.wait_until("it is healthy", || fleet.servers()["beta@host-1"]["health"] == "healthy");
+    assert!(
+        !fleet.agent_log("host-1").contains("nothing keeps it running"),
+        "it was started at once, not over and over"
+    );
+    agent.kill().expect("kill");
+    agent.wait().expect("wait");
+}

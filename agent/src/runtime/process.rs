@@ -49,7 +49,8 @@ impl Runtime for Process {
         let state = match read_status(server) {
             None => State { kept: is_supervised(server), ..State::default() },
             Some(status) => State {
-                runs: status.server.is_some(),
+                // A supervisor that was killed could not say that its server has ended with it.
+                runs: status.server.is_some_and(|server| server.is_alive()),
                 exits: status.exits,
                 last_exit: status.last_exit,
                 given_up: status.given_up,
