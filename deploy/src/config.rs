@@ -18,16 +18,32 @@ pub use written::{
 use serde::de::DeserializeOwned;
 use serde_saphyr::Spanned;
 
-/// Largest file that is read as configuration, in bytes.
-pub const SOURCE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest file that is read as configuration, in bytes: a manifest of a hundred thousand servers.
+pub const SOURCE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Reads one kind of configuration file.
-fn parse<T: DeserializeOwned>(source: &Source) -> Result<T, Problems> {
-    if source.text.len() > SOURCE_BYTES_MAX {
-        let message = format!("the file has {} bytes; at most {SOURCE_BYTES_MAX} are read", source.text.len());
+/// Largest definition of a server or an environment, in bytes.
+pub const DEFINITION_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a file may hold besides: enough for the largest that are read, and little enough to stay within memory and time.
+const NODES_MAX: usize = 4_000_000;
+const EVENTS_MAX: usize = 12_000_000;
+const ALIASES_MAX: usize = 10_000;
+
+/// Reads one kind of configuration file, of at most so many bytes.
+fn parse<T: DeserializeOwned>(source: &Source, bytes_max: usize) -> Result<T, Problems> {
+    if source.text.len() > bytes_max {
+        let message = format!("the file has {} bytes; at most {bytes_max} are read", source.text.len());
         return Err(Problem::in_file(source, message).into());
     }
-    serde_saphyr::from_str(&source.text).map_err(|error| Problem::from_yaml(source, &error).into())
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: NODES_MAX,
+            max_events: EVENTS_MAX,
+            max_aliases: ALIASES_MAX,
+        },
+    };
+    serde_saphyr::from_str_with_options(&source.text, options)
+        .map_err(|error| Problem::from_yaml(source, &error).into())
 }
 
 /// Every file says which version of the format it is written in.
@@ -42,7 +58,7 @@ fn check_api_version(source: &Source, written: &Spanned<String>) -> Result<(), P
 impl Manifest {
     /// Reads a manifest.
     pub fn parse(source: &Source) -> Result<Self, Problems> {
-        let manifest: Self = parse(source)?;
+        let manifest: Self = parse(source, SOURCE_BYTES_MAX)?;
         check_api_version(source, &manifest.api_version)?;
         Ok(manifest)
     }
@@ -51,7 +67,7 @@ impl Manifest {
 impl Server {
     /// Reads a server definition, which must bear the name of its file.
     pub fn parse(source: &Source) -> Result<Self, Problems> {
-        let server: Self = parse(source)?;
+        let server: Self = parse(source, DEFINITION_BYTES_MAX)?;
         check_api_version(source, &server.api_version)?;
         source.check_name(&server.name, server.name.value.as_str())?;
         Ok(server)
@@ -61,7 +77,7 @@ impl Server {
 impl Environment {
     /// Reads an environment, which must bear the name of its file.
     pub fn parse(source: &Source) -> Result<Self, Problems> {
-        let environment: Self = parse(source)?;
+        let environment: Self = parse(source, DEFINITION_BYTES_MAX)?;
         check_api_version(source, &environment.api_version)?;
         source.check_name(&environment.name, environment.name.value.as_str())?;
         Ok(environment)

@@ -138,13 +138,15 @@ pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Res
     let mut warnings = placed.warnings;
     let mut groups = Vec::new();
     let mut planned = BTreeSet::new();
+    let declared = secret_sources(&configuration.environment.1);
+    let mut templates = render::Templates::new(&circumstances.variables, &declared);
     for servers in order {
         let mut group = Group { servers: Vec::new(), steps: Vec::new() };
         for server in servers {
             let Some(hosts) = placed.hosts.get(&server) else { continue };
             for host in hosts {
                 let id = InstanceId::new(server.clone(), host.clone());
-                let release = render::release(configuration, circumstances, &id, &mut warnings)?;
+                let release = render::release(configuration, circumstances, &id, &mut templates, &mut warnings)?;
                 let irreversible = release.irreversible.clone();
                 let step = step(id.clone(), release, circumstances.present.get(&id));
                 if let Some(why) = irreversible.filter(|_| step.action != StepAction::Unchanged) {
@@ -216,7 +218,8 @@ fn removals(manifest: &ManifestName, planned: &BTreeSet<InstanceId>, circumstanc
     let mut by_group: BTreeMap<usize, Group> = BTreeMap::new();
     for (id, present) in gone {
         let group = by_group.entry(present.group).or_insert_with(|| Group { servers: Vec::new(), steps: Vec::new() });
-        if !group.servers.contains(&id.server) {
+        // Instances come server by server.
+        if group.servers.last() != Some(&id.server) {
             group.servers.push(id.server.clone());
         }
         group.steps.push(PlannedStep {

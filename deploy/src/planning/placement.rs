@@ -1,6 +1,6 @@
 //! Which hosts run which servers, and why the others do not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Circumstances, Configuration, definition};
 use crate::config::{ManifestServer, Problem, Problems, Server};
@@ -14,11 +14,116 @@ pub(super) struct Placed {
     pub(super) warnings: Vec<String>,
 }
 
-/// What is taken on a host by servers placed before.
-#[derive(Default)]
-struct Taken {
-    ports: BTreeMap<HostName, BTreeMap<u16, ServerName>>,
-    count: BTreeMap<HostName, usize>,
+/// The hosts by number, and what is on each of them: what runs now, and what was placed before.
+struct Board<'a> {
+    hosts: Vec<Place<'a>>,
+    numbers: BTreeMap<&'a HostName, usize>,
+    /// The hosts that run each server now.
+    runs: BTreeMap<&'a ServerName, BTreeSet<usize>>,
+}
+
+/// A host, and what was placed on it.
+struct Place<'a> {
+    name: &'a HostName,
+    view: &'a HostView,
+    unreachable: bool,
+    count: usize,
+    ports: BTreeMap<u16, &'a ServerName>,
+}
+
+/// A server that looks for its hosts.
+struct Wanted<'a> {
+    entry: &'a ManifestServer,
+    server: &'a Server,
+    named: BTreeSet<&'a HostName>,
+    port: Option<u16>,
+    image: bool,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(entry: &'a ManifestServer, server: &'a Server) -> Self {
+        Self {
+            entry,
+            server,
+            named: entry.place.hosts.iter().map(|host| &host.value).collect(),
+            port: server.run.port.as_ref().map(|port| port.value),
+            image: server.package.as_ref().is_some_and(|package| package.value.oci.is_some()),
+        }
+    }
+
+    fn count(&self) -> usize {
+        let named = self.named.len();
+        self.entry.place.count.as_ref().map_or_else(|| named.max(1), |count| count.value as usize)
+    }
+}
+
+impl<'a> Board<'a> {
+    fn new(circumstances: &'a Circumstances) -> Self {
+        let place = |(name, view): (&'a HostName, &'a HostView)| Place {
+            name,
+            view,
+            unreachable: circumstances.unreachable.contains(name),
+            count: 0,
+            ports: BTreeMap::new(),
+        };
+        let hosts: Vec<Place<'a>> = circumstances.hosts.iter().map(place).collect();
+        let numbers: BTreeMap<&HostName, usize> = hosts.iter().enumerate().map(|(n, host)| (host.name, n)).collect();
+        let mut runs: BTreeMap<&ServerName, BTreeSet<usize>> = BTreeMap::new();
+        for InstanceId { server, host } in circumstances.present.keys() {
+            if let Some(number) = numbers.get(host) {
+                runs.entry(server).or_default().insert(*number);
+            }
+        }
+        Self { hosts, numbers, runs }
+    }
+
+    fn keeps(&self, server: &ServerName, host: usize) -> bool {
+        self.runs.get(server).is_some_and(|hosts| hosts.contains(&host))
+    }
+
+    /// The hosts that a server gets: those that run it, then those with the fewest servers, then the first by name. They
+    /// are taken from then on.
+    fn choose(&mut self, wanted: &Wanted<'a>) -> Result<Vec<HostName>, String> {
+        let name = &wanted.entry.server.value;
+        let runs_on = self.runs.get(name);
+        let keeps = |host: usize| runs_on.is_some_and(|hosts| hosts.contains(&host));
+        let may = |n: &usize| {
+            let host = &self.hosts[*n];
+            (!host.unreachable || keeps(*n)) && refusal(host, wanted).is_none()
+        };
+        let mut candidates: Vec<usize> = (0..self.hosts.len()).filter(may).collect();
+        let count = wanted.count();
+        if candidates.len() < count {
+            return Err(self.too_few(wanted, count, candidates.len()));
+        }
+        if candidates.len() > count && count > 0 {
+            candidates.select_nth_unstable_by_key(count - 1, |n| (!keeps(*n), self.hosts[*n].count, *n));
+        }
+        candidates.truncate(count);
+        candidates.sort_unstable();
+        for n in &candidates {
+            let host = &mut self.hosts[*n];
+            host.count += 1;
+            host.ports.extend(wanted.port.map(|port| (port, name)));
+        }
+        Ok(candidates.into_iter().map(|n| self.hosts[n].name.clone()).collect())
+    }
+
+    /// Why there are too few hosts for a server.
+    fn too_few(&self, wanted: &Wanted<'_>, count: usize, possible: usize) -> String {
+        let unknown = wanted.named.iter().filter(|host| !self.numbers.contains_key(*host));
+        let mut refused: Vec<String> = unknown.map(|host| format!("{host}: no such host")).collect();
+        for (n, host) in self.hosts.iter().enumerate() {
+            match refusal(host, wanted) {
+                Some(reason) => refused.push(format!("{}: {reason}", host.name)),
+                None if host.unreachable && !self.keeps(&wanted.entry.server.value, n) => {
+                    refused.push(format!("{}: not connected", host.name));
+                }
+                None => {}
+            }
+        }
+        format!("{count} wanted, {possible} possible ({})", refused.join("; "))
+    }
 }
 
 /// Places every server of the manifest, in the order in which it lists them. Hosts that run a server keep it;
@@ -27,11 +132,11 @@ pub(super) fn place(configuration: &Configuration, circumstances: &Circumstances
     let (source, manifest) = &configuration.manifest;
     let mut placed = Placed { hosts: BTreeMap::new(), skipped: Vec::new(), warnings: Vec::new() };
     let mut problems = Vec::new();
-    let mut taken = Taken::default();
     if circumstances.hosts.is_empty() {
         let problem = Problem::in_file(source, "there is no host to place servers on");
         return Err(problem.hint("list `hosts:` in the manifest, or enrol hosts with the coordinator").into());
     }
+    let mut board = Board::new(circumstances);
     let unknown: Vec<&str> =
         circumstances.hosts.iter().filter(|(_, host)| host.facts.is_none()).map(|(name, _)| name.as_str()).collect();
     if !unknown.is_empty() {
@@ -47,7 +152,7 @@ pub(super) fn place(configuration: &Configuration, circumstances: &Circumstances
                 continue;
             }
         };
-        match choose(entry, server, circumstances, &mut taken) {
+        match board.choose(&Wanted::new(entry, server)) {
             Ok(hosts) => {
                 placed.hosts.insert(entry.server.value.clone(), hosts);
             }
@@ -67,116 +172,56 @@ pub(super) fn place(configuration: &Configuration, circumstances: &Circumstances
     Ok(placed)
 }
 
-fn choose(
-    entry: &ManifestServer,
-    server: &Server,
-    circumstances: &Circumstances,
-    taken: &mut Taken,
-) -> Result<Vec<HostName>, String> {
-    let name = &entry.server.value;
-    let port = server.run.port.as_ref().map(|port| port.value);
-    let mut refused = Vec::new();
-    let mut candidates = Vec::new();
-    for wanted in &entry.place.hosts {
-        if !circumstances.hosts.contains_key(&wanted.value) {
-            refused.push(format!("{}: no such host", wanted.value));
-        }
-    }
-    for (host, view) in &circumstances.hosts {
-        let keeps = circumstances.present.contains_key(&InstanceId::new(name.clone(), host.clone()));
-        match refusal(host, view, entry, server, port, taken) {
-            Some(reason) => refused.push(format!("{host}: {reason}")),
-            None if circumstances.unreachable.contains(host) && !keeps => {
-                refused.push(format!("{host}: not connected"))
-            }
-            None => candidates.push(host),
-        }
-    }
-    let named = entry.place.hosts.len();
-    let count = entry.place.count.as_ref().map_or_else(|| named.max(1), |count| count.value as usize);
-    candidates.sort_by_key(|host| {
-        let runs_it = circumstances.present.contains_key(&InstanceId::new(name.clone(), (*host).clone()));
-        (!runs_it, taken.count.get(*host).copied().unwrap_or(0), *host)
-    });
-    if candidates.len() < count {
-        return Err(format!("{count} wanted, {} possible ({})", candidates.len(), refused.join("; ")));
-    }
-    let mut chosen: Vec<HostName> = candidates.into_iter().take(count).cloned().collect();
-    chosen.sort();
-    for host in &chosen {
-        *taken.count.entry(host.clone()).or_default() += 1;
-        if let Some(port) = port {
-            taken.ports.entry(host.clone()).or_default().insert(port, name.clone());
-        }
-    }
-    Ok(chosen)
-}
-
 /// What is to be said of every host for one server, once the servers that the manifest lists before it have their places.
 pub(super) fn verdicts(
     configuration: &Configuration,
     circumstances: &Circumstances,
     server: &ServerName,
 ) -> BTreeMap<HostName, String> {
-    let mut taken = Taken::default();
+    let mut board = Board::new(circumstances);
     for entry in &configuration.manifest.1.servers {
         let Ok((_, definition)) = definition(configuration, &entry.server) else { continue };
+        let wanted = Wanted::new(entry, definition);
         if entry.server.value != *server {
-            let _ = choose(entry, definition, circumstances, &mut taken);
+            let _ = board.choose(&wanted);
             continue;
         }
-        let port = definition.run.port.as_ref().map(|port| port.value);
-        let before: BTreeMap<HostName, (Option<String>, usize)> = circumstances
-            .hosts
-            .iter()
-            .map(|(host, view)| {
-                let refused = refusal(host, view, entry, definition, port, &taken);
-                (host.clone(), (refused, taken.count.get(host).copied().unwrap_or(0)))
-            })
-            .collect();
-        let chosen = choose(entry, definition, circumstances, &mut taken).unwrap_or_default();
-        return before
-            .into_iter()
-            .map(|(host, (refused, count))| {
-                let keeps = circumstances.present.contains_key(&InstanceId::new(server.clone(), host.clone()));
-                let said = match refused {
-                    Some(reason) => format!("refused: {reason}"),
-                    None if circumstances.unreachable.contains(&host) && !keeps => "refused: not connected".to_owned(),
-                    None if chosen.contains(&host) && keeps => "chosen: it runs there already".to_owned(),
-                    None if chosen.contains(&host) => format!("chosen: it has {count} servers of this manifest"),
-                    None => format!("not needed: it has {count} servers of this manifest"),
-                };
-                (host, said)
-            })
-            .collect();
+        let before: Vec<(Option<String>, usize)> =
+            board.hosts.iter().map(|host| (refusal(host, &wanted), host.count)).collect();
+        let chosen = board.choose(&wanted).unwrap_or_default();
+        let said = before.into_iter().enumerate().map(|(n, (refused, count))| {
+            let (host, keeps) = (&board.hosts[n], board.keeps(server, n));
+            let said = match refused {
+                Some(reason) => format!("refused: {reason}"),
+                None if host.unreachable && !keeps => "refused: not connected".to_owned(),
+                None if chosen.contains(host.name) && keeps => "chosen: it runs there already".to_owned(),
+                None if chosen.contains(host.name) => format!("chosen: it has {count} servers of this manifest"),
+                None => format!("not needed: it has {count} servers of this manifest"),
+            };
+            (host.name.clone(), said)
+        });
+        return said.collect();
     }
     BTreeMap::new()
 }
 
 /// Why a host will not do for a server.
-fn refusal(
-    host: &HostName,
-    view: &HostView,
-    entry: &ManifestServer,
-    server: &Server,
-    port: Option<u16>,
-    taken: &Taken,
-) -> Option<String> {
-    if !entry.place.hosts.is_empty() && !entry.place.hosts.iter().any(|wanted| wanted.value == *host) {
+fn refusal(host: &Place<'_>, wanted: &Wanted<'_>) -> Option<String> {
+    let (view, place) = (host.view, &wanted.entry.place);
+    if !wanted.named.is_empty() && !wanted.named.contains(host.name) {
         return Some("not among `hosts`".to_owned());
     }
-    if let Some((key, value)) = entry.place.labels.iter().find(|(key, value)| view.labels.get(*key) != Some(*value)) {
+    if let Some((key, value)) = place.labels.iter().find(|(key, value)| view.labels.get(*key) != Some(*value)) {
         return Some(format!("no label {key}={value}"));
     }
-    if let Some(facts) = &view.facts
-        && let Some(missing) = server.requires.iter().find(|requirement| !requirement.is_met_by(facts))
-    {
-        return Some(format!("no {missing}"));
+    if let Some(facts) = &view.facts {
+        if let Some(missing) = wanted.server.requires.iter().find(|requirement| !requirement.is_met_by(facts)) {
+            return Some(format!("no {missing}"));
+        }
+        if wanted.image && !facts.runs_containers() {
+            return Some("no container engine (docker or podman)".to_owned());
+        }
     }
-    let image = server.package.as_ref().is_some_and(|package| package.value.oci.is_some());
-    if image && view.facts.as_ref().is_some_and(|facts| !facts.runs_containers()) {
-        return Some("no container engine (docker or podman)".to_owned());
-    }
-    let other = taken.ports.get(host)?.get(&port?)?;
-    Some(format!("its port {} is for `{other}`", port?))
+    let other = host.ports.get(&wanted.port?)?;
+    Some(format!("its port {} is for `{other}`", wanted.port?))
 }

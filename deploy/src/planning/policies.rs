@@ -45,45 +45,53 @@ pub(super) fn rollback(configuration: &Configuration) -> RollbackPolicy {
 /// What is written about the pace of a server, the most particular first.
 fn written<T>(
     configuration: &Configuration,
-    server: &ServerName,
+    own: Option<&PaceWritten>,
     of_server: impl Fn(&PaceWritten) -> Option<T>,
     of_rollout: impl Fn(&RolloutWritten) -> Option<T>,
 ) -> Option<T> {
-    let manifest = &configuration.manifest.1;
-    let entry = manifest.servers.iter().find(|entry| entry.server.value == *server);
-    entry
-        .and_then(|entry| of_server(&entry.rollout))
-        .or_else(|| of_rollout(&manifest.rollout))
+    own.and_then(of_server)
+        .or_else(|| of_rollout(&configuration.manifest.1.rollout))
         .or_else(|| of_rollout(&configuration.environment.1.rollout))
 }
 
-/// How fast the `instances` instances of a server are switched.
-pub(super) fn pace(configuration: &Configuration, server: &ServerName, instances: usize) -> Pace {
+/// What the entries of the manifest say of the pace of their servers.
+fn own_paces(configuration: &Configuration) -> BTreeMap<&ServerName, &PaceWritten> {
+    configuration.manifest.1.servers.iter().map(|entry| (&entry.server.value, &entry.rollout)).collect()
+}
+
+/// How fast the `instances` instances of a server are switched, of which its own entry says this.
+pub(super) fn pace(configuration: &Configuration, own: Option<&PaceWritten>, instances: usize) -> Pace {
     let d = Pace::default();
     let share = |of_server: fn(&PaceWritten) -> Option<Share>, of_rollout: fn(&RolloutWritten) -> Option<Share>| {
-        written(configuration, server, of_server, of_rollout)
+        written(configuration, own, of_server, of_rollout)
     };
     Pace {
         canary: share(|w| w.canary, |w| w.canary).map_or(d.canary, |share| share.of_rounded_up(instances)),
-        bake: written(configuration, server, |w| w.bake, |w| w.bake).unwrap_or(d.bake),
+        bake: written(configuration, own, |w| w.bake, |w| w.bake).unwrap_or(d.bake),
         batch: share(|w| w.batch, |w| w.batch).map_or(d.batch, |share| share.of_rounded_up(instances)),
         max_unavailable: share(|w| w.max_unavailable, |w| w.max_unavailable)
             .map_or(d.max_unavailable, |share| share.of_rounded_down(instances)),
-        min_healthy_time: written(configuration, server, |w| w.min_healthy_time, |w| w.min_healthy_time)
+        min_healthy_time: written(configuration, own, |w| w.min_healthy_time, |w| w.min_healthy_time)
             .unwrap_or(d.min_healthy_time),
-        healthy_deadline: written(configuration, server, |w| w.healthy_deadline, |w| w.healthy_deadline)
+        healthy_deadline: written(configuration, own, |w| w.healthy_deadline, |w| w.healthy_deadline)
             .unwrap_or(d.healthy_deadline),
     }
 }
 
 /// The paces of all servers of a plan.
 pub(super) fn paces(configuration: &Configuration, groups: &[Group]) -> BTreeMap<ServerName, Pace> {
-    let servers = groups.iter().flat_map(|group| group.servers.iter().map(move |server| (group, server)));
-    let paces = servers.map(|(group, server)| {
-        let instances = group.steps.iter().filter(|step| step.instance.server == *server).count();
-        (server.clone(), pace(configuration, server, instances))
-    });
-    paces.collect()
+    let own = own_paces(configuration);
+    let mut paces = BTreeMap::new();
+    for group in groups {
+        let mut instances: BTreeMap<&ServerName, usize> = group.servers.iter().map(|server| (server, 0)).collect();
+        for step in &group.steps {
+            *instances.entry(&step.instance.server).or_default() += 1;
+        }
+        for (server, count) in instances {
+            paces.insert(server.clone(), pace(configuration, own.get(server).copied(), count));
+        }
+    }
+    paces
 }
 
 /// Where the deployment waits for people, in the order of the groups.
@@ -112,10 +120,12 @@ pub(super) fn pauses(
         });
         points.extend(point);
     }
-    for (server, pace) in paces {
-        let promoted = written(configuration, server, |w| w.auto_promote, |w| w.auto_promote).unwrap_or(true);
+    let own = own_paces(configuration);
+    for server in paces.iter().filter(|(_, pace)| pace.canary > 0).map(|(server, _)| server) {
+        let own = own.get(server).copied();
+        let promoted = written(configuration, own, |w| w.auto_promote, |w| w.auto_promote).unwrap_or(true);
         let at = PauseAt::AfterCanary(server.clone());
-        if !promoted && pace.canary > 0 && !points.iter().any(|point| point.at == at) {
+        if !promoted && !points.iter().any(|point| point.at == at) {
             points.push(PausePoint { at, approvals: 1, timeout: None, on_timeout: Default::default() });
         }
     }

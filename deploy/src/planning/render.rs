@@ -3,13 +3,14 @@
 mod checks;
 mod template;
 
+pub(super) use self::template::Templates;
+
 use std::collections::BTreeMap;
 
 use serde_json::json;
 use serde_saphyr::Spanned;
 
-use self::template::Templates;
-use super::{Circumstances, Configuration, secret_key, secret_sources};
+use super::{Circumstances, Configuration, secret_key};
 use crate::config::{ContainerWritten, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
 use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
@@ -31,16 +32,17 @@ pub(super) fn release(
     configuration: &Configuration,
     circumstances: &Circumstances,
     id: &InstanceId,
+    templates: &mut Templates,
     warnings: &mut Vec<String>,
 ) -> Result<Release, Problems> {
     let present = circumstances.present.get(id);
     if let Some((present, then)) = present.and_then(|p| Some((p, p.release.rendered_at?))) {
-        let same = build(configuration, circumstances, id, then, &mut Vec::new())?;
+        let same = build(configuration, circumstances, id, then, templates, &mut Vec::new())?;
         if same.id() == present.release_id {
             return Ok(same);
         }
     }
-    build(configuration, circumstances, id, circumstances.now, warnings)
+    build(configuration, circumstances, id, circumstances.now, templates, warnings)
 }
 
 fn build(
@@ -48,6 +50,7 @@ fn build(
     circumstances: &Circumstances,
     id: &InstanceId,
     now: Timestamp,
+    templates: &mut Templates,
     warnings: &mut Vec<String>,
 ) -> Result<Release, Problems> {
     let (environment_source, environment) = &configuration.environment;
@@ -59,9 +62,7 @@ fn build(
     let Some(host) = circumstances.hosts.get(&id.host) else {
         return Err(Problem::in_file(&configuration.manifest.0, format!("there is no host `{}`", id.host)).into());
     };
-    let declared = secret_sources(environment);
-    let scope = format!("{}/{}", environment.name.value, id.server);
-    let mut templates = Templates::new(&circumstances.variables, &declared, scope, now);
+    templates.begin(format!("{}/{}", environment.name.value, id.server), now);
     let mut variables = BTreeMap::new();
     for (name, written) in &environment.variables {
         variables.insert(name.clone(), templates.render(environment_source, written)?);
@@ -80,7 +81,7 @@ fn build(
             "manifest": configuration.manifest.1.name.value, "environment": environment.name.value,
         }),
     );
-    let mut release = rendered(source, server, host, &templates)?;
+    let mut release = rendered(source, server, host, templates)?;
     release.rendered_at = templates.clock_was_read().then_some(now);
     for (name, secret) in templates.secrets_used() {
         let digest = secret_digest(circumstances, environment_source, &name, &secret, warnings)?;

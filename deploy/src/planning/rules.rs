@@ -20,7 +20,7 @@ pub(super) fn check(
     let paces: Vec<(&ServerName, Pace)> = manifest
         .servers
         .iter()
-        .map(|entry| (&entry.server.value, policies::pace(configuration, &entry.server.value, 1)))
+        .map(|entry| (&entry.server.value, policies::pace(configuration, Some(&entry.rollout), 1)))
         .collect();
     if rollout.max_parallel == 0 || paces.iter().any(|(_, pace)| pace.max_unavailable == 0) {
         let problem = Problem::in_file(source, "`max_unavailable` and `max_parallel` must be at least 1");

@@ -14,36 +14,42 @@ use crate::time::Timestamp;
 /// Longest text that `random_string` gives, in characters.
 const RANDOM_CHARACTERS_MAX: u32 = 256;
 
-/// What rendering one release used.
+/// What one release is rendered with, and what that used.
 #[derive(Default)]
 struct Used {
+    scope: String,
+    now: Timestamp,
     clock: bool,
     secrets: BTreeMap<String, SecretSource>,
 }
 
-/// The templates of one release.
-pub(super) struct Templates {
+/// The templates of a plan's releases. Making them is dear, so they are made once and begun anew for each release.
+pub(in crate::planning) struct Templates {
     tera: Tera,
     context: Context,
     used: Arc<Mutex<Used>>,
 }
 
 impl Templates {
-    /// Templates whose function `env` sees `variables`, whose `secret` knows `declared`, whose `random_string`
-    /// gives the same text for the same `scope` and name, and whose `now` is `now`.
-    pub(super) fn new(
+    /// Templates whose function `env` sees `variables`, and whose `secret` knows `declared`.
+    pub(in crate::planning) fn new(
         variables: &BTreeMap<String, String>,
         declared: &BTreeMap<String, SecretSource>,
-        scope: String,
-        now: Timestamp,
     ) -> Self {
         let used = Arc::new(Mutex::new(Used::default()));
         let mut tera = Tera::new();
         register_env(&mut tera, variables.clone());
         register_secret(&mut tera, declared.clone(), Arc::clone(&used));
-        register_random_string(&mut tera, scope, Arc::clone(&used));
-        register_now(&mut tera, now, Arc::clone(&used));
+        register_random_string(&mut tera, Arc::clone(&used));
+        register_now(&mut tera, Arc::clone(&used));
         Self { tera, context: Context::new(), used }
+    }
+
+    /// Begins a release, for which `random_string` gives the same text for the same `scope` and name, and `now` is
+    /// `now`. What was set for the one before is no longer there.
+    pub(super) fn begin(&mut self, scope: String, now: Timestamp) {
+        self.context = Context::new();
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Used { scope, now, ..Used::default() };
     }
 
     /// Makes a value visible to the templates rendered from now on.
@@ -143,7 +149,7 @@ fn register_secret(tera: &mut Tera, declared: BTreeMap<String, SecretSource>, us
     });
 }
 
-fn register_random_string(tera: &mut Tera, scope: String, used: Arc<Mutex<Used>>) {
+fn register_random_string(tera: &mut Tera, used: Arc<Mutex<Used>>) {
     tera.register_function("random_string", move |kwargs: Kwargs, _: &State| {
         let length: u32 = kwargs.must_get("length")?;
         let name: String = kwargs.get("name")?.unwrap_or_else(|| "default".to_owned());
@@ -154,15 +160,17 @@ fn register_random_string(tera: &mut Tera, scope: String, used: Arc<Mutex<Used>>
             ));
         }
         let key = format!("random:{name}:{length}");
-        let source = SecretSource::Generated { context: format!("{scope}/{name}"), length };
-        used.lock().unwrap_or_else(PoisonError::into_inner).secrets.insert(key.clone(), source);
+        let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
+        let source = SecretSource::Generated { context: format!("{}/{name}", used.scope), length };
+        used.secrets.insert(key.clone(), source);
         Ok(marker(&key))
     });
 }
 
-fn register_now(tera: &mut Tera, now: Timestamp, used: Arc<Mutex<Used>>) {
+fn register_now(tera: &mut Tera, used: Arc<Mutex<Used>>) {
     tera.register_function("now", move |_: Kwargs, _: &State| {
-        used.lock().unwrap_or_else(PoisonError::into_inner).clock = true;
-        now.to_string()
+        let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.clock = true;
+        used.now.to_string()
     });
 }
