@@ -1,7 +1,7 @@
 //! Servers that are images: an engine (Docker or Podman, by the Docker Engine API) runs each as a container.
 //!
 //! What keeps such a server running is the same as for every other one: a systemd unit or a supervisor, which here keeps
-//! a small program of the agent's ([`run`]) that makes the container, is its standard input and output, and ends with
+//! a small program of the agent's ([`run()`]) that makes the container, is its standard input and output, and ends with
 //! it. So restarts, logs and the bridge are the same whatever a server is made of.
 
 mod engine;
