@@ -3,6 +3,7 @@
 
 mod artifacts;
 mod check;
+mod config;
 mod control;
 mod coordinator;
 mod deploy;
@@ -89,6 +90,8 @@ enum Command {
     Down(down::DownArguments),
     Plan(plan::PlanArguments),
     Validate(validate::ValidateArguments),
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     Lock(lock::LockArguments),
     #[command(subcommand)]
     Deploy(deploy::DeployCommand),
@@ -196,6 +199,7 @@ async fn perform(command: Command, context: &Context) -> Result<u8> {
         Command::Down(arguments) => down::down(&arguments, context).await,
         Command::Plan(arguments) => plan::plan(&arguments, context).await,
         Command::Validate(arguments) => validate::validate(&arguments, context),
+        Command::Config(command) => config::config(command, context),
         Command::Lock(arguments) => lock::lock(&arguments, context).await,
         Command::Deploy(command) => deploy::deploy(command, context).await,
         Command::Monitor(command) => monitor::monitor(command, context).await,

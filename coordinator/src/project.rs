@@ -1,12 +1,12 @@
 //! Finding and reading what operators write: a manifest, its environment and its servers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fleetwright_deploy::config::{
-    Environment, Manifest, Problem, Problems, SOURCE_BYTES_MAX, Server, Source, near_miss,
+    Environment, Layer, Manifest, Problem, Problems, Resolved, SOURCE_BYTES_MAX, Server, Source, near_miss,
 };
-use fleetwright_deploy::ids::EnvironmentName;
+use fleetwright_deploy::ids::{EnvironmentName, HostName, InstanceId, ServerName};
 use fleetwright_deploy::planning::Configuration;
 use fleetwright_deploy::release::ARTIFACT_SCHEME;
 use serde_saphyr::Spanned;
@@ -21,38 +21,158 @@ pub(crate) struct Project {
     pub(crate) artifacts: Vec<LocalArtifact>,
 }
 
+/// How many environments may extend each other.
+const EXTENDS_MAX: usize = 8;
+
+/// An environment, with all that it extends: the one that all others extend first, itself last.
+pub(crate) struct Environments(Vec<(Source, Environment)>);
+
+impl Environments {
+    /// Everything together, as it counts.
+    pub(crate) fn merged(&self) -> Option<(Source, Environment)> {
+        let chain = self.0.iter().cloned();
+        chain.reduce(|(base_source, base), (source, environment)| (source, environment.extend(base, &base_source)))
+    }
+
+    /// What is said of a server: for all hosts, then for one, which counts more whichever environment says it.
+    pub(crate) fn layers(&self, server: &ServerName, host: Option<&HostName>) -> Vec<Layer> {
+        let of = |host| self.0.iter().filter_map(move |(source, of)| of.layer_of(&source.path, server, host));
+        of(None).chain(host.into_iter().flat_map(|host| of(Some(host)))).collect()
+    }
+
+    /// The hosts for which something is said of a server.
+    fn hosts(&self, server: &ServerName) -> BTreeSet<HostName> {
+        let hosts = self.0.iter().flat_map(|(_, environment)| &environment.hosts);
+        hosts.filter(|(_, of)| of.servers.contains_key(server)).map(|(host, _)| host.clone()).collect()
+    }
+
+    /// Servers that something is said of and nothing is known of.
+    fn unknown_servers(&self, config: &Path) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (source, environment) in &self.0 {
+            let of_hosts = environment.hosts.values().flat_map(|of| &of.servers);
+            for (server, written) in environment.servers.iter().chain(of_hosts) {
+                let path = config.join("servers").join(format!("{server}.yaml"));
+                if !path.exists() {
+                    problems.push(unknown(source, written, server.as_str(), "server", &path));
+                }
+            }
+        }
+        problems
+    }
+}
+
 /// Reads a manifest and everything it refers to. All problems of all files are told at once.
 pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Result<Project, Problems> {
     let source = read(manifest)?;
     let parsed = Manifest::parse(&source)?;
     let config = config_folder(manifest);
     let mut problems = Vec::new();
-    let environment =
-        load_environment(&source, &parsed, environment, &config).map_err(|error| problems.extend(error.0));
-    let (mut servers, mut artifacts) = (BTreeMap::new(), Vec::new());
+    let environments =
+        load_environments(&source, &parsed, environment, &config).map_err(|error| problems.extend(error.0)).ok();
+    let (mut servers, mut on_hosts, mut artifacts) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     for entry in &parsed.servers {
-        let path = config.join("servers").join(format!("{}.yaml", entry.server.value));
+        let name = &entry.server.value;
+        let path = config.join("servers").join(format!("{name}.yaml"));
         if !path.exists() {
-            problems.push(unknown(&source, &entry.server, entry.server.value.as_str(), "server", &path));
+            problems.push(unknown(&source, &entry.server, name.as_str(), "server", &path));
             continue;
         }
-        let server = read(&path).and_then(|source| {
-            let mut server = Server::parse(&source)?;
-            server.lock = lock_of(&source, &path)?;
-            artifacts.extend(local_artifact(&source, &mut server, &path)?);
-            Ok((server, source))
-        });
-        match server {
-            Ok((server, source)) => {
-                servers.insert(entry.server.value.clone(), (source, server));
+        let hosts = environments.as_ref().map(|all| all.hosts(name)).unwrap_or_default();
+        for host in std::iter::once(None).chain(hosts.iter().map(Some)) {
+            let layers = environments.as_ref().map(|all| all.layers(name, host)).unwrap_or_default();
+            match load_server(&path, &layers, &mut artifacts) {
+                Ok(found) => match host {
+                    None => drop(servers.insert(name.clone(), found)),
+                    Some(host) => drop(on_hosts.insert(InstanceId::new(name.clone(), host.clone()), found)),
+                },
+                Err(error) => {
+                    problems.extend(error.0);
+                    break;
+                }
             }
-            Err(error) => problems.extend(error.0),
         }
     }
+    problems.extend(environments.as_ref().map(|all| all.unknown_servers(&config)).unwrap_or_default());
     Problems::none_or(problems)?;
     // Without an environment there was a problem.
-    let environment = environment.map_err(|()| Problems::from(Problem::in_file(&source, "no environment")))?;
-    Ok(Project { configuration: Configuration { manifest: (source, parsed), environment, servers }, artifacts })
+    let environment = environments.and_then(|all| all.merged());
+    let environment = environment.ok_or_else(|| Problems::from(Problem::in_file(&source, "no environment")))?;
+    let configuration = Configuration { manifest: (source, parsed), environment, servers, on_hosts };
+    Ok(Project { configuration, artifacts })
+}
+
+/// A definition with the layers over it, its lock, and the file that its package names.
+fn load_server(
+    path: &Path,
+    layers: &[Layer],
+    artifacts: &mut Vec<LocalArtifact>,
+) -> Result<(Source, Server), Problems> {
+    let Resolved { source, mut server, .. } = Server::resolve(&read(path)?, layers)?;
+    server.lock = lock_of(&source, path)?;
+    artifacts.extend(local_artifact(&source, &mut server, path)?);
+    Ok((source, server))
+}
+
+/// The definition of one server as it counts in an environment, for all hosts or for one.
+pub(crate) fn resolve(
+    config: &Path,
+    server: &ServerName,
+    environment: Option<&EnvironmentName>,
+    host: Option<&HostName>,
+) -> Result<Resolved, Problems> {
+    let path = config.join("servers").join(format!("{server}.yaml"));
+    if !path.exists() {
+        let problem =
+            Problem::in_file(&Source { path: shown(&path), text: String::new() }, "no such server is defined");
+        return Err(problem.hint(suggestion(server.as_str(), &path)).into());
+    }
+    let layers = match environment {
+        None => Vec::new(),
+        Some(name) => {
+            let path = config.join("environments").join(format!("{name}.yaml"));
+            if !path.exists() {
+                let source = Source { path: shown(&path), text: String::new() };
+                return Err(Problem::in_file(&source, "no such environment is defined")
+                    .hint(suggestion(name.as_str(), &path))
+                    .into());
+            }
+            chain(&path)?.layers(server, host)
+        }
+    };
+    Server::resolve(&read(&path)?, &layers)
+}
+
+/// An environment and all that it extends.
+fn chain(path: &Path) -> Result<Environments, Problems> {
+    let mut all: Vec<(Source, Environment)> = Vec::new();
+    let mut next = path.to_owned();
+    loop {
+        let source = read(&next)?;
+        let environment = Environment::parse(&source)?;
+        let extends = environment.extends.clone();
+        all.insert(0, (source, environment));
+        let Some(extends) = extends else { return Ok(Environments(all)) };
+        let (source, _) = &all[0];
+        next = next.with_file_name(format!("{}.yaml", extends.value));
+        if !next.exists() {
+            return Err(unknown(source, &extends, extends.value.as_str(), "environment", &next).into());
+        }
+        let names: Vec<String> = all.iter().rev().map(|(_, of)| of.name.value.to_string()).collect();
+        if names.iter().any(|name| *name == extends.value.as_str()) {
+            let problem = Problem::at(
+                source,
+                &extends,
+                format!("environments extend each other in a circle: {} → {}", names.join(" → "), extends.value),
+            );
+            return Err(problem.hint("let one of them extend nothing").into());
+        }
+        if all.len() >= EXTENDS_MAX {
+            let problem =
+                Problem::at(source, &extends, format!("more than {EXTENDS_MAX} environments extend each other"));
+            return Err(problem.into());
+        }
+    }
 }
 
 /// The lock beside a definition, where there is one.
@@ -95,12 +215,12 @@ fn local_artifact(source: &Source, server: &mut Server, definition: &Path) -> Re
     Ok(Some(local))
 }
 
-fn load_environment(
+fn load_environments(
     source: &Source,
     manifest: &Manifest,
     chosen: Option<&EnvironmentName>,
     config: &Path,
-) -> Result<(Source, Environment), Problems> {
+) -> Result<Environments, Problems> {
     let name = match (chosen, &manifest.environment) {
         (Some(name), _) => name.clone(),
         (None, Some(written)) => written.value.clone(),
@@ -120,9 +240,7 @@ fn load_environment(
         };
         return Err(problem.into());
     }
-    let source = read(&path)?;
-    let environment = Environment::parse(&source)?;
-    Ok((source, environment))
+    chain(&path)
 }
 
 fn unknown<T>(source: &Source, at: &Spanned<T>, name: &str, kind: &str, path: &Path) -> Problem {
@@ -138,7 +256,7 @@ fn suggestion(name: &str, path: &Path) -> String {
 }
 
 /// The folder `config` beside the manifest's own folder, or beside the manifest.
-fn config_folder(manifest: &Path) -> PathBuf {
+pub(crate) fn config_folder(manifest: &Path) -> PathBuf {
     let folder = manifest.parent().unwrap_or_else(|| Path::new(""));
     let beside = folder.join("config");
     if beside.is_dir() { beside } else { folder.join("..").join("config") }

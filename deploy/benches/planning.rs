@@ -105,6 +105,7 @@ fn run(case: &Case) -> Took {
         manifest: (manifest.clone(), Manifest::parse(&manifest).expect("a manifest")),
         environment: (environment.clone(), Environment::parse(&environment).expect("an environment")),
         servers,
+        on_hosts: BTreeMap::new(),
     };
     let read = began.elapsed();
     let began = Instant::now();

@@ -3,10 +3,12 @@
 //! Reading files is the caller's business: texts come in with the paths they were read from, so that every
 //! error can say file, line and column.
 
+mod layers;
 mod problem;
 mod rollout;
 mod written;
 
+pub use layers::{Layer, Resolved};
 pub use problem::{Problem, Problems, Source, near_miss};
 pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, RolloutWritten, Share};
 pub use written::{

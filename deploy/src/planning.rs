@@ -73,6 +73,8 @@ pub struct Configuration {
     pub environment: (Source, Environment),
     /// The definitions of its servers.
     pub servers: BTreeMap<ServerName, (Source, Server)>,
+    /// Their definitions on single hosts, where those are others.
+    pub on_hosts: BTreeMap<InstanceId, (Source, Server)>,
 }
 
 /// A plan that satisfies the rules of its environment: the only thing that can be executed.

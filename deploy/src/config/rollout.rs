@@ -118,6 +118,47 @@ pub struct RolloutWritten {
     pub retry: RetryWritten,
 }
 
+impl RolloutWritten {
+    /// This, with what it does not say taken from another; the points at which deployments wait are those of both.
+    pub fn or(self, base: Self) -> Self {
+        let retry = RetryWritten {
+            attempts: self.retry.attempts.or(base.retry.attempts),
+            base: self.retry.base.or(base.retry.base),
+            max: self.retry.max.or(base.retry.max),
+            total: self.retry.total.or(base.retry.total),
+            kinds: base.retry.kinds.into_iter().chain(self.retry.kinds).collect(),
+        };
+        Self {
+            canary: self.canary.or(base.canary),
+            bake: self.bake.or(base.bake),
+            batch: self.batch.or(base.batch),
+            max_unavailable: self.max_unavailable.or(base.max_unavailable),
+            min_healthy_time: self.min_healthy_time.or(base.min_healthy_time),
+            healthy_deadline: self.healthy_deadline.or(base.healthy_deadline),
+            auto_promote: self.auto_promote.or(base.auto_promote),
+            max_parallel: self.max_parallel.or(base.max_parallel),
+            progress_deadline: self.progress_deadline.or(base.progress_deadline),
+            confirm_timeout: self.confirm_timeout.or(base.confirm_timeout),
+            failure_threshold: self.failure_threshold.or(base.failure_threshold),
+            on_failure: self.on_failure.or(base.on_failure),
+            pauses: base.pauses.into_iter().chain(self.pauses).collect(),
+            retry,
+        }
+    }
+}
+
+impl RollbackWritten {
+    /// This, with what it does not say taken from another.
+    pub fn or(self, base: Self) -> Self {
+        Self {
+            enabled: self.enabled.or(base.enabled),
+            strategy: self.strategy.or(base.strategy),
+            batch_size: self.batch_size.or(base.batch_size),
+            deadline: self.deadline.or(base.deadline),
+        }
+    }
+}
+
 /// A point at which a deployment waits to be approved: exactly one of `before` and `after_canary`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -12,6 +12,7 @@ use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
 use crate::release::{RestartPolicy, RuntimeChoice, Transport};
 use crate::time::Length;
 
+use super::problem::Source;
 use super::rollout::{PaceWritten, RollbackWritten, RolloutWritten};
 
 /// The version of the format that this release reads.
@@ -112,6 +113,9 @@ pub struct Environment {
     /// What it is for, for people.
     #[serde(default)]
     pub description: Option<String>,
+    /// The environment from which everything comes that this one does not say itself.
+    #[serde(default)]
+    pub extends: Option<Spanned<EnvironmentName>>,
     /// What templates see as `env.NAME`.
     #[serde(default)]
     pub variables: BTreeMap<String, Spanned<String>>,
@@ -127,6 +131,24 @@ pub struct Environment {
     /// Defaults for the manifests of this environment.
     #[serde(default)]
     pub rollback: RollbackWritten,
+    /// Parts of server definitions that count here in place of what the definitions say.
+    #[serde(default)]
+    pub servers: BTreeMap<ServerName, Spanned<serde_json::Value>>,
+    /// The same for single hosts.
+    #[serde(default)]
+    pub hosts: BTreeMap<HostName, HostWritten>,
+    /// Where variables and secrets are written that come from an environment which this one extends.
+    #[serde(skip)]
+    pub inherited: BTreeMap<String, Source>,
+}
+
+/// What an environment says of one host.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostWritten {
+    /// Parts of server definitions that count on this host.
+    #[serde(default)]
+    pub servers: BTreeMap<ServerName, Spanned<serde_json::Value>>,
 }
 
 /// Where the value of a secret comes from.
@@ -147,25 +169,40 @@ pub struct SecretWritten {
 pub struct Rules {
     /// Every server has at least one critical health check.
     #[serde(default)]
-    pub critical_check: bool,
+    pub critical_check: Option<bool>,
     /// A failure puts everything back.
     #[serde(default)]
-    pub rollback: bool,
+    pub rollback: Option<bool>,
     /// A canary goes first.
     #[serde(default)]
-    pub canary: bool,
+    pub canary: Option<bool>,
     /// Every package of a registry has a lock.
     #[serde(default)]
-    pub locked: bool,
+    pub locked: Option<bool>,
     /// No secret has a stand-in.
     #[serde(default)]
-    pub real_secrets: bool,
+    pub real_secrets: Option<bool>,
     /// The largest `max_unavailable`.
     #[serde(default)]
     pub max_unavailable_max: Option<u32>,
     /// Where packages may come from: `pypi`, `npm`, `archive`, `file`, `oci`.
     #[serde(default)]
     pub package_sources: Option<Vec<String>>,
+}
+
+impl Rules {
+    /// These rules, with those that they do not speak of taken from others.
+    pub fn or(self, base: Self) -> Self {
+        Self {
+            critical_check: self.critical_check.or(base.critical_check),
+            rollback: self.rollback.or(base.rollback),
+            canary: self.canary.or(base.canary),
+            locked: self.locked.or(base.locked),
+            real_secrets: self.real_secrets.or(base.real_secrets),
+            max_unavailable_max: self.max_unavailable_max.or(base.max_unavailable_max),
+            package_sources: self.package_sources.or(base.package_sources),
+        }
+    }
 }
 
 /// A server definition.

@@ -54,7 +54,8 @@ fn build(
     warnings: &mut Vec<String>,
 ) -> Result<Release, Problems> {
     let (environment_source, environment) = &configuration.environment;
-    let Some((source, server)) = configuration.servers.get(&id.server) else {
+    let own = configuration.on_hosts.get(id);
+    let Some((source, server)) = own.or_else(|| configuration.servers.get(&id.server)) else {
         return Err(
             Problem::in_file(&configuration.manifest.0, format!("server `{}` is not defined", id.server)).into()
         );
@@ -65,7 +66,7 @@ fn build(
     templates.begin(format!("{}/{}", environment.name.value, id.server), now);
     let mut variables = BTreeMap::new();
     for (name, written) in &environment.variables {
-        variables.insert(name.clone(), templates.render(environment_source, written)?);
+        variables.insert(name.clone(), templates.render(environment.source_of(environment_source, name), written)?);
     }
     templates.set("env", &variables);
     templates.set(
@@ -84,7 +85,8 @@ fn build(
     let mut release = rendered(source, server, host, templates)?;
     release.rendered_at = templates.clock_was_read().then_some(now);
     for (name, secret) in templates.secrets_used() {
-        let digest = secret_digest(circumstances, environment_source, &name, &secret, warnings)?;
+        let digest =
+            secret_digest(circumstances, environment.source_of(environment_source, &name), &name, &secret, warnings)?;
         release.secrets.insert(name, SecretUse { source: secret, digest });
     }
     Ok(release)

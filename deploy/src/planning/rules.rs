@@ -38,6 +38,9 @@ pub(super) fn check(
             Err(problem) => problems.push(problem),
         }
     }
+    for (source, server) in configuration.on_hosts.values() {
+        server_rules(configuration, source, server, &mut problems);
+    }
     let is_agent = |entry: &&ManifestServer| {
         let server = configuration.servers.get(&entry.server.value);
         server.is_some_and(|(_, server)| server.run.runtime == RuntimeChoice::Agent)
@@ -80,14 +83,15 @@ fn environment_rules(
         let problem = Problem::in_file(source, format!("{message} (rule `{rule}` of environment {name})"));
         problems.push(problem.hint(format!("change the manifest, or the rule in {}", environment_source.path)));
     };
-    if rules.rollback && !rollback.enabled {
+    if rules.rollback == Some(true) && !rollback.enabled {
         broken("rollback", "rollback is off".to_owned());
     }
     let several = paces.len() > 1;
     let of = |server: &ServerName| if several { format!(" for {server}") } else { String::new() };
-    if rules.canary && paces.iter().all(|(_, pace)| pace.canary == 0) {
+    let canary = rules.canary == Some(true);
+    if canary && paces.iter().all(|(_, pace)| pace.canary == 0) {
         broken("canary", "no canary goes first".to_owned());
-    } else if rules.canary {
+    } else if canary {
         for (server, _) in paces.iter().filter(|(_, pace)| pace.canary == 0) {
             broken("canary", format!("no canary goes first{}", of(server)));
         }
@@ -100,11 +104,12 @@ fn environment_rules(
             broken("max_unavailable_max", message);
         }
     }
-    if rules.real_secrets {
+    if rules.real_secrets == Some(true) {
         for (secret, written) in &environment.secrets {
             if let Some(fallback) = &written.fallback {
                 let message = format!("secret `{secret}` has a fallback (rule `real_secrets`)");
-                problems.push(Problem::at(environment_source, fallback, message).hint("remove the fallback"));
+                let source = environment.source_of(environment_source, secret);
+                problems.push(Problem::at(source, fallback, message).hint("remove the fallback"));
             }
         }
     }
@@ -125,12 +130,12 @@ fn server_rules(configuration: &Configuration, source: &Source, server: &Server,
         problems.push(problem.hint("give `run.port`: the TCP port of its streamable HTTP endpoint"));
     }
     let critical = server.health_checks.iter().any(|check| check.value.severity == Severity::Critical);
-    if rules.critical_check && !critical {
+    if rules.critical_check == Some(true) && !critical {
         let problem = Problem::at(source, &server.name, "no critical health check (rule `critical_check`)");
         problems.push(problem.hint("add a check, for example `type: mcp`"));
     }
     if let Some(why) = &server.irreversible
-        && rules.rollback
+        && rules.rollback == Some(true)
     {
         let message = format!("a step to it cannot be undone: {} (rule `rollback`)", why.value);
         let problem = Problem::at(source, why, message);
@@ -258,7 +263,7 @@ fn package_rules(configuration: &Configuration, source: &Source, server: &Server
     image_rules(source, package, problems);
     problems.extend(locks::check(source, server));
     let of_registry = written.pypi.is_some() || written.npm.is_some();
-    if configuration.environment.1.rules.locked && of_registry && server.lock.is_none() {
+    if configuration.environment.1.rules.locked == Some(true) && of_registry && server.lock.is_none() {
         let problem = Problem::at(source, package, "it has no lock (rule `locked`)");
         problems.push(problem.hint(format!("`fleetwright lock {}` writes one", source.path)));
     }

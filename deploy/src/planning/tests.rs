@@ -40,6 +40,7 @@ fn read(manifest: &str, environment: &str, servers: &[(&str, &str)]) -> Result<C
         manifest: (manifest.clone(), Manifest::parse(&manifest)?),
         environment: (environment.clone(), Environment::parse(&environment)?),
         servers: definitions,
+        on_hosts: BTreeMap::new(),
     })
 }
 
@@ -121,7 +122,13 @@ fn shipped(manifest: &str) -> (Configuration, Circumstances) {
     });
     let circumstances = Circumstances { hosts: hosts.collect(), ..Circumstances::default() };
     let environment = (environment.clone(), Environment::parse(&environment).expect("an environment"));
-    (Configuration { servers: servers.collect(), environment, manifest: (manifest_source, parsed) }, circumstances)
+    let configuration = Configuration {
+        servers: servers.collect(),
+        on_hosts: BTreeMap::new(),
+        environment,
+        manifest: (manifest_source, parsed),
+    };
+    (configuration, circumstances)
 }
 
 #[test]
