@@ -33,6 +33,7 @@ use self::views::{
 use crate::artifacts::{Artifacts, missing};
 use crate::clock;
 use crate::engine::{Handle, Request, Samples};
+use crate::secrets::Secrets;
 
 /// Largest request body, in bytes: a plan with all its releases.
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -50,6 +51,7 @@ const REASON_BYTES_MAX: usize = 4 * 1024;
 pub(crate) struct Api {
     pub(crate) engine: Handle,
     pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) secrets: Arc<Secrets>,
     pub(crate) listen: String,
     pub(crate) authority_fingerprint: String,
 }
@@ -265,7 +267,14 @@ async fn digests(
     State(api): State<Api>,
     Json(sources): Json<BTreeMap<String, SecretSource>>,
 ) -> Answer<BTreeMap<String, String>> {
-    api.engine.ask(|reply| Request::Digests { sources, reply }).await.map(Json).ok_or_else(ending)
+    // Programs may have to be run for them: the engine does not wait for that.
+    let digests = tokio::task::spawn_blocking(move || {
+        let digest = |(name, source): (&String, &SecretSource)| {
+            Some((fleetwright_deploy::planning::secret_key(source), api.secrets.digest(name, source)?))
+        };
+        sources.iter().filter_map(digest).collect()
+    });
+    digests.await.map(Json).map_err(|_| ending())
 }
 
 async fn deployments(State(api): State<Api>) -> Answer<Vec<DeploymentSummary>> {

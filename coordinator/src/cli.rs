@@ -13,6 +13,7 @@ mod follow;
 mod graph;
 mod halt;
 mod hosts;
+mod init;
 mod instances;
 mod journal;
 mod lock;
@@ -86,6 +87,7 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    Init(init::InitArguments),
     Up(up::UpArguments),
     Down(down::DownArguments),
     Plan(plan::PlanArguments),
@@ -195,6 +197,7 @@ pub fn main() -> ExitCode {
 
 async fn perform(command: Command, context: &Context) -> Result<u8> {
     match command {
+        Command::Init(arguments) => init::init(&arguments, context),
         Command::Up(arguments) => up::up(arguments, context).await,
         Command::Down(arguments) => down::down(&arguments, context).await,
         Command::Plan(arguments) => plan::plan(&arguments, context).await,

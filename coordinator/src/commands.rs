@@ -1,5 +1,7 @@
 //! Making the signed command for an order: its id, its intent, and, for a release, its bytes and secrets.
 
+use std::sync::Arc;
+
 use fleetwright_certs::{Signer, TrustedKeys};
 use fleetwright_deploy::deployment::{Deployment, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
@@ -19,7 +21,7 @@ pub(crate) const INTENT_LIFETIME: Length = Length::from_secs(24 * 3_600);
 /// Signs what the coordinator sends.
 pub(crate) struct CommandMaker {
     pub(crate) signer: Signer,
-    pub(crate) secrets: Secrets,
+    pub(crate) secrets: Arc<Secrets>,
 }
 
 impl CommandMaker {

@@ -39,6 +39,7 @@ pub struct Coordinator {
     reset_key: [u8; 32],
     operator: Operator,
     artifacts: Arc<Artifacts>,
+    secrets: Arc<Secrets>,
     clock: Clock,
     lock: File,
 }
@@ -67,12 +68,10 @@ impl Coordinator {
         let (journal, fleet) = open_journal(&state_dir, &name)?;
         let operator = state_dir.operator_signer()?;
         let key_pem = operator.to_pem()?;
+        let secrets = Arc::new(Secrets::new(state_dir.secrets(), state_dir.values_key()?));
         let authorities = Authorities {
             authority: state_dir.authority(&name)?,
-            commands: CommandMaker {
-                signer: state_dir.command_signer()?,
-                secrets: Secrets::new(state_dir.secrets(), state_dir.values_key()?),
-            },
+            commands: CommandMaker { signer: state_dir.command_signer()?, secrets: secrets.clone() },
             operator_keys: state_dir.operator_keys()?,
             operator,
         };
@@ -86,7 +85,7 @@ impl Coordinator {
         };
         let (identity, reset_key) = (state_dir.tls()?, state_dir.reset_key()?);
         let artifacts = Arc::new(Artifacts::new(state_dir.artifacts()));
-        Ok(Self { name, engine, handle, identity, reset_key, operator, artifacts, clock, lock })
+        Ok(Self { name, engine, handle, identity, reset_key, operator, artifacts, secrets, clock, lock })
     }
 
     /// The settings that the endpoint must have: of its socket, and of the connections it accepts.
@@ -101,6 +100,10 @@ impl Coordinator {
 
     pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    pub(crate) fn secrets(&self) -> Arc<Secrets> {
+        self.secrets.clone()
     }
 
     pub(crate) fn artifacts(&self) -> Arc<Artifacts> {

@@ -293,13 +293,7 @@ impl Engine {
                 self.answer(reply, outcome);
             }
             Request::LookAt { host, body, reply } => self.look_at(&host, body, reply),
-            Request::Digests { sources, reply } => {
-                let secrets = &self.authorities.commands.secrets;
-                let known = sources.iter().filter_map(|(name, source)| {
-                    Some((fleetwright_deploy::planning::secret_key(source), secrets.digest(name, source)?))
-                });
-                let _ = reply.send(known.collect());
-            }
+            Request::Resend { host } => self.send_missed(&host),
             Request::Records { after, limit, reply } => {
                 self.commit()?;
                 let records = self.journal.as_ref().map(|journal| journal.records(after, limit)).transpose()?;
@@ -319,12 +313,29 @@ impl Engine {
         else {
             return;
         };
-        let made = self.authorities.commands.step(&self.fleet, deployment, instance, attempt, order, now);
+        let commands = &self.authorities.commands;
+        let release = deployment.planned_release(instance).filter(|_| matches!(order, Order::Stage { .. }));
+        let to_look_up = release.map(|release| commands.secrets.to_look_up(release)).unwrap_or_default();
+        let made = commands.step(&self.fleet, deployment, instance, attempt, order, now);
         let (handle, deployment, instance) = (self.handle.clone(), deployment.id().clone(), instance.clone());
+        let session_host = instance.host.clone();
         let (order, generation) = (OrderName::from(order), self.fleet.generation());
         let tell = async move |not_obeyed: NotObeyed| {
             let _ = handle.requests.send(Request::NotObeyed { instance, deployment, attempt, order, not_obeyed }).await;
         };
+        if !to_look_up.is_empty() {
+            // A coordinator that was started anew has forgotten what it had looked up.
+            let (secrets, handle, host) = (commands.secrets.clone(), self.handle.clone(), session_host);
+            tokio::spawn(async move {
+                let look_up = move || to_look_up.iter().try_for_each(|(name, source)| secrets.look_up(name, source));
+                match tokio::task::spawn_blocking(look_up).await {
+                    Ok(Ok(())) => drop(handle.requests.send(Request::Resend { host }).await),
+                    Ok(Err(failure)) => tell(NotObeyed::Refused(failure)).await,
+                    Err(_) => {}
+                }
+            });
+            return;
+        }
         match made {
             Ok(envelope) => {
                 let (reply, answer) = oneshot::channel();

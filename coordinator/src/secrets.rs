@@ -1,40 +1,114 @@
-//! Values of secrets: looked up when a release is sent, and never kept. A digest keyed with the fleet's own key
-//! stands for a value wherever only a change of it matters.
+//! Values of secrets: looked up when a plan is made or a release is sent, and never written down. A digest keyed with the
+//! fleet's own key stands for a value wherever only a change of it matters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufReader, Read};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, bail};
 use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::planning::secret_key;
 use fleetwright_deploy::release::{Release, SecretSource};
 
 /// Characters that generated values are drawn from: none needs quoting in a shell, a URL or YAML.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
+/// How long a program may take to print a value.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+const COMMAND_POLL: Duration = Duration::from_millis(20);
+/// Largest value, in bytes.
+const VALUE_BYTES_MAX: u64 = 64 * 1024;
+/// The file with the identities that open what is encrypted with age.
+const IDENTITIES: &str = "age.key";
+
 pub(crate) struct Secrets {
     folder: PathBuf,
     key: [u8; 32],
+    /// What was looked up last where that takes long, by source. Only ever in memory.
+    found: Mutex<HashMap<String, String>>,
+    /// One value is looked up at a time: a thousand hosts need not mean a thousand programs.
+    looking: Mutex<()>,
 }
 
 impl Secrets {
     pub(crate) fn new(folder: PathBuf, key: [u8; 32]) -> Self {
-        Self { folder, key }
+        Self { folder, key, found: Mutex::default(), looking: Mutex::default() }
     }
 
-    /// The values that a release names.
+    /// The values that a release names. Those that take long to look up must have been looked up before.
     pub(crate) fn reveal(&self, release: &Release) -> Result<BTreeMap<String, String>, Failure> {
-        let named = release.secrets.iter().map(|(name, secret)| match self.value(name, &secret.source) {
-            Some(value) => Ok((name.clone(), value)),
-            None => Err(missing(name, &secret.source)),
+        let named = release.secrets.iter().map(|(name, secret)| {
+            let value = self.value(name, &secret.source).ok_or_else(|| missing(name, &secret.source))?;
+            let generated = matches!(secret.source, SecretSource::Generated { .. });
+            if let Some(digest) = secret.digest.as_ref().filter(|_| !generated)
+                && *digest != self.digest_of(name, &value)
+            {
+                let message = format!("secret `{name}` has changed since the plan was made");
+                return Err(
+                    Failure::new(FailureKind::ConfigurationError, "secrets", message).hint("plan and deploy again")
+                );
+            }
+            Ok((name.clone(), value))
         });
         named.collect()
     }
 
-    /// A digest that changes with the value; nothing when there is no value.
+    /// The secrets of a release that take long to look up, and have not been since the coordinator started.
+    pub(crate) fn to_look_up(&self, release: &Release) -> Vec<(String, SecretSource)> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let lacking = release
+            .secrets
+            .iter()
+            .filter(|(_, secret)| takes_long(&secret.source) && !found.contains_key(&secret_key(&secret.source)));
+        lacking.map(|(name, secret)| (name.clone(), secret.source.clone())).collect()
+    }
+
+    /// Looks a value up that takes long and is not known yet, and remembers it.
+    pub(crate) fn look_up(&self, name: &str, source: &SecretSource) -> Result<(), Failure> {
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.value(name, source).is_some() {
+            return Ok(());
+        }
+        self.look_up_anew(name, source)
+    }
+
+    /// Looks a value up that takes long, and remembers it. What fails is logged, without the value.
+    fn look_up_anew(&self, name: &str, source: &SecretSource) -> Result<(), Failure> {
+        let looked_up = match source {
+            SecretSource::Age { path } => self.decrypt(path),
+            SecretSource::Command { command } => run(command),
+            SecretSource::Named { .. } | SecretSource::File { .. } | SecretSource::Generated { .. } => return Ok(()),
+        };
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        match looked_up {
+            Ok(value) => {
+                found.insert(secret_key(source), value);
+                Ok(())
+            }
+            Err(error) => {
+                found.remove(&secret_key(source));
+                tracing::warn!(secret = name, error = format!("{error:#}"), "a secret could not be looked up");
+                Err(missing(name, source))
+            }
+        }
+    }
+
+    /// A digest that changes with the value; nothing when there is no value. May take long.
     pub(crate) fn digest(&self, name: &str, source: &SecretSource) -> Option<String> {
-        let value = self.value(name, source)?;
+        if takes_long(source) {
+            let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+            self.look_up_anew(name, source).ok()?;
+        }
+        Some(self.digest_of(name, &self.value(name, source)?))
+    }
+
+    fn digest_of(&self, name: &str, value: &str) -> String {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(b"digest\0").update(name.as_bytes()).update(b"\0").update(value.as_bytes());
-        Some(hasher.finalize().to_hex()[..32].to_owned())
+        hasher.finalize().to_hex()[..32].to_owned()
     }
 
     fn value(&self, name: &str, source: &SecretSource) -> Option<String> {
@@ -42,8 +116,29 @@ impl Secrets {
             SecretSource::Named { variable, fallback } => {
                 std::env::var(variable).ok().or_else(|| self.file(name)).or_else(|| fallback.clone())
             }
+            SecretSource::File { path } => read_value(std::fs::File::open(self.folder.join(path)).ok()?).ok(),
+            SecretSource::Age { .. } | SecretSource::Command { .. } => {
+                self.found.lock().unwrap_or_else(PoisonError::into_inner).get(&secret_key(source)).cloned()
+            }
             SecretSource::Generated { context, length } => Some(self.generated(context, *length)),
         }
+    }
+
+    fn decrypt(&self, path: &str) -> Result<String> {
+        let identities = self.folder.join(IDENTITIES);
+        let identities = age::IdentityFile::from_file(identities.display().to_string())
+            .with_context(|| format!("{} cannot be read", identities.display()))?
+            .into_identities()
+            .context("the identities cannot be read")?;
+        let path = self.folder.join(path);
+        let file = std::fs::File::open(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let decryptor =
+            age::Decryptor::new_buffered(BufReader::new(age::armor::ArmoredReader::new(BufReader::new(file))))
+                .with_context(|| format!("{} is not encrypted with age", path.display()))?;
+        let content = decryptor
+            .decrypt(identities.iter().map(|identity| identity.as_ref() as &dyn age::Identity))
+            .with_context(|| format!("{} is not encrypted to an identity in {IDENTITIES}", path.display()))?;
+        read_value(content).with_context(|| format!("{} cannot be read", path.display()))
     }
 
     /// Names come from configuration, so they are never taken for paths.
@@ -66,13 +161,59 @@ impl Secrets {
 }
 
 fn missing(name: &str, source: &SecretSource) -> Failure {
-    let failure = Failure::new(FailureKind::ConfigurationError, "secrets", format!("secret `{name}` has no value"));
-    match source {
-        SecretSource::Named { variable, .. } => failure.hint(format!(
-            "start the coordinator with {variable} set, or write the value to the file `{name}` in its `secrets` folder"
-        )),
-        SecretSource::Generated { .. } => failure,
+    Failure::new(FailureKind::ConfigurationError, "secrets", format!("secret `{name}` has no value"))
+        .hint(source.remedy(name))
+}
+
+/// Whether somebody should wait for it beside everything else.
+fn takes_long(source: &SecretSource) -> bool {
+    matches!(source, SecretSource::Age { .. } | SecretSource::Command { .. })
+}
+
+/// A value without the line break that editors and programs end it with.
+fn read_value(from: impl Read) -> Result<String> {
+    let mut text = String::new();
+    from.take(VALUE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > VALUE_BYTES_MAX {
+        bail!("the value has more than {} KiB", VALUE_BYTES_MAX >> 10);
     }
+    Ok(text.strip_suffix('\n').map_or_else(|| text.clone(), str::to_owned))
+}
+
+/// What a program prints. Its standard error may say why it failed, and goes to the log; the value does not.
+fn run(command: &[String]) -> Result<String> {
+    let (program, arguments) = command.split_first().context("the command is empty")?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("`{program}` could not be started"))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let value = std::thread::spawn(move || stdout.map(read_value));
+    let said = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        stderr.map(|stderr| stderr.take(4 * 1024).read_to_end(&mut said));
+        String::from_utf8_lossy(&said).into_owned()
+    });
+    let deadline = Instant::now() + COMMAND_TIMEOUT;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            child.wait()?;
+            bail!("`{program}` has not ended within {} s", COMMAND_TIMEOUT.as_secs());
+        }
+        std::thread::sleep(COMMAND_POLL);
+    };
+    if !status.success() {
+        bail!("`{program}` failed with {status}: {}", said.join().unwrap_or_default().trim());
+    }
+    let value = value.join().ok().flatten().context("nothing was printed")??;
+    if value.is_empty() { bail!("`{program}` printed nothing") } else { Ok(value) }
 }
 
 #[cfg(test)]
@@ -107,5 +248,53 @@ mod tests {
         assert!(!digest.contains("s3cret"));
         std::fs::write(folder.path().join("api_key"), "rotated\n").expect("write");
         assert_ne!(secrets(folder.path()).digest("api_key", &source), Some(digest));
+    }
+
+    #[test]
+    fn a_program_and_an_encrypted_file_give_values_that_are_remembered_until_the_next_plan() {
+        let folder = tempfile::tempdir().expect("folder");
+        let secrets = secrets(folder.path());
+        let count = folder.path().join("count");
+        let script = format!("echo x >> {}; wc -l < {0}", count.display());
+        let command = |script: &str| SecretSource::Command { command: vec!["sh".into(), "-c".into(), script.into()] };
+        let source = command(&script);
+        assert_eq!(secrets.value("a", &source), None, "nothing is run while somebody waits");
+        let first = secrets.digest("a", &source).expect("digest");
+        assert_eq!(secrets.value("a", &source).as_deref(), Some("1"));
+        secrets.look_up("a", &source).expect("it is known");
+        assert_eq!(secrets.value("a", &source).as_deref(), Some("1"));
+        assert_ne!(secrets.digest("a", &source), Some(first), "a new plan looks again");
+        for fails in ["exit 3", "true", "head -c 70000 /dev/zero | tr '\\0' x"] {
+            assert_eq!(secrets.digest("a", &command(fails)), None, "{fails}");
+        }
+
+        let identity = age::x25519::Identity::generate();
+        use age::secrecy::ExposeSecret;
+        std::fs::write(folder.path().join(IDENTITIES), identity.to_string().expose_secret()).expect("write");
+        let sealed = age::encrypt_and_armor(&identity.to_public(), b"from-age\n").expect("encrypted");
+        std::fs::write(folder.path().join("db.age"), sealed).expect("write");
+        let source = SecretSource::Age { path: "db.age".to_owned() };
+        secrets.digest("b", &source).expect("digest");
+        assert_eq!(secrets.value("b", &source).as_deref(), Some("from-age"));
+        let other = age::encrypt(&age::x25519::Identity::generate().to_public(), b"no").expect("encrypted");
+        std::fs::write(folder.path().join("other.age"), other).expect("write");
+        let failure = secrets.look_up("c", &SecretSource::Age { path: "other.age".to_owned() }).expect_err("refused");
+        assert!(failure.to_string().contains("has no value"), "{failure}");
+    }
+
+    #[test]
+    fn a_value_that_changed_after_the_plan_is_not_sent() {
+        let folder = tempfile::tempdir().expect("folder");
+        let secrets = secrets(folder.path());
+        let file = folder.path().join("key");
+        std::fs::write(&file, "one").expect("write");
+        let source = SecretSource::File { path: "key".to_owned() };
+        let digest = secrets.digest("key", &source);
+        let mut release = Release::plain("time".parse().expect("name"), vec!["true".to_owned()]);
+        release.secrets.insert("key".to_owned(), fleetwright_deploy::release::SecretUse { source, digest });
+        assert_eq!(secrets.reveal(&release).expect("values")["key"], "one");
+        std::fs::write(&file, "two").expect("write");
+        let failure = secrets.reveal(&release).expect_err("refused");
+        assert!(failure.message.contains("has changed since the plan was made"), "{failure}");
     }
 }

@@ -21,6 +21,7 @@ pub(crate) async fn serve(state_dir: &StateDir) -> Result<()> {
     let api = Api {
         engine: coordinator.handle(),
         artifacts: coordinator.artifacts(),
+        secrets: coordinator.secrets(),
         listen: listen.clone(),
         authority_fingerprint: state_dir.authority_fingerprint()?,
     };

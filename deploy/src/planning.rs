@@ -14,7 +14,7 @@ mod saved;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::{Environment, Manifest, Problem, Problems, Server, Source};
+use crate::config::{Environment, Manifest, Problem, Problems, SecretWritten, Server, Source};
 use crate::host::HostView;
 use crate::ids::{Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId, ServerName};
 use crate::plan::{Group, Plan, PlannedStep, Rollout, StepAction};
@@ -115,8 +115,18 @@ pub fn secret_key(source: &SecretSource) -> String {
 /// The secrets that an environment declares, by name.
 pub fn secret_sources(environment: &Environment) -> BTreeMap<String, SecretSource> {
     let named = environment.secrets.iter().map(|(name, written)| {
-        let fallback = written.fallback.as_ref().map(|text| text.value.clone());
-        (name.clone(), SecretSource::Named { variable: written.env.value.clone(), fallback })
+        let SecretWritten { env, file, age, command, fallback } = &written.value;
+        let source = if let Some(path) = file {
+            SecretSource::File { path: path.value.clone() }
+        } else if let Some(path) = age {
+            SecretSource::Age { path: path.value.clone() }
+        } else if let Some(command) = command {
+            SecretSource::Command { command: command.value.clone() }
+        } else {
+            let variable = env.as_ref().map(|variable| variable.value.clone()).unwrap_or_default();
+            SecretSource::Named { variable, fallback: fallback.as_ref().map(|text| text.value.clone()) }
+        };
+        (name.clone(), source)
     });
     named.collect()
 }

@@ -82,6 +82,22 @@ pub enum SecretSource {
         /// A value for environments in which no real one is needed; never a secret itself.
         fallback: Option<String>,
     },
+    /// A file of the coordinator's, relative to its `secrets` folder.
+    File {
+        /// Its path.
+        path: String,
+    },
+    /// A file encrypted with age (age-encryption.org/v1), relative to the coordinator's `secrets` folder, which also holds
+    /// the identities that open it, in `age.key`.
+    Age {
+        /// Its path.
+        path: String,
+    },
+    /// What a program prints that the coordinator runs.
+    Command {
+        /// The program and its arguments; no shell is involved.
+        command: Vec<String>,
+    },
     /// Derived from the fleet's own key: the same for the same fleet, environment, server and name.
     Generated {
         /// What it is derived from besides the key.
@@ -89,6 +105,28 @@ pub enum SecretSource {
         /// Its length in characters.
         length: u32,
     },
+}
+
+impl SecretSource {
+    /// What a person does when there is no value.
+    pub fn remedy(&self, name: &str) -> String {
+        match self {
+            Self::Named { variable, .. } => format!(
+                "start the coordinator with the environment variable {variable} set, or write the value to the file `{name}` in its `secrets` folder"
+            ),
+            Self::File { path } => {
+                format!("write it to {path} on the coordinator's machine, readable by the coordinator")
+            }
+            Self::Age { path } => format!(
+                "put {path}, encrypted to the coordinator, and the identity that opens it (`age.key`) into the coordinator's `secrets` folder; its log says what failed"
+            ),
+            Self::Command { command } => format!(
+                "run `{}` as the coordinator's user: it must print the value and exit with 0 within 30 s; the coordinator's log says what failed",
+                command.join(" ")
+            ),
+            Self::Generated { .. } => "the fleet's own key must be there".to_owned(),
+        }
+    }
 }
 
 /// What is installed before a server can be started.

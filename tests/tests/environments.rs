@@ -96,3 +96,20 @@ fn what_is_wrong_in_layers_is_told_with_its_place() {
     assert!(fleet.run(&["config", "show", "time", "-e", "prod"]).expect_code(1).stderr.contains("no such environment"));
     fleet.run(&["config", "show", "time", "--host", "web-1"]).expect_code(2);
 }
+
+#[test]
+fn what_init_writes_is_valid_plans_and_is_never_written_over() {
+    let fleet = Fleet::new();
+    let wrote = fleet.run(&["init"]).expect_code(0).stdout;
+    assert!(wrote.contains("fleetwright up deployments/first.yaml"), "{wrote}");
+    let files = ["deployments/first.yaml", "config/servers/time.yaml", "config/environments/development.yaml"];
+    fleet.run(&[&["validate"][..], &files].concat()).expect_code(0);
+    let text = std::fs::read_to_string(fleet.path().join(files[0])).expect("read");
+    fleet.write(files[0], &format!("{text}hosts: [{{ name: h1 }}]\n"));
+    let plan = fleet.run(&["plan", files[0], "--offline"]).expect_code(0).stdout;
+    assert!(plan.contains("+ time@h1"), "{plan}");
+    let again = fleet.run(&["init"]).expect_code(1).stderr;
+    assert!(again.contains("is there already: nothing was written"), "{again}");
+    fleet.run(&["init", "elsewhere"]).expect_code(0);
+    assert!(fleet.path().join("elsewhere/config/servers/time.yaml").is_file());
+}

@@ -93,3 +93,69 @@ fn a_secret_is_only_in_the_files_of_its_instance() {
         .expect("curl");
     assert_eq!(String::from_utf8_lossy(&anonymous.stdout), "401");
 }
+
+#[test]
+fn files_encrypted_files_and_programs_give_values_also_to_a_coordinator_that_was_started_anew() {
+    let fleet = Fleet::new();
+    let folder = fleet.path().join("values");
+    fs::create_dir_all(&folder).expect("folder");
+    fs::write(folder.join("plain"), format!("{CANARY}-file\n")).expect("write");
+    fs::write(folder.join("printed"), format!("{CANARY}-program\n")).expect("write");
+    let shown = folder.display();
+    fleet.write(
+        "config/environments/test.yaml",
+        &format!(
+            "apiVersion: fleetwright/v1\nname: test\nsecrets:\n  of_file: {{ file: '{shown}/plain' }}\n  of_program: {{ command: [cat, '{shown}/printed'] }}\n"
+        ),
+    );
+    let definition = |version: u32| {
+        let program = format!(
+            "apiVersion: fleetwright/v1\nname: beta\nrun:\n  command: [sh, -c, 'echo version {version}; exec sleep 100000']\n  stop_timeout: 2s\n  environment:\n    \
+             FILE: '{{{{ secret(name=\"of_file\") }}}}'\n    PROGRAM: '{{{{ secret(name=\"of_program\") }}}}'\n\
+             health_checks:\n  - {{ name: alive, type: command, interval: 1s, severity: critical, config: {{ command: [\"true\"] }} }}\n"
+        );
+        fleet.write("config/servers/beta.yaml", &program);
+    };
+    definition(1);
+    let manifest = fleet.write(
+        "manifests/test.yaml",
+        "apiVersion: fleetwright/v1\nname: test\nenvironment: test\nservers:\n  - { server: beta }\n",
+    );
+    fleet.up(&manifest, &["--agents", "1"]).expect_code(0);
+    let environment = || -> serde_json::Value {
+        let path = fleet.host("host-1").join("servers/beta/current/environment.json");
+        serde_json::from_slice(&fs::read(path).expect("read")).expect("JSON")
+    };
+    assert_eq!(environment()["FILE"], format!("{CANARY}-file"));
+    assert_eq!(environment()["PROGRAM"], format!("{CANARY}-program"));
+
+    // The host sleeps while it is told to stage, and the coordinator that told it is gone with all that it remembered.
+    use rustix::process::{Signal, kill_process};
+    let agent = fleet.holder(&fleet.host("host-1").join("agent.lock")).expect("an agent");
+    definition(2);
+    kill_process(agent, Signal::STOP).expect("stop");
+    let started = fleet.json(&["deploy", "start", &manifest.to_string_lossy()]);
+    fleet.kill_coordinator();
+    let mut coordinator = fleet.start_coordinator();
+    kill_process(agent, Signal::CONT).expect("continue");
+    let id = started["id"].as_str().expect("an id").to_owned();
+    fleet.wait_until("it has ended", || {
+        fleet.run(&["deploy", "show", &id, "--output", "json"]).stdout.contains("\"outcome\":")
+            && fleet.json(&["deploy", "show", &id])["summary"]["outcome"].is_string()
+    });
+    assert_eq!(fleet.json(&["deploy", "show", &id])["summary"]["outcome"], "succeeded");
+    assert_eq!(environment()["PROGRAM"], format!("{CANARY}-program"));
+
+    // Another value is a change, and one that is gone stops the plan with what to do.
+    fs::write(folder.join("printed"), "rotated").expect("write");
+    let plan = fleet.run(&["plan", &manifest.to_string_lossy()]).expect_code(0).stdout;
+    assert!(plan.contains("secrets.of_program changed") && !plan.contains("rotated"), "{plan}");
+    fs::remove_file(folder.join("printed")).expect("remove");
+    let refused = fleet.run(&["plan", &manifest.to_string_lossy()]).expect_code(1).stderr;
+    assert!(refused.contains("secret `of_program` has no value") && refused.contains("run `cat "), "{refused}");
+    let mut found = Vec::new();
+    files_with(&fleet.state_dir(), CANARY, &mut found);
+    assert!(found.iter().all(|path| path.ends_with("environment.json")), "{found:?}");
+    coordinator.kill().expect("kill");
+    coordinator.wait().expect("wait");
+}

@@ -73,7 +73,7 @@ fn value_at<'a>(value: &'a Value, path: &str) -> &'a Value {
         return value;
     }
     let below = |name: &str| {
-        path.strip_prefix(name).and_then(|rest| rest.strip_prefix('.').or(rest.is_empty().then_some(rest)))
+        path.strip_prefix(name).and_then(|rest| rest.strip_prefix('.').or_else(|| rest.is_empty().then_some(rest)))
     };
     match value {
         Value::Object(fields) => {

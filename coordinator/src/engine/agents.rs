@@ -41,7 +41,7 @@ impl Engine {
     }
 
     /// The host may have missed what was sent to it, or found it stale; what it did not miss, it will not do again.
-    fn send_missed(&self, host: &HostName) {
+    pub(super) fn send_missed(&self, host: &HostName) {
         let missed: Vec<(DeploymentId, InstanceId, u32, Order)> = self
             .fleet
             .outstanding(host)

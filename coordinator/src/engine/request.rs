@@ -11,7 +11,6 @@ use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, Generation, HostName, InstanceId, ReleaseId};
 use fleetwright_deploy::instance::StepReport;
 use fleetwright_deploy::plan::{Plan, RollbackStrategy};
-use fleetwright_deploy::release::SecretSource;
 use fleetwright_deploy::time::Length;
 use fleetwright_protocol::command::{CommandBody, CommandReply};
 use fleetwright_protocol::enrol::Credentials;
@@ -87,8 +86,8 @@ pub(crate) enum Request {
     Halt { event: FleetEvent, reply: Reply<Result<(), Failure>> },
     /// Ask an agent for something that changes nothing.
     LookAt { host: HostName, body: CommandBody, reply: Reply<Result<CommandReply, Failure>> },
-    /// Digests of secrets.
-    Digests { sources: BTreeMap<String, SecretSource>, reply: Reply<BTreeMap<String, String>> },
+    /// What a host may have missed can be sent now.
+    Resend { host: HostName },
     /// What people are told about entries after a number.
     Records { after: u64, limit: usize, reply: Reply<Vec<EventRecord>> },
     /// Look at everything.

@@ -121,7 +121,7 @@ pub struct Environment {
     pub variables: BTreeMap<String, Spanned<String>>,
     /// The secrets that templates may name.
     #[serde(default)]
-    pub secrets: BTreeMap<String, SecretWritten>,
+    pub secrets: BTreeMap<String, Spanned<SecretWritten>>,
     /// What a manifest must satisfy.
     #[serde(default)]
     pub rules: Rules,
@@ -151,14 +151,24 @@ pub struct HostWritten {
     pub servers: BTreeMap<ServerName, Spanned<serde_json::Value>>,
 }
 
-/// Where the value of a secret comes from.
+/// Where the value of a secret comes from: exactly one of `env`, `file`, `age` and `command`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecretWritten {
     /// The coordinator's environment variable; without it, the file of the secret's name in the coordinator's
     /// `secrets` folder.
-    pub env: Spanned<String>,
-    /// A stand-in for environments in which no real value is needed.
+    #[serde(default)]
+    pub env: Option<Spanned<String>>,
+    /// A file of the coordinator's; relative to its `secrets` folder.
+    #[serde(default)]
+    pub file: Option<Spanned<String>>,
+    /// A file encrypted with age; relative to the coordinator's `secrets` folder.
+    #[serde(default)]
+    pub age: Option<Spanned<String>>,
+    /// A program that prints it.
+    #[serde(default)]
+    pub command: Option<Spanned<Vec<String>>>,
+    /// A stand-in for environments in which no real value is needed; only with `env`.
     #[serde(default)]
     pub fallback: Option<Spanned<String>>,
 }

@@ -112,7 +112,9 @@ fn secret_digest(
     secret: &SecretSource,
     warnings: &mut Vec<String>,
 ) -> Result<Option<String>, Problems> {
-    let SecretSource::Named { variable, .. } = secret else { return Ok(Some("generated".to_owned())) };
+    if matches!(secret, SecretSource::Generated { .. }) {
+        return Ok(Some("generated".to_owned()));
+    }
     match &circumstances.secret_digests {
         None => {
             let warning = format!("secret `{name}` was not looked up: this plan is made without a coordinator");
@@ -125,10 +127,7 @@ fn secret_digest(
             Some(digest) => Ok(Some(digest.clone())),
             None => {
                 let problem = Problem::in_file(source, format!("secret `{name}` has no value"));
-                let hint = format!(
-                    "start the coordinator with the environment variable {variable} set, or write the value to the file `{name}` in its `secrets` folder"
-                );
-                Err(problem.hint(hint).into())
+                Err(problem.hint(secret.remedy(name)).into())
             }
         },
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Configuration, definition, locks, policies};
-use crate::config::{ManifestServer, PackageWritten, Problem, Problems, Server, Source};
+use crate::config::{ManifestServer, PackageWritten, Problem, Problems, SecretWritten, Server, Source};
 use crate::health::Severity;
 use crate::ids::ServerName;
 use crate::plan::{Pace, RollbackPolicy, Rollout};
@@ -17,6 +17,7 @@ pub(super) fn check(
 ) -> Result<(), Problems> {
     let (source, manifest) = &configuration.manifest;
     let mut problems = Vec::new();
+    secret_rules(configuration, &mut problems);
     let paces: Vec<(&ServerName, Pace)> = manifest
         .servers
         .iter()
@@ -70,6 +71,31 @@ pub(super) fn check_artifacts(configuration: &Configuration, known: &BTreeSet<St
     Problems::none_or(problems)
 }
 
+/// A secret has one source, and nobody has to guess which.
+fn secret_rules(configuration: &Configuration, problems: &mut Vec<Problem>) {
+    let (own, environment) = &configuration.environment;
+    for (name, written) in &environment.secrets {
+        let source = environment.source_of(own, name);
+        let SecretWritten { env, file, age, command, fallback } = &written.value;
+        let said =
+            [env.is_some(), file.is_some(), age.is_some(), command.is_some()].iter().filter(|said| **said).count();
+        if said != 1 {
+            let message =
+                format!("secret `{name}` has {said} sources, and needs one of `env`, `file`, `age` and `command`");
+            let problem = Problem::at(source, written, message);
+            problems.push(
+                problem.hint("for example `{ env: API_KEY }` or `{ command: [vault, kv, get, -field=key, app] }`"),
+            );
+        }
+        if let Some(fallback) = fallback.as_ref().filter(|_| env.is_none()) {
+            problems.push(Problem::at(source, fallback, "a `fallback` belongs to `env`").hint("remove it"));
+        }
+        if let Some(command) = command.as_ref().filter(|command| command.value.is_empty()) {
+            problems.push(Problem::at(source, command, "the command is empty"));
+        }
+    }
+}
+
 fn environment_rules(
     configuration: &Configuration,
     paces: &[(&ServerName, Pace)],
@@ -106,7 +132,7 @@ fn environment_rules(
     }
     if rules.real_secrets == Some(true) {
         for (secret, written) in &environment.secrets {
-            if let Some(fallback) = &written.fallback {
+            if let Some(fallback) = &written.value.fallback {
                 let message = format!("secret `{secret}` has a fallback (rule `real_secrets`)");
                 let source = environment.source_of(environment_source, secret);
                 problems.push(Problem::at(source, fallback, message).hint("remove the fallback"));
