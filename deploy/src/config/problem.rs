@@ -102,10 +102,14 @@ impl Problem {
         let error = error.without_snippet();
         let text = error.to_string();
         let first = text.lines().next().unwrap_or_default();
-        let message = first.split(" at line ").next().unwrap_or(first).to_owned();
-        match error.location() {
+        let (message, hint) = in_words(first.split(" at line ").next().unwrap_or(first));
+        let problem = match error.location() {
             Some(place) => Self::at_line(source, place.line(), place.column(), message),
             None => Self::in_file(source, message),
+        };
+        match hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
         }
     }
 
@@ -181,4 +185,40 @@ pub fn near_miss<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) ->
     let near = known.into_iter().map(|name| (strsim::damerau_levenshtein(written, name), name));
     let (distance, name) = near.min()?;
     (distance <= 1 + written.len() / 4).then(|| format!("did you mean `{name}`?"))
+}
+/// What the YAML reader says, in the words of those who write files, with a hint where there is one.
+fn in_words(said: &str) -> (String, Option<String>) {
+    let quoted = |text: &str| text.split('`').nth(1).unwrap_or_default().to_owned();
+    if let Some((what, known)) = said.split_once(", expected one of ")
+        && (what.starts_with("unknown field") || what.starts_with("unknown variant"))
+    {
+        let name = quoted(what);
+        let known = known.replace('`', "");
+        let near = near_miss(&name, known.split(", "));
+        let kind = if what.starts_with("unknown field") { "field" } else { "value" };
+        return (format!("unknown {kind} `{name}`, expected one of {known}"), near);
+    }
+    let numbers = [
+        ("invalid u16", "a whole number from 0 to 65535 is expected"),
+        ("invalid u32", "a whole number from 0 to 4294967295 is expected"),
+        ("invalid i32", "a whole number is expected"),
+    ];
+    let words = [
+        ("expected sequence start", "a list is expected, such as [a, b]"),
+        ("expected mapping start", "fields are expected, such as `name: value`"),
+        ("expected string scalar", "a text is expected"),
+        ("multiple YAML documents detected", "the file holds several YAML documents, and one is expected"),
+        ("unexpected end of input", "something is missing here: the file is empty, or ends too early"),
+        ("budget breached", "the file holds more than is read: too many values, aliases or levels"),
+    ];
+    for (reader, ours) in numbers.iter().chain(&words) {
+        if said.starts_with(reader) {
+            return ((*ours).to_owned(), None);
+        }
+    }
+    if let Some(rest) = said.strip_prefix("duplicate mapping key: ") {
+        let name = rest.split(',').next().unwrap_or_default();
+        return (format!("`{name}` is there twice"), Some("keep one of them".to_owned()));
+    }
+    (said.to_owned(), None)
 }
