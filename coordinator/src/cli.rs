@@ -13,6 +13,7 @@ mod follow;
 mod graph;
 mod halt;
 mod hosts;
+mod import;
 mod init;
 mod instances;
 mod journal;
@@ -88,6 +89,7 @@ struct Global {
 #[derive(Subcommand)]
 enum Command {
     Init(init::InitArguments),
+    Import(import::ImportArguments),
     Up(up::UpArguments),
     Down(down::DownArguments),
     Plan(plan::PlanArguments),
@@ -197,6 +199,7 @@ pub fn main() -> ExitCode {
 
 async fn perform(command: Command, context: &Context) -> Result<u8> {
     match command {
+        Command::Import(arguments) => import::import(&arguments, context),
         Command::Init(arguments) => init::init(&arguments, context),
         Command::Up(arguments) => up::up(arguments, context).await,
         Command::Down(arguments) => down::down(&arguments, context).await,

@@ -3,11 +3,13 @@
 //! Reading files is the caller's business: texts come in with the paths they were read from, so that every
 //! error can say file, line and column.
 
+mod import;
 mod layers;
 mod problem;
 mod rollout;
 mod written;
 
+pub use import::{ImportError, Imported, import};
 pub use layers::{Layer, Resolved};
 pub use problem::{Problem, Problems, Source, near_miss};
 pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, RolloutWritten, Share};
