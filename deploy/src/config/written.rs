@@ -99,6 +99,12 @@ pub struct Place {
     /// Exactly these hosts.
     #[serde(default)]
     pub hosts: Vec<Spanned<HostName>>,
+    /// A label over whose values its instances are spread as evenly as can be; hosts without it will not do.
+    #[serde(default)]
+    pub spread: Option<String>,
+    /// Servers with which it shares no host.
+    #[serde(default)]
+    pub apart_from: Vec<Spanned<ServerName>>,
 }
 
 /// An environment: named settings, secrets and rules.

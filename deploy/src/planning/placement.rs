@@ -29,6 +29,12 @@ struct Place<'a> {
     unreachable: bool,
     count: usize,
     ports: BTreeMap<u16, &'a ServerName>,
+    /// What was placed on it and keeps apart from something.
+    apart: Vec<&'a ManifestServer>,
+    /// What was placed on it.
+    placed: BTreeSet<&'a ServerName>,
+    /// What runs on it and is not of this manifest.
+    others: BTreeSet<&'a ServerName>,
 }
 
 /// A server that looks for its hosts.
@@ -58,20 +64,26 @@ impl<'a> Wanted<'a> {
 }
 
 impl<'a> Board<'a> {
-    fn new(circumstances: &'a Circumstances) -> Self {
+    fn new(configuration: &Configuration, circumstances: &'a Circumstances) -> Self {
+        let manifest = &configuration.manifest.1.name.value;
         let place = |(name, view): (&'a HostName, &'a HostView)| Place {
             name,
             view,
             unreachable: circumstances.unreachable.contains(name),
             count: 0,
             ports: BTreeMap::new(),
+            apart: Vec::new(),
+            placed: BTreeSet::new(),
+            others: BTreeSet::new(),
         };
-        let hosts: Vec<Place<'a>> = circumstances.hosts.iter().map(place).collect();
+        let mut hosts: Vec<Place<'a>> = circumstances.hosts.iter().map(place).collect();
         let numbers: BTreeMap<&HostName, usize> = hosts.iter().enumerate().map(|(n, host)| (host.name, n)).collect();
         let mut runs: BTreeMap<&ServerName, BTreeSet<usize>> = BTreeMap::new();
-        for InstanceId { server, host } in circumstances.present.keys() {
-            if let Some(number) = numbers.get(host) {
-                runs.entry(server).or_default().insert(*number);
+        for (InstanceId { server, host }, present) in &circumstances.present {
+            let Some(number) = numbers.get(host) else { continue };
+            runs.entry(server).or_default().insert(*number);
+            if present.manifest != *manifest {
+                hosts[*number].others.insert(server);
             }
         }
         Self { hosts, numbers, runs }
@@ -96,7 +108,9 @@ impl<'a> Board<'a> {
         if candidates.len() < count {
             return Err(self.too_few(wanted, count, candidates.len()));
         }
-        if candidates.len() > count && count > 0 {
+        if let Some(label) = &wanted.entry.place.spread {
+            candidates = self.spread(label, candidates, count, keeps);
+        } else if candidates.len() > count && count > 0 {
             candidates.select_nth_unstable_by_key(count - 1, |n| (!keeps(*n), self.hosts[*n].count, *n));
         }
         candidates.truncate(count);
@@ -105,12 +119,37 @@ impl<'a> Board<'a> {
             let host = &mut self.hosts[*n];
             host.count += 1;
             host.ports.extend(wanted.port.map(|port| (port, name)));
+            host.placed.insert(name);
+            if !wanted.entry.place.apart_from.is_empty() {
+                host.apart.push(wanted.entry);
+            }
         }
         Ok(candidates.into_iter().map(|n| self.hosts[n].name.clone()).collect())
     }
 
+    /// So many of the candidates, as evenly over the values of a label as can be. Those that run the server keep it.
+    fn spread(
+        &self,
+        label: &str,
+        mut candidates: Vec<usize>,
+        count: usize,
+        keeps: impl Fn(usize) -> bool,
+    ) -> Vec<usize> {
+        let value = |n: usize| self.hosts[n].view.labels.get(label);
+        let mut chosen: Vec<usize> = Vec::with_capacity(count);
+        let mut used: BTreeMap<Option<&String>, usize> = BTreeMap::new();
+        while chosen.len() < count {
+            let key = |n: &usize| (!keeps(*n), used.get(&value(*n)).copied().unwrap_or(0), self.hosts[*n].count, *n);
+            let Some((at, _)) = candidates.iter().enumerate().min_by_key(|(_, n)| key(n)) else { break };
+            let next = candidates.swap_remove(at);
+            *used.entry(value(next)).or_default() += 1;
+            chosen.push(next);
+        }
+        chosen
+    }
+
     /// Why there are too few hosts for a server.
-    fn too_few(&self, wanted: &Wanted<'_>, count: usize, possible: usize) -> String {
+    fn too_few(&self, wanted: &Wanted<'a>, count: usize, possible: usize) -> String {
         let unknown = wanted.named.iter().filter(|host| !self.numbers.contains_key(*host));
         let mut refused: Vec<String> = unknown.map(|host| format!("{host}: no such host")).collect();
         for (n, host) in self.hosts.iter().enumerate() {
@@ -136,7 +175,7 @@ pub(super) fn place(configuration: &Configuration, circumstances: &Circumstances
         let problem = Problem::in_file(source, "there is no host to place servers on");
         return Err(problem.hint("list `hosts:` in the manifest, or enrol hosts with the coordinator").into());
     }
-    let mut board = Board::new(circumstances);
+    let mut board = Board::new(configuration, circumstances);
     let unknown: Vec<&str> =
         circumstances.hosts.iter().filter(|(_, host)| host.facts.is_none()).map(|(name, _)| name.as_str()).collect();
     if !unknown.is_empty() {
@@ -178,7 +217,7 @@ pub(super) fn verdicts(
     circumstances: &Circumstances,
     server: &ServerName,
 ) -> BTreeMap<HostName, String> {
-    let mut board = Board::new(circumstances);
+    let mut board = Board::new(configuration, circumstances);
     for entry in &configuration.manifest.1.servers {
         let Ok((_, definition)) = definition(configuration, &entry.server) else { continue };
         let wanted = Wanted::new(entry, definition);
@@ -206,13 +245,19 @@ pub(super) fn verdicts(
 }
 
 /// Why a host will not do for a server.
-fn refusal(host: &Place<'_>, wanted: &Wanted<'_>) -> Option<String> {
+fn refusal<'a>(host: &Place<'a>, wanted: &Wanted<'a>) -> Option<String> {
     let (view, place) = (host.view, &wanted.entry.place);
     if !wanted.named.is_empty() && !wanted.named.contains(host.name) {
         return Some("not among `hosts`".to_owned());
     }
     if let Some((key, value)) = place.labels.iter().find(|(key, value)| view.labels.get(*key) != Some(*value)) {
         return Some(format!("no label {key}={value}"));
+    }
+    if let Some(label) = place.spread.as_ref().filter(|label| !view.labels.contains_key(*label)) {
+        return Some(format!("no label {label} to spread over"));
+    }
+    if let Some(near) = too_near(host, wanted.entry) {
+        return Some(format!("`{near}` is there, and they stay apart"));
     }
     if let Some(facts) = &view.facts {
         if let Some(missing) = wanted.server.requires.iter().find(|requirement| !requirement.is_met_by(facts)) {
@@ -224,4 +269,13 @@ fn refusal(host: &Place<'_>, wanted: &Wanted<'_>) -> Option<String> {
     }
     let other = host.ports.get(&wanted.port?)?;
     Some(format!("its port {} is for `{other}`", wanted.port?))
+}
+
+/// A server on a host that keeps apart from another, or from which that other keeps apart.
+fn too_near<'a>(host: &Place<'a>, entry: &'a ManifestServer) -> Option<&'a ServerName> {
+    let mut own = entry.place.apart_from.iter().map(|server| &server.value);
+    let there = own.find(|server| host.placed.contains(server) || host.others.contains(server));
+    let keeps_apart =
+        |other: &&ManifestServer| other.place.apart_from.iter().any(|server| server.value == entry.server.value);
+    there.or_else(|| host.apart.iter().find(|other| keeps_apart(other)).map(|other| &other.server.value))
 }

@@ -469,3 +469,33 @@ fn a_server_is_explained_with_its_chain_its_neighbours_and_every_host() {
     );
     assert!(of("wbe").expect_err("a problem").to_string().contains("did you mean `web`"));
 }
+
+#[test]
+fn instances_are_spread_over_a_label_and_keep_apart_from_others() {
+    let spread = "  - { server: a, place: { count: 2, spread: zone } }\n";
+    let hosts_of = |plan: &Plan, server: &str| -> Vec<String> {
+        let steps = plan.steps().filter(|step| step.instance.server.as_str() == server);
+        steps.map(|step| step.instance.host.to_string()).collect()
+    };
+    // h1 is in zone a, h2 and h3 are in zone b.
+    let checked = plan_of(spread, &[("a", SERVER)]).expect("a plan");
+    assert_eq!(hosts_of(checked.plan(), "a"), ["h1", "h2"]);
+    let other = SERVER.replace("8801", "8802");
+    let apart = "  - { server: a, place: { hosts: [h1] } }\n  - { server: b, place: { apart_from: [a], count: 2 } }\n";
+    let checked = plan_of(apart, &[("a", SERVER), ("b", &other)]).expect("a plan");
+    assert_eq!(hosts_of(checked.plan(), "b"), ["h2", "h3"]);
+    // It holds for both, whichever is placed first.
+    let after = "  - { server: b, place: { apart_from: [a], count: 2 } }\n  - { server: a, place: { count: 1 } }\n";
+    let checked = plan_of(after, &[("a", SERVER), ("b", &other)]).expect("a plan");
+    assert_eq!(
+        (hosts_of(checked.plan(), "b"), hosts_of(checked.plan(), "a")),
+        (vec!["h1".into(), "h2".into()], vec!["h3".into()])
+    );
+    let told = problem(
+        "  - { server: a }\n  - { server: b, place: { apart_from: [a], count: 3 } }\n",
+        &[("a", SERVER), ("b", &other)],
+    );
+    assert!(told.contains("3 wanted, 2 possible (h1: `a` is there, and they stay apart)"), "{told}");
+    let told = problem("  - { server: a, place: { spread: rack } }\n", &[("a", SERVER)]);
+    assert!(told.contains("h1: no label rack to spread over"), "{told}");
+}
