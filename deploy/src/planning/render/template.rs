@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_saphyr::Spanned;
+use sha2::{Digest, Sha256};
 use tera::{Context, ErrorKind, Kwargs, State, Tera};
 
 use crate::config::{Problem, Problems, Source, near_miss};
-use crate::release::{SecretSource, marker};
+use crate::release::{MARKER_END, MARKER_START, SecretSource, marker};
 use crate::time::Timestamp;
 
 /// Longest text that `random_string` gives, in characters.
@@ -42,6 +45,7 @@ impl Templates {
         register_secret(&mut tera, declared.clone(), Arc::clone(&used));
         register_random_string(&mut tera, Arc::clone(&used));
         register_now(&mut tera, Arc::clone(&used));
+        register_filters(&mut tera);
         Self { tera, context: Context::new(), used }
     }
 
@@ -76,7 +80,9 @@ impl Templates {
         if !text.contains("{{") && !text.contains("{%") {
             return Ok(text.to_owned());
         }
-        self.tera.render_str(text, &self.context, false).map_err(|error| TemplateError::new(&error))
+        let rendered = self.tera.render_str(text, &self.context, false).map_err(|error| TemplateError::new(&error))?;
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if are_whole(&rendered, &used.secrets) { Ok(rendered) } else { Err(TemplateError::changed_secret()) }
     }
 
     pub(super) fn clock_was_read(&self) -> bool {
@@ -95,7 +101,32 @@ pub(super) struct TemplateError {
     hint: Option<String>,
 }
 
+/// Whether every marker of a secret is as it was made: a filter works on the marker, not on the value.
+fn are_whole(rendered: &str, used: &BTreeMap<String, SecretSource>) -> bool {
+    let mut rest = rendered;
+    let sign = MARKER_START.chars().next().unwrap_or_default();
+    while let Some(at) = rest.find([sign, MARKER_END]) {
+        let Some((name, after)) = rest[at..].strip_prefix(MARKER_START).and_then(|after| after.split_once(MARKER_END))
+        else {
+            return false;
+        };
+        if !used.contains_key(name) {
+            return false;
+        }
+        rest = after;
+    }
+    true
+}
+
 impl TemplateError {
+    fn changed_secret() -> Self {
+        Self {
+            message: "template: a filter has changed a secret, whose value is not known here".to_owned(),
+            place: None,
+            hint: Some("use the secret as it is, and let its value be what the server wants".to_owned()),
+        }
+    }
+
     fn new(error: &tera::Error) -> Self {
         let (text, place) = match error.kind() {
             ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
@@ -164,6 +195,28 @@ fn register_random_string(tera: &mut Tera, used: Arc<Mutex<Used>>) {
         let source = SecretSource::Generated { context: format!("{}/{name}", used.scope), length };
         used.secrets.insert(key.clone(), source);
         Ok(marker(&key))
+    });
+}
+
+/// What Tera does not bring: encodings and digests, for texts that hold no secret.
+fn register_filters(tera: &mut Tera) {
+    fn open(text: &str) -> Result<&str, tera::Error> {
+        match text.contains(MARKER_START) {
+            true => Err(error("a filter would change a secret, whose value is not known here".to_owned(), None)),
+            false => Ok(text),
+        }
+    }
+    tera.register_filter("base64_encode", |text: &str, _: Kwargs, _: &State| Ok(STANDARD.encode(open(text)?)));
+    tera.register_filter("base64_decode", |text: &str, _: Kwargs, _: &State| {
+        let bytes = STANDARD.decode(open(text)?).map_err(|_| error("this is not base64".to_owned(), None))?;
+        String::from_utf8(bytes).map_err(|_| error("what the base64 holds is no text".to_owned(), None))
+    });
+    tera.register_filter("sha256", |text: &str, _: Kwargs, _: &State| Ok(hex::encode(Sha256::digest(open(text)?))));
+    tera.register_filter("to_json", |value: tera::Value, _: Kwargs, _: &State| {
+        serde_json::to_string(&value).map_err(|failed| error(failed.to_string(), None))
+    });
+    tera.register_filter("to_yaml", |value: tera::Value, _: Kwargs, _: &State| {
+        serde_saphyr::to_string(&value).map_err(|failed| error(failed.to_string(), None))
     });
 }
 
