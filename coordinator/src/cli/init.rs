@@ -87,11 +87,10 @@ pub(super) fn init(arguments: &InitArguments, context: &Context) -> Result<u8> {
             .and_then(|()| std::fs::write(path, content))
             .with_context(|| format!("{} cannot be written", path.display()))?;
     }
-    let written: Vec<String> = paths.iter().map(|(path, _)| path.display().to_string()).collect();
+    let shown = |path: &Path| path.strip_prefix(".").unwrap_or(path).display().to_string();
+    let written: Vec<String> = paths.iter().map(|(path, _)| shown(path)).collect();
     context.ui.data(&written, || {
-        let manifest = arguments.folder.join("deployments/first.yaml");
-        let manifest = manifest.display().to_string();
-        let manifest = manifest.strip_prefix("./").unwrap_or(&manifest);
+        let manifest = shown(&arguments.folder.join("deployments/first.yaml"));
         format!("wrote {}\n  `fleetwright up {manifest}` deploys it to agents on this machine", written.join(", "))
     });
     Ok(exit::DONE)

@@ -63,6 +63,8 @@ fn compare(field: &str, before: &Value, after: &Value, found: &mut Vec<Change>) 
     let is_secret = field.starts_with("secrets.");
     let text = |value: &Value| match value {
         Value::Null => None,
+        // A lock that comes or goes whole: what is in it is in its file.
+        Value::Object(packages) if field.ends_with(".lock") => Some(format!("{} packages", packages.len())),
         _ if is_secret => Some("(secret)".to_owned()),
         Value::String(text) => Some(masked(text)),
         other => Some(masked(&other.to_string())),

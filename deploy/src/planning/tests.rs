@@ -549,3 +549,24 @@ fn no_filter_changes_a_secret_unseen() {
     assert!(rendered("{{ \"###\" | base64_decode }}").expect_err("refused").contains("is not base64"));
     rendered("{{ secret(name=\"api_key\") | trim }}").expect("it is whole");
 }
+
+#[test]
+fn a_lock_that_comes_whole_is_counted_and_one_that_changes_is_told_by_package() {
+    let with = |lock: Option<&str>| {
+        let source = source("a.yaml", &SERVER.replace("NAME", "a"));
+        let mut server = Server::parse(&source).expect("a server");
+        server.lock = lock.map(str::to_owned);
+        let mut configuration = read(&manifest("  - { server: a }\n"), ENVIRONMENT, &[("a", SERVER)]).expect("read");
+        configuration.servers.insert("a".parse().expect("name"), (source, server));
+        let checked = plan(&configuration, &circumstances()).expect("a plan");
+        checked.plan().groups[0].steps[0].release.clone().expect("a release")
+    };
+    let lock = "mcp-server-time==2026.10.19 --hash=sha256:aa\nb==1 --hash=sha256:bb\n";
+    let (none, one, two) = (with(None), with(Some(lock)), with(Some(&lock.replace("b==1", "b==2"))));
+    let told = |before: &Release, after: &Release| -> Vec<(String, Option<String>)> {
+        changes(before, after).into_iter().map(|change| (change.field, change.after)).collect()
+    };
+    assert_eq!(told(&none, &one), [("package.pypi.lock".to_owned(), Some("2 packages".to_owned()))]);
+    let changed = told(&one, &two);
+    assert!(changed.len() == 1 && changed[0].0 == "package.pypi.lock.b", "{changed:?}");
+}
