@@ -228,7 +228,7 @@ fn a_port_is_published_and_a_network_made_and_stopping_lets_the_server_say_goodb
     let logs = fleet.run(&["servers", "logs", "listens@host-1"]).stdout;
     assert!(logs.contains("goodbye"), "{logs}");
     for (wrong, told) in [
-        (definition(", network: 'a b'"), "duplicate"),
+        (definition(", network: 'a b'"), "is there twice"),
         (definition("").replace("cache:/cache", "cache"), "is not a volume"),
         (definition("").replace(&digest, "sha256:1"), "is not a digest"),
         (definition("").replace("/listens'", "/listens:latest'"), "is not the name of an image"),
