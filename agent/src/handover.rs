@@ -184,17 +184,17 @@ pub(crate) fn switch(server: &ServerLayout, release: &Release) -> Result<(), Fai
         return Err(Failure::new(FailureKind::DeploymentError, STEP, message)
             .hint("see what it said last on the host: `journalctl --unit fleetwright-agent`"));
     }
-    if own == program {
-        return Ok(());
-    }
     if trial.as_ref().is_some_and(|trial| trial.before == program) {
-        // Back to what worked.
+        // Back to what worked. The trial ends last: without it, whatever is pointed to counts as confirmed.
+        places.point_to(&program)?;
         let _ = fs::remove_file(&places.trial);
-    } else if trial.is_none_or(|trial| trial.program != program) {
-        places.save(&Trial { program: program.clone(), before: own, starts: 0 })?;
+    } else if own != program {
+        if trial.is_none_or(|trial| trial.program != program) {
+            places.save(&Trial { program: program.clone(), before: own.clone(), starts: 0 })?;
+        }
+        places.point_to(&program)?;
     }
-    places.point_to(&program)?;
-    Err(become_program(&program))
+    if own == program { Ok(()) } else { Err(become_program(&program)) }
 }
 
 /// Keeps the program that was switched to.

@@ -125,7 +125,8 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
         container::remove_leftover(server).await?;
         runtime(other).forget(server).await?;
     }
-    if before == Some(kind) {
+    // The agent always runs: what it is to start as is another matter.
+    if before == Some(kind) && kind != RuntimeKind::Agent {
         let state = runtime(kind).state(server).await;
         if state.runs && state.kept {
             return Ok(());

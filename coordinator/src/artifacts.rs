@@ -67,6 +67,12 @@ impl Artifacts {
         self.folder.join("lists")
     }
 
+    /// The lists that are whole: one that was being written when the coordinator ended has another ending.
+    fn list_files(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = fs::read_dir(self.lists_folder()).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+    }
+
     fn list_file(&self, sha256: &str) -> PathBuf {
         self.lists_folder().join(format!("{sha256}.json"))
     }
@@ -82,9 +88,8 @@ impl Artifacts {
 
     /// Everything that is there, the newest first.
     pub(crate) fn all(&self) -> Vec<Artifact> {
-        let entries = fs::read_dir(self.lists_folder()).into_iter().flatten().flatten();
         let mut all: Vec<Artifact> =
-            entries.filter_map(|entry| Some(read_list(&entry.path()).ok()?.artifact)).collect();
+            self.list_files().filter_map(|path| Some(read_list(&path).ok()?.artifact)).collect();
         all.sort_by(|a, b| (b.added_at, &b.name).cmp(&(a.added_at, &a.name)));
         all
     }
@@ -158,10 +163,10 @@ impl Artifacts {
     pub(crate) fn remove(&self, unwanted: &[String]) -> Result<Vec<Artifact>, Failure> {
         let _alone = self.in_use.write().unwrap_or_else(PoisonError::into_inner);
         let (mut removed, mut needed) = (Vec::new(), BTreeSet::new());
-        for entry in fs::read_dir(self.lists_folder()).into_iter().flatten().flatten() {
-            let list = read_list(&entry.path())?;
+        for path in self.list_files() {
+            let list = read_list(&path)?;
             if unwanted.contains(&list.artifact.sha256) {
-                fs::remove_file(entry.path()).map_err(failed(&entry.path()))?;
+                fs::remove_file(&path).map_err(failed(&path))?;
                 removed.push(list.artifact);
             } else {
                 needed.extend(list.chunks.iter().map(Chunk::file_name));
@@ -282,6 +287,9 @@ mod tests {
         assert!(second.new_bytes > 0 && second.new_bytes <= 4 * CHUNK_BYTES_MAX as u64, "{}", second.new_bytes);
         assert_eq!(add(&one).expect("again").new_bytes, 0);
         assert!(unpacked(&store, &first.sha256) == one && unpacked(&store, &second.sha256) == two);
+        // A coordinator that ended while it wrote a list has left a part of it.
+        fs::write(folder.path().join("artifacts/lists").join(format!("{}.json.new", "0".repeat(64))), "{")
+            .expect("write");
         assert_eq!(store.remove(std::slice::from_ref(&first.sha256)).expect("removed").len(), 1);
         assert!(unpacked(&store, &second.sha256) == two && !store.has(&first.sha256));
         assert_eq!(store.listed(&first.sha256, 0).expect_err("gone").kind, FailureKind::DependencyError);

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::planning::secret_key;
 use fleetwright_deploy::release::{Release, SecretSource};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Characters that generated values are drawn from: none needs quoting in a shell, a URL or YAML.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -188,8 +190,12 @@ fn run(command: &[String]) -> Result<String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()
         .with_context(|| format!("`{program}` could not be started"))?;
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    // What it leaves behind would keep its output open, and everybody waiting.
+    let end_all = || group.map(|group| kill_process_group(group, Signal::KILL));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let value = std::thread::spawn(move || stdout.map(read_value));
     let said = std::thread::spawn(move || {
@@ -203,12 +209,13 @@ fn run(command: &[String]) -> Result<String> {
             break status;
         }
         if Instant::now() > deadline {
-            let _ = child.kill();
+            end_all();
             child.wait()?;
             bail!("`{program}` has not ended within {} s", COMMAND_TIMEOUT.as_secs());
         }
         std::thread::sleep(COMMAND_POLL);
     };
+    end_all();
     if !status.success() {
         bail!("`{program}` failed with {status}: {}", said.join().unwrap_or_default().trim());
     }
@@ -264,6 +271,7 @@ mod tests {
         secrets.look_up("a", &source).expect("it is known");
         assert_eq!(secrets.value("a", &source).as_deref(), Some("1"));
         assert_ne!(secrets.digest("a", &source), Some(first), "a new plan looks again");
+        secrets.digest("a", &command("sleep 1000 & echo x")).expect("what is left behind holds nobody up");
         for fails in ["exit 3", "true", "head -c 70000 /dev/zero | tr '\\0' x"] {
             assert_eq!(secrets.digest("a", &command(fails)), None, "{fails}");
         }

@@ -21,7 +21,7 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, is_sha256};
 use crate::engine::{Handle, Request};
 
 /// How many commands may wait for one host; more are sent when it connects the next time.
@@ -306,6 +306,9 @@ async fn artifact(
     sha256: String,
     read: impl FnOnce(&Artifacts, &str) -> Result<CoordinatorReply, Failure> + Send + 'static,
 ) -> Option<CoordinatorReply> {
+    if !is_sha256(&sha256) {
+        return Some(CoordinatorReply::Refused("that is not the SHA-256 of an artifact".to_owned()));
+    }
     let (of, wanted) = (host.clone(), sha256.clone());
     let allowed = serving.engine.look(move |fleet, _, _| fleet.may_fetch(&of, &wanted)).await?;
     if !allowed {

@@ -91,6 +91,12 @@ fn a_new_agent_takes_over_a_broken_one_is_put_back_and_servers_notice_nothing() 
     assert!(failed.stderr.contains("ended 3 times before it was confirmed"), "{}", failed.stderr);
     assert_eq!(agent(&fleet, "host-1").map(|(_, of)| of), Some(second.clone()));
 
+    // It is what the host starts from now on, and nothing is on trial.
+    assert_eq!(fs::read_link(fleet.host("host-1").join("program")).expect("a link"), second);
+    assert!(!fleet.host("host-1").join("program-trial.json").exists());
+    fleet.kill_agent("host-1");
+    fleet.wait_until("it is back", || agent(&fleet, "host-1").is_some_and(|(_, of)| of == second));
+
     // One that cannot be started at all is not even switched to.
     fs::write(&dist, "no program").expect("write");
     let failed = fleet.deploy(&configure(&fleet, 4), &[]);
