@@ -215,6 +215,7 @@ fn plan(fleet: &Fleet, version: u64) -> Plan {
         paces: servers.iter().map(|server| (server.clone(), pace)).collect(),
         rollout: Rollout::default(),
         rollback: RollbackPolicy::default(),
+        overrides: Vec::new(),
     }
 }
 

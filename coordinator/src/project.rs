@@ -19,6 +19,8 @@ pub(crate) struct Project {
     pub(crate) configuration: Configuration,
     /// Files that become artifacts of the coordinator's when they are deployed.
     pub(crate) artifacts: Vec<LocalArtifact>,
+    /// Rules that are set aside, each with the reason.
+    pub(crate) overrides: BTreeMap<String, String>,
 }
 
 /// How many environments may extend each other.
@@ -99,7 +101,7 @@ pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Re
     let environment = environments.and_then(|all| all.merged());
     let environment = environment.ok_or_else(|| Problems::from(Problem::in_file(&source, "no environment")))?;
     let configuration = Configuration { manifest: (source, parsed), environment, servers, on_hosts };
-    Ok(Project { configuration, artifacts })
+    Ok(Project { configuration, artifacts, overrides: BTreeMap::new() })
 }
 
 /// A definition with the layers over it, its lock, and the file that its package names.

@@ -7,15 +7,17 @@ mod import;
 mod layers;
 mod problem;
 mod rollout;
+mod rules;
 mod written;
 
 pub use import::{ImportError, Imported, import};
-pub use layers::{Layer, Resolved};
+pub use layers::{Field, Layer, Resolved};
 pub use problem::{Problem, Problems, Source, near_miss};
 pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, RolloutWritten, Share};
+pub use rules::{BUILT_IN_RULES, RuleScope, RuleSeverity, RuleWritten, Rules};
 pub use written::{
     API_VERSION, CheckType, ContainerWritten, DatabaseWritten, Environment, Manifest, ManifestHost, ManifestServer,
-    PackageWritten, Place, ResourcesWritten, Rules, RunWritten, SecretWritten, Server, SnapshotWritten, WrittenCheck,
+    PackageWritten, Place, ResourcesWritten, RunWritten, SecretWritten, Server, SnapshotWritten, WrittenCheck,
     WrittenFile, WrittenToolCall,
 };
 

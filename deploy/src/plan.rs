@@ -64,6 +64,17 @@ pub struct Skipped {
     pub reason: String,
 }
 
+/// A broken rule of the environment that an operator has set aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleOverride {
+    /// The rule.
+    pub rule: String,
+    /// Why.
+    pub reason: String,
+    /// Where it is broken, and how.
+    pub broken: Vec<String>,
+}
+
 /// The immutable, ordered outcome of planning. Its id is the hash of its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -83,6 +94,9 @@ pub struct Plan {
     pub rollout: Rollout,
     /// What happens on failure.
     pub rollback: RollbackPolicy,
+    /// Rules that it breaks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<RuleOverride>,
 }
 
 /// How many steps of a plan do what.

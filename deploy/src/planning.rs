@@ -11,15 +11,18 @@ mod policies;
 mod render;
 mod rules;
 mod saved;
+mod validity;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{Environment, Manifest, Problem, Problems, SecretWritten, Server, Source};
 use crate::host::HostView;
 use crate::ids::{Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId, ServerName};
-use crate::plan::{Group, Plan, PlannedStep, Rollout, StepAction};
+use crate::plan::{Group, Plan, PlannedStep, RollbackPolicy, Rollout, StepAction};
 use crate::release::{Release, SecretSource};
 use crate::time::Timestamp;
+
+use self::rules::Findings;
 
 pub use diff::{Change, changes};
 pub use explain::{Explanation, explain};
@@ -58,6 +61,8 @@ pub struct Circumstances {
     pub secret_digests: Option<BTreeMap<String, String>>,
     /// The artifacts that are there, or will be when the plan is executed; nothing when that cannot be known.
     pub artifacts: Option<BTreeSet<String>>,
+    /// Rules that are set aside, each with the reason.
+    pub overrides: BTreeMap<String, String>,
     /// The variables that the template function `env` may read.
     pub variables: BTreeMap<String, String>,
     /// The time.
@@ -131,23 +136,55 @@ pub fn secret_sources(environment: &Environment) -> BTreeMap<String, SecretSourc
     named.collect()
 }
 
-/// Checks a configuration as far as that goes without knowing the hosts: rules, dependencies, cycles.
-pub fn check(configuration: &Configuration) -> Result<(), Problems> {
-    rules::check(configuration, &policies::rollout(configuration), &policies::rollback(configuration))?;
-    graph::order(&configuration.manifest.0, &configuration.manifest.1).map(drop)
+/// Checks a configuration as far as that goes without knowing the hosts: rules, dependencies, cycles. Gives what is
+/// worth a look.
+pub fn check(configuration: &Configuration, overrides: &BTreeMap<String, String>) -> Result<Vec<String>, Problems> {
+    let (rollout, rollback) = (policies::rollout(configuration), policies::rollback(configuration));
+    let mut problems = validity::problems(configuration, &rollout);
+    let findings = Findings::of(configuration, &rollout, &rollback, &mut problems);
+    let ordered = graph::order(&configuration.manifest.0, &configuration.manifest.1);
+    let judged = findings.judge(overrides);
+    problems.extend(ordered.err().into_iter().chain(judged.as_ref().err().cloned()).flat_map(|error| error.0));
+    Problems::none_or(problems)?;
+    judged.map(|verdict| verdict.warnings)
 }
 
 /// Makes the plan that takes the fleet from what runs to what the configuration says.
 pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Result<CheckedPlan, Problems> {
-    let (source, manifest) = &configuration.manifest;
     let (rollout, rollback) = (policies::rollout(configuration), policies::rollback(configuration));
-    rules::check(configuration, &rollout, &rollback)?;
+    let mut problems = validity::problems(configuration, &rollout);
+    let mut findings = Findings::of(configuration, &rollout, &rollback, &mut problems);
     if let Some(known) = &circumstances.artifacts {
-        rules::check_artifacts(configuration, known)?;
+        problems.extend(validity::missing_artifacts(configuration, known));
     }
+    let mut warnings = Vec::new();
+    let planned = Problems::none_or(problems)
+        .and_then(|()| unchecked(configuration, circumstances, rollout, rollback, &mut warnings))
+        .and_then(|plan| findings.of_instances(&plan, circumstances).map(|()| plan));
+    // All that is wrong is told at once.
+    match (planned, findings.judge(&circumstances.overrides)) {
+        (Ok(mut plan), Ok(verdict)) => {
+            warnings.extend(verdict.warnings);
+            plan.overrides = verdict.overrides;
+            Ok(CheckedPlan { id: plan.id(), plan, warnings })
+        }
+        (Ok(_), Err(problems)) | (Err(problems), Ok(_)) => Err(problems),
+        (Err(problems), Err(broken)) => Err(Problems(problems.0.into_iter().chain(broken.0).collect())),
+    }
+}
+
+/// A plan whose rules have not been looked at.
+fn unchecked(
+    configuration: &Configuration,
+    circumstances: &Circumstances,
+    rollout: Rollout,
+    rollback: RollbackPolicy,
+    warnings: &mut Vec<String>,
+) -> Result<Plan, Problems> {
+    let (source, manifest) = &configuration.manifest;
     let order = graph::order(source, manifest)?;
     let placed = placement::place(configuration, circumstances)?;
-    let mut warnings = placed.warnings;
+    warnings.extend(placed.warnings);
     let mut groups = Vec::new();
     let mut planned = BTreeSet::new();
     let declared = secret_sources(&configuration.environment.1);
@@ -158,7 +195,7 @@ pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Res
             let Some(hosts) = placed.hosts.get(&server) else { continue };
             for host in hosts {
                 let id = InstanceId::new(server.clone(), host.clone());
-                let release = render::release(configuration, circumstances, &id, &mut templates, &mut warnings)?;
+                let release = render::release(configuration, circumstances, &id, &mut templates, warnings)?;
                 let irreversible = release.irreversible.clone();
                 let step = step(id.clone(), release, circumstances.present.get(&id));
                 if let Some(why) = irreversible.filter(|_| step.action != StepAction::Unchanged) {
@@ -176,7 +213,7 @@ pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Res
     groups.extend(removals(&manifest.name.value, &planned, circumstances));
     let paces = policies::paces(configuration, &groups);
     let rollout = Rollout { pauses: policies::pauses(configuration, &groups, &paces), ..rollout };
-    let plan = Plan {
+    Ok(Plan {
         manifest: manifest.name.value.clone(),
         environment: configuration.environment.1.name.value.clone(),
         parent: circumstances.generation,
@@ -185,8 +222,8 @@ pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Res
         paces,
         rollout,
         rollback,
-    };
-    Ok(CheckedPlan { id: plan.id(), plan, warnings })
+        overrides: Vec::new(),
+    })
 }
 
 /// Makes the plan that takes the instances of a server to what an older plan had for them. Its rules were checked
@@ -207,6 +244,7 @@ pub fn go_back(older: &Plan, server: &ServerName, circumstances: &Circumstances)
         paces: [(server.clone(), older.pace(server))].into(),
         rollout: Rollout { pauses: Vec::new(), ..older.rollout.clone() },
         rollback: older.rollback.clone(),
+        overrides: Vec::new(),
     };
     CheckedPlan { id: plan.id(), plan, warnings: Vec::new() }
 }

@@ -414,5 +414,6 @@ fn plan(fleet: &Fleet, hosts: &[HostName], version: u64) -> Plan {
             batch_size: 1,
             deadline: Length::from_secs(120),
         },
+        overrides: Vec::new(),
     }
 }

@@ -327,6 +327,7 @@ impl PlanningView {
             (instance, Present { manifest, group, release, release_id, in_trouble })
         });
         Circumstances {
+            overrides: BTreeMap::new(),
             generation: self.generation,
             hosts: self.hosts,
             unreachable: self.unreachable,

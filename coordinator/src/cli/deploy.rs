@@ -14,6 +14,7 @@ use fleetwright_deploy::planning::{CheckedPlan, Circumstances, SAVED_PLAN_BYTES_
 
 use super::control::{self, ReasonArguments};
 use super::output::{Color, Ui, table};
+use super::plan::OverrideArguments;
 use super::{Context, artifacts, exit, follow, plan, tables};
 use crate::api::views::{DeploymentSummary, DeploymentView, PlanningView, StatusView};
 use crate::api::{Decision, RollbackRequest, StartRequest, Started};
@@ -76,6 +77,8 @@ pub(crate) struct StartArguments {
     /// Leave what fails as it is, for a person to look at.
     #[arg(long)]
     no_rollback: bool,
+    #[command(flatten)]
+    overrides: OverrideArguments,
 }
 
 pub(super) async fn deploy(command: DeployCommand, context: &Context) -> Result<u8> {
@@ -113,6 +116,7 @@ async fn start(arguments: &StartArguments, client: &Client, context: &Context) -
         return start_saved(saved, arguments, client, context).await;
     }
     let mut project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    project.overrides = arguments.overrides.reasons()?;
     if let Some(strategy) = arguments.rollback_strategy {
         project.configuration.manifest.1.rollback.strategy = Some(strategy);
     }
@@ -132,9 +136,10 @@ async fn start(arguments: &StartArguments, client: &Client, context: &Context) -
 /// Executes a plan that was made before, if it still is what the fleet needs.
 async fn start_saved(saved: SavedPlan, arguments: &StartArguments, client: &Client, context: &Context) -> Result<u8> {
     let file = arguments.manifest.display();
-    if arguments.environment.is_some() || arguments.rollback_strategy.is_some() || arguments.wait {
+    let of_planning = arguments.environment.is_some() || arguments.rollback_strategy.is_some() || arguments.wait;
+    if of_planning || !arguments.overrides.is_empty() {
         bail!(
-            "{file} is a plan already\n  hint: give `-e`, `--rollback-strategy` and `--wait` where it is made, or start the manifest"
+            "{file} is a plan already\n  hint: give `-e`, `--rollback-strategy`, `--override-rule` and `--wait` where it is made, or start the manifest"
         );
     }
     let view: PlanningView = client.get("/v1/planning").await?;
@@ -336,6 +341,10 @@ pub(super) fn show(view: &DeploymentView) -> String {
         summary.started_by,
         tables::steps(view)
     );
+    for aside in &view.content.overrides {
+        text.push_str(&format!("\n\nrule {} was set aside: {}", aside.rule, aside.reason));
+        aside.broken.iter().for_each(|broken| text.push_str(&format!("\n  {broken}")));
+    }
     let failures = tables::failures(&view.failures);
     if !failures.is_empty() {
         text.push_str(&format!("\n\nfailures:\n{failures}"));

@@ -1,9 +1,10 @@
 //! `fleetwright plan`
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use fleetwright_deploy::host::{Facts, HostView};
 use fleetwright_deploy::ids::{EnvironmentName, ServerName};
 use fleetwright_deploy::plan::{OnFailure, OnTimeout, Pace, PauseAt, PausePoint, PlannedStep, StepAction};
@@ -54,10 +55,44 @@ pub(crate) struct PlanArguments {
     /// Say why a server is in its group and on its hosts instead.
     #[arg(long, value_name = "SERVER", conflicts_with = "rollback")]
     explain: Option<ServerName>,
+    #[command(flatten)]
+    overrides: OverrideArguments,
+}
+
+/// Which rules are set aside.
+#[derive(clap::Args)]
+pub(crate) struct OverrideArguments {
+    /// Set a rule of the environment aside, where the environment allows that; may be given several times.
+    #[arg(long = "override-rule", value_name = "RULE", requires = "reason")]
+    override_rules: Vec<String>,
+    /// Why rules are set aside; it is recorded with the plan.
+    #[arg(long, value_name = "TEXT", requires = "override_rules")]
+    reason: Option<String>,
+}
+
+/// Longest reason for which rules are set aside, in characters.
+const REASON_CHARACTERS_MAX: usize = 1000;
+
+impl OverrideArguments {
+    /// The rules, each with the reason.
+    pub(super) fn reasons(&self) -> Result<BTreeMap<String, String>> {
+        let reason = self.reason.as_deref().unwrap_or_default().trim();
+        if !self.override_rules.is_empty() && (reason.is_empty() || reason.chars().count() > REASON_CHARACTERS_MAX) {
+            bail!(
+                "a rule is set aside for a reason of 1 to {REASON_CHARACTERS_MAX} characters\n  hint: it is recorded, for those who read it later"
+            );
+        }
+        Ok(self.override_rules.iter().map(|rule| (rule.clone(), reason.to_owned())).collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.override_rules.is_empty()
+    }
 }
 
 pub(super) async fn plan(arguments: &PlanArguments, context: &Context) -> Result<u8> {
-    let project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    let mut project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    project.overrides = arguments.overrides.reasons()?;
     let client = if arguments.offline { None } else { reachable(context).await };
     let (checked, circumstances) = make(&project, client.as_ref()).await?;
     if let Some(file) = &arguments.out {
@@ -92,7 +127,7 @@ async fn reachable(context: &Context) -> Option<Client> {
 /// Makes a plan, against what runs if there is a coordinator.
 pub(super) async fn make(project: &Project, client: Option<&Client>) -> Result<(CheckedPlan, Circumstances)> {
     let configuration = &project.configuration;
-    let circumstances = match client {
+    let mut circumstances = match client {
         Some(client) => {
             let view: PlanningView = client.get("/v1/planning").await?;
             let sources = secret_sources(&configuration.environment.1);
@@ -104,6 +139,7 @@ pub(super) async fn make(project: &Project, client: Option<&Client>) -> Result<(
         }
         None => offline(configuration),
     };
+    circumstances.overrides = project.overrides.clone();
     let checked = planning::plan(configuration, &circumstances)?;
     Ok((checked, circumstances))
 }
@@ -258,6 +294,12 @@ fn human(checked: &CheckedPlan, circumstances: &Circumstances, ui: &Ui) -> Strin
         OnFailure::Pause => format!("a person decides, then {undo}"),
         OnFailure::Continue => "the failed instance is left out, the others go on".to_owned(),
     };
+    for aside in &plan.overrides {
+        let title = ui.paint(Color::Yellow, "set aside");
+        let _ = write!(text, "\n{title} rule {}: {}", aside.rule, aside.reason);
+        aside.broken.iter().for_each(|broken| _ = write!(text, "\n  {broken}"));
+        text.push('\n');
+    }
     text.push_str("\nrollout:");
     for (server, pace) in &plan.paces {
         let _ = write!(text, "\n  {server}: {}", pace_words(pace).join(", "));

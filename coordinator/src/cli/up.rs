@@ -12,6 +12,7 @@ use fleetwright_deploy::ids::{EnvironmentName, FleetName};
 use fleetwright_deploy::planning::{CheckedPlan, Circumstances, Configuration};
 use tokio::time::{Instant, sleep};
 
+use super::plan::OverrideArguments;
 use super::{Context, deploy, down, exit, follow, plan, tables};
 use crate::api::views::{InstanceRow, StatusView};
 use crate::client::Client;
@@ -45,13 +46,16 @@ pub(crate) struct UpArguments {
     /// The loopback address of the first agent's servers; each further agent has the next one.
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     first_address: Ipv4Addr,
+    #[command(flatten)]
+    overrides: OverrideArguments,
 }
 
 pub(super) async fn up(arguments: UpArguments, context: &Context) -> Result<u8> {
     let ui = &context.ui;
-    let project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    let mut project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
+    project.overrides = arguments.overrides.reasons()?;
     let configuration = &project.configuration;
-    fleetwright_deploy::planning::check(configuration)?;
+    fleetwright_deploy::planning::check(configuration, &project.overrides)?;
     check_prerequisites(configuration).await?;
     agent_program()?;
     let listed = &configuration.manifest.1.hosts;

@@ -18,34 +18,36 @@ pub(crate) struct ValidateArguments {
 }
 
 pub(super) fn validate(arguments: &ValidateArguments, context: &Context) -> Result<u8> {
-    let mut problems = Vec::new();
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     for file in &arguments.files {
-        if let Err(found) = check(file) {
-            problems.extend(found.0);
+        match check(file) {
+            Ok(told) => warnings.extend(told),
+            Err(found) => problems.extend(found.0),
         }
     }
+    warnings.iter().for_each(|warning| context.ui.warn(warning));
     Problems::none_or(problems)?;
     let files: Vec<String> = arguments.files.iter().map(|file| file.display().to_string()).collect();
-    context.ui.data(&json!({ "valid": files }), || match files.len() {
+    context.ui.data(&json!({ "valid": files, "warnings": warnings }), || match files.len() {
         1 => "1 file is valid".to_owned(),
         n => format!("{n} files are valid"),
     });
     Ok(exit::DONE)
 }
 
-/// What a file is shows in its folder, else in the fields that only one kind has.
-fn check(file: &Path) -> Result<(), Problems> {
+/// What a file is shows in its folder, else in the fields that only one kind has. Gives what is worth a look.
+fn check(file: &Path) -> Result<Vec<String>, Problems> {
     let source = project::read(file)?;
     let folder = file.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
     let has = |field: &str| source.text.lines().any(|line| line.starts_with(field));
     if folder == "environments" {
-        Environment::parse(&source).map(drop)
+        Environment::parse(&source).map(|_| Vec::new())
     } else if folder == "servers" || has("run:") {
-        Server::parse(&source).map(drop)
+        Server::parse(&source).map(|_| Vec::new())
     } else if has("servers:") {
         manifest(file, &source)
     } else if has("variables:") || has("secrets:") || has("rules:") {
-        Environment::parse(&source).map(drop)
+        Environment::parse(&source).map(|_| Vec::new())
     } else {
         let problem = Problem::in_file(&source, "is neither a manifest, nor a server definition, nor an environment");
         Err(problem.hint("a manifest has `servers:`, a server definition has `run:`").into())
@@ -53,11 +55,11 @@ fn check(file: &Path) -> Result<(), Problems> {
 }
 
 /// A manifest is checked as far as it can be without knowing the hosts: with its rules, if it names an environment.
-fn manifest(file: &Path, source: &Source) -> Result<(), Problems> {
+fn manifest(file: &Path, source: &Source) -> Result<Vec<String>, Problems> {
     let manifest = Manifest::parse(source)?;
     if manifest.environment.is_none() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let project = project::load(file, None)?;
-    fleetwright_deploy::planning::check(&project.configuration)
+    fleetwright_deploy::planning::check(&project.configuration, &project.overrides)
 }

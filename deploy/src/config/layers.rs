@@ -20,6 +20,17 @@ pub struct Layer {
     pub value: Value,
 }
 
+/// What an environment may take from one that it extends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Field {
+    /// A variable, by its name.
+    Variable,
+    /// A secret, by its name.
+    Secret,
+    /// A rule of the operators' own, by its id; or one of the lists among the rules.
+    Rule,
+}
+
 /// A definition as it counts, and where each of its values comes from.
 #[derive(Clone, Debug)]
 pub struct Resolved {
@@ -69,19 +80,30 @@ impl Environment {
 
     /// This environment with all that it does not say itself taken from the one that it extends.
     pub fn extend(mut self, base: Self, base_source: &Source) -> Self {
+        let mut inherit = |field: Field, name: &str| {
+            let origin = base.inherited.get(&field).and_then(|of| of.get(name)).unwrap_or(base_source).clone();
+            self.inherited.entry(field).or_default().insert(name.to_owned(), origin);
+        };
         for (name, value) in base.variables {
-            if !self.variables.contains_key(&name) {
-                let origin = base.inherited.get(&name).cloned().unwrap_or_else(|| base_source.clone());
-                self.inherited.insert(name.clone(), origin);
-                self.variables.insert(name, value);
-            }
+            self.variables.entry(name).or_insert_with_key(|name| {
+                inherit(Field::Variable, name);
+                value
+            });
         }
         for (name, secret) in base.secrets {
-            if !self.secrets.contains_key(&name) {
-                let origin = base.inherited.get(&name).cloned().unwrap_or_else(|| base_source.clone());
-                self.inherited.insert(name.clone(), origin);
-                self.secrets.insert(name, secret);
-            }
+            self.secrets.entry(name).or_insert_with_key(|name| {
+                inherit(Field::Secret, name);
+                secret
+            });
+        }
+        for id in base.rules.custom.keys().filter(|id| !self.rules.custom.contains_key(*id)) {
+            inherit(Field::Rule, id);
+        }
+        if self.rules.warn.is_none() && base.rules.warn.is_some() {
+            inherit(Field::Rule, "warn");
+        }
+        if self.rules.overridable.is_none() && base.rules.overridable.is_some() {
+            inherit(Field::Rule, "overridable");
         }
         self.rules = self.rules.or(base.rules);
         self.rollout = self.rollout.or(base.rollout);
@@ -89,9 +111,9 @@ impl Environment {
         self
     }
 
-    /// The file in which a variable or a secret of this environment is written.
-    pub fn source_of<'a>(&'a self, own: &'a Source, name: &str) -> &'a Source {
-        self.inherited.get(name).unwrap_or(own)
+    /// The file in which something of this environment is written.
+    pub fn source_of<'a>(&'a self, own: &'a Source, field: Field, name: &str) -> &'a Source {
+        self.inherited.get(&field).and_then(|of| of.get(name)).unwrap_or(own)
     }
 }
 

@@ -44,12 +44,25 @@ pub struct Problem {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The rule of the environment that is broken, where it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
 }
 
 impl Problem {
     /// A problem of a whole file.
     pub fn in_file(source: &Source, message: impl Into<String>) -> Self {
-        Self { file: source.path.clone(), line: None, column: None, excerpt: None, message: message.into(), hint: None }
+        let (file, message) = (source.path.clone(), message.into());
+        Self { file, line: None, column: None, excerpt: None, message, hint: None, rule: None }
+    }
+
+    /// A problem of a field of the whole file, where that is written on a line of its own.
+    pub fn at_field(source: &Source, field: &str, message: impl Into<String>) -> Self {
+        let is_field = |line: &str| line.strip_prefix(field).is_some_and(|rest| rest.starts_with(':'));
+        match source.text.lines().position(is_field) {
+            Some(index) => Self::at_line(source, index as u64 + 1, 1, message),
+            None => Self::in_file(source, message),
+        }
     }
 
     /// A problem at the place where a value was written.
@@ -94,6 +107,7 @@ impl Problem {
             excerpt: source_line(source, line).map(|text| text.chars().take(160).collect()),
             message: message.into(),
             hint: None,
+            rule: None,
         }
     }
 
@@ -117,6 +131,21 @@ impl Problem {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same problem without the line that it is in, which may hold a secret.
+    #[must_use]
+    pub fn without_excerpt(mut self) -> Self {
+        self.excerpt = None;
+        self
+    }
+
+    /// The same problem as a broken rule of an environment.
+    #[must_use]
+    pub fn of_rule(mut self, rule: &str, environment: &str) -> Self {
+        self.message.push_str(&format!(" (rule `{rule}` of environment {environment})"));
+        self.rule = Some(rule.to_owned());
         self
     }
 

@@ -12,8 +12,10 @@ use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
 use crate::release::{RestartPolicy, RuntimeChoice, Transport};
 use crate::time::Length;
 
+use super::layers::Field;
 use super::problem::Source;
 use super::rollout::{PaceWritten, RollbackWritten, RolloutWritten};
+use super::rules::Rules;
 
 /// The version of the format that this release reads.
 pub const API_VERSION: &str = "fleetwright/v1";
@@ -143,9 +145,9 @@ pub struct Environment {
     /// The same for single hosts.
     #[serde(default)]
     pub hosts: BTreeMap<HostName, HostWritten>,
-    /// Where variables and secrets are written that come from an environment which this one extends.
+    /// Where that is written which comes from an environment that this one extends.
     #[serde(skip)]
-    pub inherited: BTreeMap<String, Source>,
+    pub inherited: BTreeMap<Field, BTreeMap<String, Source>>,
 }
 
 /// What an environment says of one host.
@@ -177,48 +179,6 @@ pub struct SecretWritten {
     /// A stand-in for environments in which no real value is needed; only with `env`.
     #[serde(default)]
     pub fallback: Option<Spanned<String>>,
-}
-
-/// What a manifest must satisfy in an environment.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rules {
-    /// Every server has at least one critical health check.
-    #[serde(default)]
-    pub critical_check: Option<bool>,
-    /// A failure puts everything back.
-    #[serde(default)]
-    pub rollback: Option<bool>,
-    /// A canary goes first.
-    #[serde(default)]
-    pub canary: Option<bool>,
-    /// Every package of a registry has a lock.
-    #[serde(default)]
-    pub locked: Option<bool>,
-    /// No secret has a stand-in.
-    #[serde(default)]
-    pub real_secrets: Option<bool>,
-    /// The largest `max_unavailable`.
-    #[serde(default)]
-    pub max_unavailable_max: Option<u32>,
-    /// Where packages may come from: `pypi`, `npm`, `archive`, `file`, `oci`.
-    #[serde(default)]
-    pub package_sources: Option<Vec<String>>,
-}
-
-impl Rules {
-    /// These rules, with those that they do not speak of taken from others.
-    pub fn or(self, base: Self) -> Self {
-        Self {
-            critical_check: self.critical_check.or(base.critical_check),
-            rollback: self.rollback.or(base.rollback),
-            canary: self.canary.or(base.canary),
-            locked: self.locked.or(base.locked),
-            real_secrets: self.real_secrets.or(base.real_secrets),
-            max_unavailable_max: self.max_unavailable_max.or(base.max_unavailable_max),
-            package_sources: self.package_sources.or(base.package_sources),
-        }
-    }
 }
 
 /// A server definition.
@@ -336,6 +296,21 @@ pub struct PackageWritten {
     /// Further exact requirements, for `pypi`.
     #[serde(default)]
     pub with: Vec<Spanned<String>>,
+}
+
+impl PackageWritten {
+    /// The one thing it is; nothing when it is none or several.
+    pub fn kind(&self) -> Option<&'static str> {
+        let kinds = [
+            ("pypi", self.pypi.is_some()),
+            ("npm", self.npm.is_some()),
+            ("archive", self.archive.is_some()),
+            ("file", self.file.is_some()),
+            ("oci", self.oci.is_some()),
+        ];
+        let mut said = kinds.into_iter().filter(|(_, is_said)| *is_said).map(|(kind, _)| kind);
+        said.next().filter(|_| said.next().is_none())
+    }
 }
 
 /// What is started, and how.

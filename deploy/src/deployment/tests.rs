@@ -91,6 +91,7 @@ impl Shape {
             skipped: Vec::new(),
             rollout: self.rollout.clone(),
             rollback: RollbackPolicy { strategy: self.strategy, ..RollbackPolicy::default() },
+            overrides: Vec::new(),
         };
         let options = Options { rollback: self.rollback, started_by: "test".to_owned() };
         Deployment::new(plan, options, &hosts, at(0))

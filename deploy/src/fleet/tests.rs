@@ -42,6 +42,7 @@ fn plan(fleet: &Fleet, version: u32) -> Plan {
         paces: BTreeMap::new(),
         rollout: Rollout::default(),
         rollback: RollbackPolicy::default(),
+        overrides: Vec::new(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::Configuration;
 use crate::config::{PaceWritten, PauseWritten, Problem, RolloutWritten, Share};
 use crate::ids::ServerName;
-use crate::plan::{Group, Pace, PauseAt, PausePoint, RetryPolicy, RollbackPolicy, Rollout};
+use crate::plan::{Group, OnTimeout, Pace, PauseAt, PausePoint, RetryPolicy, RollbackPolicy, Rollout};
 
 /// What holds for the whole, pause points left out: these need the groups.
 pub(super) fn rollout(configuration: &Configuration) -> Rollout {
@@ -130,6 +130,16 @@ pub(super) fn pauses(
         }
     }
     points
+}
+
+/// Whether people must approve before the first group, whatever time passes.
+pub(super) fn waits_before(configuration: &Configuration, first: &[ServerName]) -> bool {
+    let (m, e) = (&configuration.manifest.1.rollout, &configuration.environment.1.rollout);
+    m.pauses.iter().chain(&e.pauses).any(|pause| {
+        let pause = &pause.value;
+        let by_people = pause.approvals.unwrap_or(1) > 0 && pause.on_timeout != OnTimeout::Approve;
+        by_people && pause.before.as_ref().is_some_and(|server| first.contains(server))
+    })
 }
 
 /// What is wrong with the pause points as they are written.

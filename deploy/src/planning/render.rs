@@ -11,7 +11,7 @@ use serde_json::json;
 use serde_saphyr::Spanned;
 
 use super::{Circumstances, Configuration, secret_key};
-use crate::config::{ContainerWritten, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
+use crate::config::{ContainerWritten, Field, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
 use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
 use crate::release::{
@@ -66,7 +66,10 @@ fn build(
     templates.begin(format!("{}/{}", environment.name.value, id.server), now);
     let mut variables = BTreeMap::new();
     for (name, written) in &environment.variables {
-        variables.insert(name.clone(), templates.render(environment.source_of(environment_source, name), written)?);
+        variables.insert(
+            name.clone(),
+            templates.render(environment.source_of(environment_source, Field::Variable, name), written)?,
+        );
     }
     templates.set("env", &variables);
     templates.set(
@@ -85,8 +88,13 @@ fn build(
     let mut release = rendered(source, server, host, templates)?;
     release.rendered_at = templates.clock_was_read().then_some(now);
     for (name, secret) in templates.secrets_used() {
-        let digest =
-            secret_digest(circumstances, environment.source_of(environment_source, &name), &name, &secret, warnings)?;
+        let digest = secret_digest(
+            circumstances,
+            environment.source_of(environment_source, Field::Secret, &name),
+            &name,
+            &secret,
+            warnings,
+        )?;
         release.secrets.insert(name, SecretUse { source: secret, digest });
     }
     Ok(release)

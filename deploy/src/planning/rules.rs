@@ -1,319 +1,307 @@
-//! The rules of an environment, and what every configuration must satisfy. A broken one stops the plan.
+//! The rules of an environment: what they find broken, and what becomes of that.
 
-use std::collections::BTreeSet;
+mod expressions;
+mod inline_secrets;
 
-use super::{Configuration, definition, locks, policies};
-use crate::config::{ManifestServer, PackageWritten, Problem, Problems, SecretWritten, Server, Source};
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_saphyr::Spanned;
+
+use self::expressions::Expressions;
+use super::{Configuration, graph, policies};
+use crate::config::{
+    BUILT_IN_RULES, Field, Manifest, PaceWritten, Problem, Problems, RuleSeverity, Rules, Server, Source, near_miss,
+};
 use crate::health::Severity;
-use crate::ids::ServerName;
-use crate::plan::{Pace, RollbackPolicy, Rollout};
-use crate::release::{ARTIFACT_SCHEME, RuntimeChoice, Transport, is_artifact};
+use crate::plan::{Pace, Plan, RollbackPolicy, Rollout, RuleOverride};
+use crate::release::RuntimeChoice;
 
-/// Checks everything that can be said without rendering.
-pub(super) fn check(
-    configuration: &Configuration,
-    rollout: &Rollout,
-    rollback: &RollbackPolicy,
-) -> Result<(), Problems> {
-    let (source, manifest) = &configuration.manifest;
-    let mut problems = Vec::new();
-    secret_rules(configuration, &mut problems);
-    let paces: Vec<(&ServerName, Pace)> = manifest
-        .servers
-        .iter()
-        .map(|entry| (&entry.server.value, policies::pace(configuration, Some(&entry.rollout), 1)))
-        .collect();
-    if rollout.max_parallel == 0 || paces.iter().any(|(_, pace)| pace.max_unavailable == 0) {
-        let problem = Problem::in_file(source, "`max_unavailable` and `max_parallel` must be at least 1");
-        problems.push(problem.hint("with 0, nothing could ever be deployed"));
-    }
-    if rollout.retry.attempts == 0 || rollout.retry.kinds.values().any(|attempts| *attempts == 0) {
-        let problem = Problem::in_file(source, "`retry.attempts` must be at least 1");
-        problems.push(problem.hint("1 means that nothing is tried again"));
-    }
-    problems.extend(policies::pause_problems(configuration));
-    environment_rules(configuration, &paces, rollback, &mut problems);
-    for entry in &manifest.servers {
-        match definition(configuration, &entry.server) {
-            Ok((source, server)) => server_rules(configuration, source, server, &mut problems),
-            Err(problem) => problems.push(problem),
-        }
-    }
-    for (source, server) in configuration.on_hosts.values() {
-        server_rules(configuration, source, server, &mut problems);
-    }
-    let is_agent = |entry: &&ManifestServer| {
-        let server = configuration.servers.get(&entry.server.value);
-        server.is_some_and(|(_, server)| server.run.runtime == RuntimeChoice::Agent)
-    };
-    for another in manifest.servers.iter().filter(is_agent).skip(1) {
-        problems.push(Problem::at(
-            source,
-            &another.server,
-            "a second server is a version of the agent (`runtime: agent`)",
-        ));
-    }
-    Problems::none_or(problems)
+/// How many servers are named of those that break a rule by what holds for all of them.
+const NAMED_MAX: usize = 10;
+
+/// The broken rules of a configuration, while they are being looked for.
+pub(super) struct Findings<'a> {
+    configuration: &'a Configuration,
+    broken: Vec<Broken>,
+    expressions: Expressions<'a>,
 }
 
-/// Artifacts that a plan would need and that nobody has.
-pub(super) fn check_artifacts(configuration: &Configuration, known: &BTreeSet<String>) -> Result<(), Problems> {
-    let mut problems = Vec::new();
-    for (source, server) in configuration.servers.values() {
-        let Some(package) = &server.package else { continue };
-        let Some(url) = package.value.archive.as_ref().or(package.value.file.as_ref()) else { continue };
-        let sha256 = package.value.sha256.as_ref().map(|hash| hash.value.to_ascii_lowercase()).unwrap_or_default();
-        if is_artifact(&url.value) && !known.contains(&sha256) {
-            let problem = Problem::at(source, url, "the coordinator has no artifact with this `sha256`");
-            problems.push(problem.hint("`fleetwright artifacts push FILE` sends it and prints its digest"));
-        }
-    }
-    Problems::none_or(problems)
+/// A rule that does not hold somewhere.
+struct Broken {
+    rule: String,
+    problem: Problem,
 }
 
-/// A secret has one source, and nobody has to guess which.
-fn secret_rules(configuration: &Configuration, problems: &mut Vec<Problem>) {
-    let (own, environment) = &configuration.environment;
-    for (name, written) in &environment.secrets {
-        let source = environment.source_of(own, name);
-        let SecretWritten { env, file, age, command, fallback } = &written.value;
-        let said =
-            [env.is_some(), file.is_some(), age.is_some(), command.is_some()].iter().filter(|said| **said).count();
-        if said != 1 {
-            let message =
-                format!("secret `{name}` has {said} sources, and needs one of `env`, `file`, `age` and `command`");
-            let problem = Problem::at(source, written, message);
-            problems.push(
-                problem.hint("for example `{ env: API_KEY }` or `{ command: [vault, kv, get, -field=key, app] }`"),
-            );
-        }
-        if let Some(fallback) = fallback.as_ref().filter(|_| env.is_none()) {
-            problems.push(Problem::at(source, fallback, "a `fallback` belongs to `env`").hint("remove it"));
-        }
-        if let Some(command) = command.as_ref().filter(|command| command.value.is_empty()) {
-            problems.push(Problem::at(source, command, "the command is empty"));
-        }
-    }
+/// What becomes of broken rules that do not stop the plan.
+pub(super) struct Verdict {
+    pub(super) warnings: Vec<String>,
+    pub(super) overrides: Vec<RuleOverride>,
 }
 
-fn environment_rules(
-    configuration: &Configuration,
-    paces: &[(&ServerName, Pace)],
-    rollback: &RollbackPolicy,
-    problems: &mut Vec<Problem>,
-) {
-    let (source, _) = &configuration.manifest;
-    let (environment_source, environment) = &configuration.environment;
-    let (rules, name) = (&environment.rules, &environment.name.value);
-    let mut broken = |rule: &str, message: String| {
-        let problem = Problem::in_file(source, format!("{message} (rule `{rule}` of environment {name})"));
-        problems.push(problem.hint(format!("change the manifest, or the rule in {}", environment_source.path)));
-    };
-    if rules.rollback == Some(true) && !rollback.enabled {
-        broken("rollback", "rollback is off".to_owned());
-    }
-    let several = paces.len() > 1;
-    let of = |server: &ServerName| if several { format!(" for {server}") } else { String::new() };
-    let canary = rules.canary == Some(true);
-    if canary && paces.iter().all(|(_, pace)| pace.canary == 0) {
-        broken("canary", "no canary goes first".to_owned());
-    } else if canary {
-        for (server, _) in paces.iter().filter(|(_, pace)| pace.canary == 0) {
-            broken("canary", format!("no canary goes first{}", of(server)));
+impl<'a> Findings<'a> {
+    /// Looks at everything that can be said without rendering. What is wrong with the rules themselves is a problem.
+    pub(super) fn of(
+        configuration: &'a Configuration,
+        rollout: &Rollout,
+        rollback: &RollbackPolicy,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
+        names(configuration, problems);
+        let expressions = Expressions::compile(configuration, rollout, rollback, problems);
+        let mut findings = Self { configuration, broken: Vec::new(), expressions };
+        findings.of_manifest(rollout, rollback);
+        findings.of_environment();
+        findings.of_paces();
+        for (number, entry) in configuration.manifest.1.servers.iter().enumerate() {
+            let Some((source, server)) = configuration.servers.get(&entry.server.value) else { continue };
+            findings.of_server(source, server);
+            let broken = findings.expressions.of_server(number, entry, source, server, problems);
+            findings.custom(broken);
         }
-    }
-    if let Some(max) = rules.max_unavailable_max {
-        let mut over = paces.iter().filter(|(_, pace)| pace.max_unavailable > max);
-        if let Some((server, pace)) = over.next() {
-            let of = if over.next().is_some() { String::new() } else { of(server) };
-            let message = format!("max_unavailable is {}{of}, at most {max} is allowed", pace.max_unavailable);
-            broken("max_unavailable_max", message);
+        for (source, server) in configuration.on_hosts.values() {
+            findings.of_server(source, server);
         }
+        let broken = findings.expressions.of_manifest(problems);
+        findings.custom(broken);
+        findings
     }
-    if rules.real_secrets == Some(true) {
-        for (secret, written) in &environment.secrets {
-            if let Some(fallback) = &written.value.fallback {
-                let message = format!("secret `{secret}` has a fallback (rule `real_secrets`)");
-                let source = environment.source_of(environment_source, secret);
-                problems.push(Problem::at(source, fallback, message).hint("remove the fallback"));
+
+    /// Looks at every instance as it is rendered.
+    pub(super) fn of_instances(&mut self, plan: &Plan, circumstances: &super::Circumstances) -> Result<(), Problems> {
+        let mut problems = Vec::new();
+        let broken = self.expressions.of_instances(plan, circumstances, &mut problems);
+        self.custom(broken);
+        Problems::none_or(problems)
+    }
+
+    /// What stops a plan, what is only told, and what is set aside, each rule for the reason that is given.
+    pub(super) fn judge(self, reasons: &BTreeMap<String, String>) -> Result<Verdict, Problems> {
+        let Configuration { environment: (source, environment), manifest: (manifest, _), .. } = self.configuration;
+        let rules = &environment.rules;
+        let among =
+            |list: &Option<Vec<Spanned<String>>>, rule: &str| list.iter().flatten().any(|listed| listed.value == rule);
+        let mut problems = Vec::new();
+        for rule in reasons.keys() {
+            let known = BUILT_IN_RULES.into_iter().chain(rules.custom.keys().map(String::as_str));
+            if !known.clone().any(|known| known == rule) {
+                let problem = Problem::in_file(manifest, format!("there is no rule `{rule}` to set aside"));
+                problems.push(match near_miss(rule, known) {
+                    Some(hint) => problem.hint(hint),
+                    None => problem,
+                });
+            } else if !among(&rules.overridable, rule) {
+                let message = format!("rule `{rule}` may not be set aside in environment {}", environment.name.value);
+                let hint = format!("only those that `rules.overridable` of {} lists may", source.path);
+                problems.push(Problem::in_file(manifest, message).hint(hint));
+            }
+        }
+        let mut verdict = Verdict { warnings: Vec::new(), overrides: Vec::new() };
+        let mut aside: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for Broken { rule, problem } in self.broken {
+            let told = format!("{}: {}", problem.place(), problem.message);
+            let severity = rules.custom.get(&rule).map(|custom| custom.value.severity);
+            if severity == Some(RuleSeverity::Warn) || among(&rules.warn, &rule) {
+                verdict.warnings.push(told);
+            } else if reasons.contains_key(&rule) {
+                aside.entry(rule).or_default().push(told);
+            } else {
+                problems.push(problem);
+            }
+        }
+        Problems::none_or(problems)?;
+        for (rule, reason) in reasons {
+            match aside.remove(rule) {
+                Some(broken) => {
+                    verdict.overrides.push(RuleOverride { rule: rule.clone(), reason: reason.clone(), broken });
+                }
+                None => verdict.warnings.push(format!("rule `{rule}` is set aside, and is not broken")),
+            }
+        }
+        Ok(verdict)
+    }
+
+    fn add(&mut self, rule: &str, problem: Problem) {
+        let environment = &self.configuration.environment.1.name.value;
+        let problem = problem.of_rule(rule, environment.as_str());
+        self.broken.push(Broken { rule: rule.to_owned(), problem });
+    }
+
+    fn custom(&mut self, broken: Vec<(String, Problem)>) {
+        broken.into_iter().for_each(|(rule, problem)| self.add(&rule, problem));
+    }
+
+    fn rules(&self) -> &'a Rules {
+        &self.configuration.environment.1.rules
+    }
+
+    fn of_manifest(&mut self, rollout: &Rollout, rollback: &RollbackPolicy) {
+        let (source, manifest) = &self.configuration.manifest;
+        let (environment_source, environment) = &self.configuration.environment;
+        let rules = self.rules();
+        if rules.rollback == Some(true) && !rollback.enabled {
+            let source = if manifest.rollback.enabled.is_some() { source } else { environment_source };
+            let problem = Problem::at_field(source, "rollback", "rollback is off");
+            self.add("rollback", problem.hint("leave `rollback.enabled` out"));
+        }
+        if let Some(max) = rules.max_parallel_max.filter(|max| rollout.max_parallel > *max) {
+            let inherited = manifest.rollout.max_parallel.is_none() && environment.rollout.max_parallel.is_some();
+            let source = if inherited { environment_source } else { source };
+            let message = format!("max_parallel is {}, at most {max} is allowed", rollout.max_parallel);
+            let problem = Problem::at_field(source, "rollout", message);
+            self.add("max_parallel_max", problem.hint(format!("write `rollout: {{ max_parallel: {max} }}`")));
+        }
+        if rules.approval == Some(true)
+            && let Ok(groups) = graph::order(source, manifest)
+        {
+            let first = groups.into_iter().next().unwrap_or_default();
+            if !policies::waits_before(self.configuration, &first) {
+                let problem = Problem::at_field(source, "rollout", "nobody approves before anything is switched");
+                let hint = first
+                    .first()
+                    .map(|server| format!("write `rollout: {{ pauses: [{{ before: {server}, approvals: 1 }}] }}`"));
+                self.add("approval", problem.hint(hint.unwrap_or_default()));
             }
         }
     }
-}
 
-fn server_rules(configuration: &Configuration, source: &Source, server: &Server, problems: &mut Vec<Problem>) {
-    let rules = &configuration.environment.1.rules;
-    let image = server.package.as_ref().is_some_and(|package| package.value.oci.is_some());
-    if server.run.command.is_empty() && !image && server.run.runtime != RuntimeChoice::Agent {
-        problems.push(Problem::at(source, &server.name, "there is no `run.command`"));
-    }
-    if let Some(container) = server.container.as_ref().filter(|_| !image) {
-        let problem = Problem::at(source, container, "`container` is for packages that are images");
-        problems.push(problem.hint("write `package: { oci: IMAGE, digest: 'sha256:…', version: … }`"));
-    }
-    if server.run.transport != Transport::None && server.run.port.is_none() {
-        let problem = Problem::at(source, &server.name, "an MCP server needs a `port`");
-        problems.push(problem.hint("give `run.port`: the TCP port of its streamable HTTP endpoint"));
-    }
-    let critical = server.health_checks.iter().any(|check| check.value.severity == Severity::Critical);
-    if rules.critical_check == Some(true) && !critical {
-        let problem = Problem::at(source, &server.name, "no critical health check (rule `critical_check`)");
-        problems.push(problem.hint("add a check, for example `type: mcp`"));
-    }
-    if let Some(why) = &server.irreversible
-        && rules.rollback == Some(true)
-    {
-        let message = format!("a step to it cannot be undone: {} (rule `rollback`)", why.value);
-        let problem = Problem::at(source, why, message);
-        problems.push(problem.hint(
-            "make the change one that the release before understands, or deploy it where no rollback is required",
-        ));
-    }
-    if let Some(tasks) = server.resources.tasks.as_ref().filter(|tasks| tasks.value == 0) {
-        problems.push(Problem::at(source, tasks, "`tasks` is 0: nothing could run"));
-    }
-    let mut names = BTreeSet::new();
-    for check in &server.health_checks {
-        if !names.insert(check.value.name.as_str()) {
-            problems.push(Problem::at(source, check, format!("two checks are called `{}`", check.value.name)));
+    fn of_environment(&mut self) {
+        let (own, environment) = &self.configuration.environment;
+        let rules = self.rules();
+        for (secret, written) in &environment.secrets {
+            if let Some(fallback) = written.value.fallback.as_ref().filter(|_| rules.real_secrets == Some(true)) {
+                let source = environment.source_of(own, Field::Secret, secret);
+                let problem = Problem::at(source, fallback, format!("secret `{secret}` has a fallback"));
+                self.add("real_secrets", problem.hint("remove the fallback"));
+            }
+        }
+        if rules.no_inline_secrets == Some(true) {
+            for problem in inline_secrets::of_environment(own, environment) {
+                self.add("no_inline_secrets", problem);
+            }
         }
     }
-    agent_rules(source, server, problems);
-    package_rules(configuration, source, server, problems);
-}
 
-/// A new version of the agent is one program, and has nothing that other servers have.
-fn agent_rules(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
-    if server.run.runtime != RuntimeChoice::Agent {
-        return;
+    /// What the paces of servers break: told once where it comes from what holds for all of them.
+    fn of_paces(&mut self) {
+        let (source, manifest) = &self.configuration.manifest;
+        let rules = self.rules();
+        let canary = |pace: &Pace| (rules.canary == Some(true) && pace.canary == 0).then(|| "no canary".to_owned());
+        let canary_hint = "write `rollout: { canary: 1 }`".to_owned();
+        self.of_pace(source, manifest, "canary", canary, |own| own.canary.is_some(), &canary_hint);
+        let Some(max) = rules.max_unavailable_max else { return };
+        let unavailable = |pace: &Pace| {
+            (pace.max_unavailable > max)
+                .then(|| format!("max_unavailable is {}, and at most {max} is allowed,", pace.max_unavailable))
+        };
+        let hint = format!("write `rollout: {{ max_unavailable: {max} }}`");
+        let says = |own: &PaceWritten| own.max_unavailable.is_some();
+        self.of_pace(source, manifest, "max_unavailable_max", unavailable, says, &hint);
     }
-    let package = server.package.as_ref().map(|package| &package.value);
-    if !package.is_some_and(|package| package.archive.is_some() || package.file.is_some()) {
-        let problem = Problem::at(source, &server.name, "a new version of the agent is an `archive` or a `file`");
-        problems.push(problem.hint("write for example `package: { file: dist/fleetwright-agent, version: 0.2.0 }`"));
-    }
-    let run = &server.run;
-    if !run.command.is_empty() || run.port.is_some() || run.transport != Transport::None || !run.environment.is_empty()
-    {
-        let problem = Problem::at(source, &server.name, "a new version of the agent runs as the one before it did");
-        problems.push(problem.hint("leave everything but `runtime: agent` out of `run`"));
-    }
-}
 
-/// What is fetched by its URL must have a digest: a URL alone says nothing about what comes.
-fn fetched_rules(source: &Source, package: &serde_saphyr::Spanned<PackageWritten>, problems: &mut Vec<Problem>) {
-    let written = &package.value;
-    let Some(url) = written.archive.as_ref().or(written.file.as_ref()) else {
-        if let Some(hash) = &written.sha256 {
-            problems.push(Problem::at(source, hash, "`sha256` belongs to `archive` and `file`"));
+    fn of_pace(
+        &mut self,
+        source: &Source,
+        manifest: &Manifest,
+        rule: &str,
+        broken: impl Fn(&Pace) -> Option<String>,
+        says: impl Fn(&PaceWritten) -> bool,
+        hint: &str,
+    ) {
+        let mut common: Option<(String, Vec<&str>)> = None;
+        for entry in &manifest.servers {
+            let pace = policies::pace(self.configuration, Some(&entry.rollout), 1);
+            let Some(message) = broken(&pace) else { continue };
+            let server = entry.server.value.as_str();
+            if says(&entry.rollout) {
+                let problem = Problem::at(source, &entry.server, format!("{message} for {server}"));
+                self.add(rule, problem.hint(hint));
+            } else {
+                common.get_or_insert_with(|| (message, Vec::new())).1.push(server);
+            }
         }
-        return;
+        if let Some((message, servers)) = common {
+            let of = match servers.len() {
+                n if n > NAMED_MAX => format!("{n} servers"),
+                _ => servers.join(", "),
+            };
+            self.add(rule, Problem::at_field(source, "rollout", format!("{message} for {of}")).hint(hint));
+        }
+    }
+
+    fn of_server(&mut self, source: &Source, server: &Server) {
+        let rules = self.rules();
+        let is_agent = server.run.runtime == RuntimeChoice::Agent;
+        let critical = server.health_checks.iter().any(|check| check.value.severity == Severity::Critical);
+        if rules.critical_check == Some(true) && !critical {
+            let problem = Problem::at(source, &server.name, "no critical health check");
+            self.add("critical_check", problem.hint("add a check, for example `type: mcp`"));
+        }
+        if let Some(why) = server.irreversible.as_ref().filter(|_| rules.rollback == Some(true)) {
+            let problem = Problem::at(source, why, format!("a step to it cannot be undone: {}", why.value));
+            let hint = "make the change one that the release before understands, or deploy it where no rollback is \
+                        required";
+            self.add("rollback", problem.hint(hint));
+        }
+        let resources = &server.resources;
+        if rules.resource_limits == Some(true) && !is_agent && (resources.memory.is_none() || resources.cpu.is_none()) {
+            let missing = match (&resources.memory, &resources.cpu) {
+                (None, None) => "memory and cpu",
+                (None, _) => "memory",
+                (_, _) => "cpu",
+            };
+            let problem = Problem::at(source, &server.name, format!("it has no limit of {missing}"));
+            self.add("resource_limits", problem.hint("write for example `resources: { memory: 256MiB, cpu: 50% }`"));
+        }
+        if rules.no_inline_secrets == Some(true) {
+            for problem in inline_secrets::of_server(source, server) {
+                self.add("no_inline_secrets", problem);
+            }
+        }
+        let Some(package) = &server.package else { return };
+        let written = &package.value;
+        let of_registry = written.pypi.is_some() || written.npm.is_some();
+        if rules.locked == Some(true) && of_registry && server.lock.is_none() {
+            let problem = Problem::at(source, package, "it has no lock");
+            self.add("locked", problem.hint(format!("`fleetwright lock {}` writes one", source.path)));
+        }
+        let kind = written.kind().unwrap_or_default();
+        if let Some(allowed) = &rules.package_sources
+            && !allowed.iter().any(|allowed| allowed == kind)
+        {
+            let problem = Problem::at(source, package, format!("packages from {kind} are not allowed"));
+            self.add("package_sources", problem.hint(format!("take it from {}", allowed.join(" or "))));
+        }
+    }
+}
+
+/// Rules that are listed and that nobody knows, and ids that mean two things.
+fn names(configuration: &Configuration, problems: &mut Vec<Problem>) {
+    let (own, environment) = &configuration.environment;
+    let rules = &environment.rules;
+    let custom: BTreeSet<&str> = rules.custom.keys().map(String::as_str).collect();
+    for id in custom.iter().filter(|id| BUILT_IN_RULES.contains(*id)) {
+        let source = environment.source_of(own, Field::Rule, id);
+        let problem = Problem::at(source, &rules.custom[*id], format!("`{id}` is a rule that comes with Fleetwright"));
+        problems.push(problem.hint("give this one another id"));
+    }
+    let mut unknown = |list: &str, listed: &Spanned<String>, known: Vec<&str>, otherwise: Option<&str>| {
+        if known.contains(&listed.value.as_str()) {
+            return;
+        }
+        let source = environment.source_of(own, Field::Rule, list);
+        let problem = Problem::at(source, listed, format!("there is no rule `{}`", listed.value));
+        let hint = otherwise.map(str::to_owned).or_else(|| near_miss(&listed.value, known));
+        problems.push(match hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        });
     };
-    let schemes = ["https://", "http://", "file:///", ARTIFACT_SCHEME];
-    let fits = schemes.iter().any(|scheme| url.value.starts_with(scheme));
-    let name = url.value.rsplit(['/', ':']).next().unwrap_or_default();
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b".-+_".contains(&b);
-    if !fits || name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
-        let problem = Problem::at(source, url, format!("`{}` is not the URL of a file", url.value));
-        problems.push(problem.hint(
-            "write https://, http://, file:/// or artifact:, and end it with the file's name; or the path of a file beside the definition",
-        ));
+    for listed in rules.warn.iter().flatten() {
+        let its_own = custom.contains(listed.value.as_str());
+        let otherwise = its_own.then_some("give the rule itself `severity: warn`");
+        unknown("warn", listed, BUILT_IN_RULES.to_vec(), otherwise);
     }
-    match &written.sha256 {
-        None => {
-            let problem = Problem::at(source, url, "what is fetched by its URL needs a `sha256`");
-            problems.push(problem.hint("`sha256sum FILE` prints it"));
-        }
-        Some(hash) if hash.value.len() != 64 || !hash.value.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            problems.push(Problem::at(source, hash, "`sha256` is 64 hexadecimal digits"));
-        }
-        Some(_) => {}
-    }
-}
-
-/// A tag may mean another image tomorrow: a digest may not.
-fn image_rules(source: &Source, package: &serde_saphyr::Spanned<PackageWritten>, problems: &mut Vec<Problem>) {
-    let written = &package.value;
-    let Some(image) = &written.oci else {
-        if let Some(digest) = &written.digest {
-            problems.push(Problem::at(source, digest, "`digest` belongs to `oci`"));
-        }
-        return;
-    };
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/:".contains(&b);
-    let name = image.value.rsplit('/').next().unwrap_or_default();
-    if name.is_empty()
-        || name.contains(':')
-        || image.value.starts_with(['/', '-', '.'])
-        || !image.value.bytes().all(plain)
-    {
-        let problem = Problem::at(source, image, format!("`{}` is not the name of an image", image.value));
-        problems.push(problem.hint("write it in lower case without tag and digest, such as ghcr.io/example/server"));
-    }
-    let is_digest = |digest: &str| {
-        let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    match &written.digest {
-        None => {
-            let problem = Problem::at(source, image, "an image needs a `digest`: a tag may mean another one tomorrow");
-            problems.push(
-                problem.hint("`docker buildx imagetools inspect IMAGE:TAG` prints it, and so does `docker pull`"),
-            );
-        }
-        Some(digest) if !is_digest(&digest.value) => {
-            let problem = Problem::at(source, digest, format!("`{}` is not a digest", digest.value));
-            problems.push(problem.hint("write sha256: and 64 hexadecimal digits in lower case"));
-        }
-        Some(_) => {}
-    }
-}
-
-fn package_rules(configuration: &Configuration, source: &Source, server: &Server, problems: &mut Vec<Problem>) {
-    let Some(package) = &server.package else { return };
-    let written = &package.value;
-    let kinds = [
-        ("pypi", written.pypi.is_some()),
-        ("npm", written.npm.is_some()),
-        ("archive", written.archive.is_some()),
-        ("file", written.file.is_some()),
-        ("oci", written.oci.is_some()),
-    ];
-    let mut said = kinds.iter().filter(|(_, is_said)| *is_said).map(|(kind, _)| *kind);
-    let (Some(kind), None) = (said.next(), said.next()) else {
-        let problem = Problem::at(source, package, "a package is one of `pypi`, `npm`, `archive`, `file` and `oci`");
-        problems.push(problem.hint("for example `package: { pypi: mcp-server-time, version: 2026.10.19 }`"));
-        return;
-    };
-    fetched_rules(source, package, problems);
-    image_rules(source, package, problems);
-    problems.extend(locks::check(source, server));
-    let of_registry = written.pypi.is_some() || written.npm.is_some();
-    if configuration.environment.1.rules.locked == Some(true) && of_registry && server.lock.is_none() {
-        let problem = Problem::at(source, package, "it has no lock (rule `locked`)");
-        problems.push(problem.hint(format!("`fleetwright lock {}` writes one", source.path)));
-    }
-    let version = &package.value.version;
-    let exact = |b: u8| b.is_ascii_alphanumeric() || b".-+!_".contains(&b);
-    if version.value.is_empty() || !version.value.bytes().all(exact) || version.value == "latest" {
-        let problem = Problem::at(source, version, format!("`{}` is not an exact version", version.value));
-        problems.push(problem.hint("pin one version, without ranges or wildcards"));
-    }
-    for extra in &package.value.with {
-        let pinned =
-            extra.value.split_once("==").is_some_and(|(name, version)| !name.is_empty() && version.bytes().all(exact));
-        if !pinned || extra.value.starts_with('-') {
-            problems.push(
-                Problem::at(source, extra, format!("`{}` is not pinned", extra.value)).hint("write NAME==VERSION"),
-            );
-        }
-    }
-    let allowed = &configuration.environment.1.rules.package_sources;
-    if allowed.as_ref().is_some_and(|sources| !sources.iter().any(|source| source == kind)) {
-        problems.push(Problem::at(
-            source,
-            package,
-            format!("packages from {kind} are not allowed (rule `package_sources`)"),
-        ));
+    for listed in rules.overridable.iter().flatten() {
+        unknown("overridable", listed, BUILT_IN_RULES.into_iter().chain(custom.iter().copied()).collect(), None);
     }
 }

@@ -1,3 +1,5 @@
+mod rules;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -194,18 +196,6 @@ fn errors_of_the_yaml_itself_point_at_their_place() {
     insta::assert_snapshot!(problem("  - { server: a }\n", &[("a", &server)]));
     let wrong = read("apiVersion: fleetwright/v9\nname: m\nservers: []\n", ENVIRONMENT, &[]).expect_err("a version");
     insta::assert_snapshot!(wrong.to_string());
-}
-
-#[test]
-fn rules_of_the_environment_stop_a_plan() {
-    let strict = ENVIRONMENT.replace(
-        "critical_check: true",
-        "critical_check: true, rollback: true, canary: true, max_unavailable_max: 1, package_sources: [npm]",
-    );
-    let careless = "apiVersion: fleetwright/v1\nname: m\nservers:\n  - { server: a }\nrollout: { max_unavailable: 2 }\nrollback: { enabled: false }\n";
-    let server = SERVER.replace("health_checks:\n  - { name: tools, type: mcp }\n", "");
-    let configuration = read(careless, &strict, &[("a", &server)]).expect("readable");
-    insta::assert_snapshot!(plan(&configuration, &circumstances()).expect_err("broken rules").to_string());
 }
 
 #[test]

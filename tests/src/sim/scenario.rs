@@ -201,6 +201,7 @@ impl Scenario {
                 batch_size: rng.u32(1..3),
                 deadline: Length::from_secs(rng.u64(30..120)),
             },
+            overrides: Vec::new(),
         };
         (plan.summary().changes() > 0).then_some(plan)
     }

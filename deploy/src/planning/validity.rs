@@ -1,0 +1,229 @@
+//! What every configuration must satisfy, whatever the rules of its environment say.
+
+use std::collections::BTreeSet;
+
+use serde_saphyr::Spanned;
+
+use super::{Configuration, definition, locks, policies};
+use crate::config::{Field, ManifestServer, PackageWritten, Problem, SecretWritten, Server, Source};
+use crate::plan::Rollout;
+use crate::release::{ARTIFACT_SCHEME, RuntimeChoice, Transport, is_artifact};
+
+/// Everything that is wrong and can be said without rendering.
+pub(super) fn problems(configuration: &Configuration, rollout: &Rollout) -> Vec<Problem> {
+    let (source, manifest) = &configuration.manifest;
+    let mut problems = Vec::new();
+    secrets(configuration, &mut problems);
+    let mut paces = manifest.servers.iter().map(|entry| policies::pace(configuration, Some(&entry.rollout), 1));
+    if rollout.max_parallel == 0 || paces.any(|pace| pace.max_unavailable == 0) {
+        let problem = Problem::in_file(source, "`max_unavailable` and `max_parallel` must be at least 1");
+        problems.push(problem.hint("with 0, nothing could ever be deployed"));
+    }
+    if rollout.retry.attempts == 0 || rollout.retry.kinds.values().any(|attempts| *attempts == 0) {
+        let problem = Problem::in_file(source, "`retry.attempts` must be at least 1");
+        problems.push(problem.hint("1 means that nothing is tried again"));
+    }
+    problems.extend(policies::pause_problems(configuration));
+    for entry in &manifest.servers {
+        match definition(configuration, &entry.server) {
+            Ok((source, server)) => self::server(source, server, &mut problems),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    for (source, server) in configuration.on_hosts.values() {
+        self::server(source, server, &mut problems);
+    }
+    let is_agent = |entry: &&ManifestServer| {
+        let server = configuration.servers.get(&entry.server.value);
+        server.is_some_and(|(_, server)| server.run.runtime == RuntimeChoice::Agent)
+    };
+    for another in manifest.servers.iter().filter(is_agent).skip(1) {
+        problems.push(Problem::at(
+            source,
+            &another.server,
+            "a second server is a version of the agent (`runtime: agent`)",
+        ));
+    }
+    problems
+}
+
+/// Artifacts that a plan would need and that nobody has.
+pub(super) fn missing_artifacts(configuration: &Configuration, known: &BTreeSet<String>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (source, server) in configuration.servers.values() {
+        let Some(package) = &server.package else { continue };
+        let Some(url) = package.value.archive.as_ref().or(package.value.file.as_ref()) else { continue };
+        let sha256 = package.value.sha256.as_ref().map(|hash| hash.value.to_ascii_lowercase()).unwrap_or_default();
+        if is_artifact(&url.value) && !known.contains(&sha256) {
+            let problem = Problem::at(source, url, "the coordinator has no artifact with this `sha256`");
+            problems.push(problem.hint("`fleetwright artifacts push FILE` sends it and prints its digest"));
+        }
+    }
+    problems
+}
+
+/// A secret has one source, and nobody has to guess which.
+fn secrets(configuration: &Configuration, problems: &mut Vec<Problem>) {
+    let (own, environment) = &configuration.environment;
+    for (name, written) in &environment.secrets {
+        let source = environment.source_of(own, Field::Secret, name);
+        let SecretWritten { env, file, age, command, fallback } = &written.value;
+        let said =
+            [env.is_some(), file.is_some(), age.is_some(), command.is_some()].iter().filter(|said| **said).count();
+        if said != 1 {
+            let message =
+                format!("secret `{name}` has {said} sources, and needs one of `env`, `file`, `age` and `command`");
+            let problem = Problem::at(source, written, message);
+            problems.push(
+                problem.hint("for example `{ env: API_KEY }` or `{ command: [vault, kv, get, -field=key, app] }`"),
+            );
+        }
+        if let Some(fallback) = fallback.as_ref().filter(|_| env.is_none()) {
+            problems.push(Problem::at(source, fallback, "a `fallback` belongs to `env`").hint("remove it"));
+        }
+        if let Some(command) = command.as_ref().filter(|command| command.value.is_empty()) {
+            problems.push(Problem::at(source, command, "the command is empty"));
+        }
+    }
+}
+
+fn server(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
+    let image = server.package.as_ref().is_some_and(|package| package.value.oci.is_some());
+    if server.run.command.is_empty() && !image && server.run.runtime != RuntimeChoice::Agent {
+        problems.push(Problem::at(source, &server.name, "there is no `run.command`"));
+    }
+    if let Some(container) = server.container.as_ref().filter(|_| !image) {
+        let problem = Problem::at(source, container, "`container` is for packages that are images");
+        problems.push(problem.hint("write `package: { oci: IMAGE, digest: 'sha256:…', version: … }`"));
+    }
+    if server.run.transport != Transport::None && server.run.port.is_none() {
+        let problem = Problem::at(source, &server.name, "an MCP server needs a `port`");
+        problems.push(problem.hint("give `run.port`: the TCP port of its streamable HTTP endpoint"));
+    }
+    if let Some(tasks) = server.resources.tasks.as_ref().filter(|tasks| tasks.value == 0) {
+        problems.push(Problem::at(source, tasks, "`tasks` is 0: nothing could run"));
+    }
+    let mut names = BTreeSet::new();
+    for check in &server.health_checks {
+        if !names.insert(check.value.name.as_str()) {
+            problems.push(Problem::at(source, check, format!("two checks are called `{}`", check.value.name)));
+        }
+    }
+    agent(source, server, problems);
+    package(source, server, problems);
+}
+
+/// A new version of the agent is one program, and has nothing that other servers have.
+fn agent(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
+    if server.run.runtime != RuntimeChoice::Agent {
+        return;
+    }
+    let package = server.package.as_ref().map(|package| &package.value);
+    if !package.is_some_and(|package| package.archive.is_some() || package.file.is_some()) {
+        let problem = Problem::at(source, &server.name, "a new version of the agent is an `archive` or a `file`");
+        problems.push(problem.hint("write for example `package: { file: dist/fleetwright-agent, version: 0.2.0 }`"));
+    }
+    let run = &server.run;
+    if !run.command.is_empty() || run.port.is_some() || run.transport != Transport::None || !run.environment.is_empty()
+    {
+        let problem = Problem::at(source, &server.name, "a new version of the agent runs as the one before it did");
+        problems.push(problem.hint("leave everything but `runtime: agent` out of `run`"));
+    }
+}
+
+/// What is fetched by its URL must have a digest: a URL alone says nothing about what comes.
+fn fetched(source: &Source, package: &Spanned<PackageWritten>, problems: &mut Vec<Problem>) {
+    let written = &package.value;
+    let Some(url) = written.archive.as_ref().or(written.file.as_ref()) else {
+        if let Some(hash) = &written.sha256 {
+            problems.push(Problem::at(source, hash, "`sha256` belongs to `archive` and `file`"));
+        }
+        return;
+    };
+    let schemes = ["https://", "http://", "file:///", ARTIFACT_SCHEME];
+    let fits = schemes.iter().any(|scheme| url.value.starts_with(scheme));
+    let name = url.value.rsplit(['/', ':']).next().unwrap_or_default();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b".-+_".contains(&b);
+    if !fits || name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
+        let problem = Problem::at(source, url, format!("`{}` is not the URL of a file", url.value));
+        problems.push(problem.hint(
+            "write https://, http://, file:/// or artifact:, and end it with the file's name; or the path of a file beside the definition",
+        ));
+    }
+    match &written.sha256 {
+        None => {
+            let problem = Problem::at(source, url, "what is fetched by its URL needs a `sha256`");
+            problems.push(problem.hint("`sha256sum FILE` prints it"));
+        }
+        Some(hash) if hash.value.len() != 64 || !hash.value.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            problems.push(Problem::at(source, hash, "`sha256` is 64 hexadecimal digits"));
+        }
+        Some(_) => {}
+    }
+}
+
+/// A tag may mean another image tomorrow: a digest may not.
+fn image(source: &Source, package: &Spanned<PackageWritten>, problems: &mut Vec<Problem>) {
+    let written = &package.value;
+    let Some(image) = &written.oci else {
+        if let Some(digest) = &written.digest {
+            problems.push(Problem::at(source, digest, "`digest` belongs to `oci`"));
+        }
+        return;
+    };
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/:".contains(&b);
+    let name = image.value.rsplit('/').next().unwrap_or_default();
+    if name.is_empty()
+        || name.contains(':')
+        || image.value.starts_with(['/', '-', '.'])
+        || !image.value.bytes().all(plain)
+    {
+        let problem = Problem::at(source, image, format!("`{}` is not the name of an image", image.value));
+        problems.push(problem.hint("write it in lower case without tag and digest, such as ghcr.io/example/server"));
+    }
+    let is_digest = |digest: &str| {
+        let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    match &written.digest {
+        None => {
+            let problem = Problem::at(source, image, "an image needs a `digest`: a tag may mean another one tomorrow");
+            problems.push(
+                problem.hint("`docker buildx imagetools inspect IMAGE:TAG` prints it, and so does `docker pull`"),
+            );
+        }
+        Some(digest) if !is_digest(&digest.value) => {
+            let problem = Problem::at(source, digest, format!("`{}` is not a digest", digest.value));
+            problems.push(problem.hint("write sha256: and 64 hexadecimal digits in lower case"));
+        }
+        Some(_) => {}
+    }
+}
+
+fn package(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
+    let Some(package) = &server.package else { return };
+    let written = &package.value;
+    if written.kind().is_none() {
+        let problem = Problem::at(source, package, "a package is one of `pypi`, `npm`, `archive`, `file` and `oci`");
+        problems.push(problem.hint("for example `package: { pypi: mcp-server-time, version: 2026.10.19 }`"));
+        return;
+    }
+    fetched(source, package, problems);
+    image(source, package, problems);
+    problems.extend(locks::check(source, server));
+    let version = &package.value.version;
+    let exact = |b: u8| b.is_ascii_alphanumeric() || b".-+!_".contains(&b);
+    if version.value.is_empty() || !version.value.bytes().all(exact) || version.value == "latest" {
+        let problem = Problem::at(source, version, format!("`{}` is not an exact version", version.value));
+        problems.push(problem.hint("pin one version, without ranges or wildcards"));
+    }
+    for extra in &package.value.with {
+        let pinned =
+            extra.value.split_once("==").is_some_and(|(name, version)| !name.is_empty() && version.bytes().all(exact));
+        if !pinned || extra.value.starts_with('-') {
+            problems.push(
+                Problem::at(source, extra, format!("`{}` is not pinned", extra.value)).hint("write NAME==VERSION"),
+            );
+        }
+    }
+}
