@@ -144,6 +144,11 @@ impl ServerLayout {
         self.folder.join("runtime.json")
     }
 
+    /// Names the release that has done its work, of those that end by themselves.
+    pub(crate) fn completed(&self) -> PathBuf {
+        self.folder.join("completed")
+    }
+
     /// The name of the server.
     pub(crate) fn name(&self) -> &str {
         self.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default()

@@ -112,7 +112,41 @@ pub(crate) fn chosen(release: &Release) -> Result<RuntimeKind, Failure> {
     }
 }
 
-/// Starts the current release of a server, unless it runs already.
+/// How a process ends that has done its work.
+const ENDED_WELL: &str = "exit status 0";
+
+/// Whether a release that ends by itself has done its work. That is remembered, for the host may be started anew.
+pub(crate) fn has_completed(server: &ServerLayout, release: &ReleaseId, state: &State) -> bool {
+    if fs::read_to_string(server.completed()).is_ok_and(|known| known == release.to_string()) {
+        return true;
+    }
+    let done = state.given_up && state.last_exit.as_deref() == Some(ENDED_WELL);
+    if done && let Err(failure) = complete(server, release) {
+        tracing::error!(%failure, server = server.name(), "that it has done its work could not be written down");
+    }
+    done
+}
+
+/// Remembers that a release has done its work, so that nothing starts it again.
+fn complete(server: &ServerLayout, release: &ReleaseId) -> Result<(), Failure> {
+    let (path, fresh) = (server.completed(), server.folder().join("completed.new"));
+    let written = fs::write(&fresh, release.to_string()).and_then(|()| fs::File::open(&fresh)?.sync_all());
+    written.and_then(|()| fs::rename(&fresh, &path)).map_err(|error| file_failure(&path, &error))
+}
+
+/// Has the current release do its work, if it is one that ends: a new one from the beginning, while one that is only
+/// put back has done it already.
+pub(crate) fn begin(server: &ServerLayout, release: &ReleaseId, anew: bool) -> Result<(), Failure> {
+    if !anew && stage::load(&server.release(release)).is_some_and(|release| release.run.completes) {
+        return complete(server, release);
+    }
+    match fs::remove_file(server.completed()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file_failure(&server.completed(), &error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Starts the current release of a server, unless it runs already, or has done its work.
 pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
     let Some(release) = stage::load(&server.current_release()) else {
         let message = format!("{} holds no release", server.current().display());
@@ -124,6 +158,9 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
         runtime(other).stop(server, true).await?;
         container::remove_leftover(server).await?;
         runtime(other).forget(server).await?;
+    }
+    if release.run.completes && has_completed(server, &release.id(), &State::default()) {
+        return Ok(());
     }
     // The agent always runs: what it is to start as is another matter.
     if before == Some(kind) && kind != RuntimeKind::Agent {

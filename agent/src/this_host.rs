@@ -123,7 +123,7 @@ impl Machine for ThisHost {
 
     fn run(&self, server: &ServerName, release: Option<ReleaseId>) -> Work {
         let layout = self.layout.server(server);
-        async move { run_release(&layout, release.as_ref()).await }.boxed()
+        async move { run_release(&layout, release.as_ref(), false).await }.boxed()
     }
 
     fn start(&self, server: &ServerName) -> Work {
@@ -235,15 +235,18 @@ impl Sampler for HostSampler {
 async fn switch_over(layout: &Layout, server: &ServerLayout, switch: &Switch) -> Result<(), Failure> {
     runtime::stop(server, true).await?;
     snapshot::settle(layout, server, &switch.snapshot).await?;
-    run_release(server, switch.spec.target.as_ref()).await
+    run_release(server, switch.spec.target.as_ref(), true).await
 }
 
 /// Stops what runs, makes the target current, and starts it.
-async fn run_release(layout: &ServerLayout, target: Option<&ReleaseId>) -> Result<(), Failure> {
+async fn run_release(layout: &ServerLayout, target: Option<&ReleaseId>, anew: bool) -> Result<(), Failure> {
     runtime::stop(layout, true).await?;
     runtime::switch(layout, target)?;
     match target {
-        Some(_) => runtime::start(layout).await,
+        Some(target) => {
+            runtime::begin(layout, target, anew)?;
+            runtime::start(layout).await
+        }
         None => runtime::forget(layout).await,
     }
 }
@@ -257,7 +260,7 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
     if server.snapshot(&switch.snapshot).exists() {
         snapshot::restore(layout, server, &switch.snapshot).await?;
     }
-    run_release(server, switch.previous.as_ref()).await?;
+    run_release(server, switch.previous.as_ref(), false).await?;
     if let Some(target) = switch.spec.target.as_ref().filter(|target| switch.previous.as_ref() != Some(target)) {
         let undone: Vec<ReleaseId> = kept.iter().filter(|release| *release != target).cloned().collect();
         stage::discard(server, target, &undone)?;

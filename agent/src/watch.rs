@@ -37,21 +37,23 @@ pub(crate) async fn watch(layout: ServerLayout, id: ReleaseId, release: Release,
     let (mut told, mut changed_at) = (None, began);
     loop {
         let state = runtime::state(&layout).await;
+        let completed = release.run.completes && runtime::has_completed(&layout, &id, &state);
+        let there = if release.run.completes { completed } else { state.runs };
         let now = Instant::now();
         for (n, (check, memory)) in release.health_checks.iter().zip(&mut memories).enumerate() {
-            if state.runs && memory.is_due(now) {
+            if there && memory.is_due(now) {
                 memory.begin();
                 let checker = &checker;
                 running.push(async move { (n, checker.run(check).await) });
             }
         }
-        let report = report(&release, &memories, mcp.clone(), state.runs, state.exits);
+        let report = report(&release, &memories, mcp.clone(), &state, completed);
         if told.as_ref() != Some(&report) {
             changed_at = now;
             told = Some(report.clone());
         }
-        let ended = if state.exits > 0 { state.last_exit } else { None };
-        let unsupervised = !state.given_up && !state.kept && !layout.stopped().exists();
+        let ended = if state.exits > 0 && !completed { state.last_exit } else { None };
+        let unsupervised = !state.given_up && !state.kept && !completed && !layout.stopped().exists();
         let seen = Observation { server: release.server.clone(), release: id.clone(), report, ended, unsupervised };
         if to.send(seen).await.is_err() {
             return;
@@ -73,7 +75,14 @@ pub(crate) async fn watch(layout: ServerLayout, id: ReleaseId, release: Release,
 
 /// A server that does not run is unhealthy whatever its checks said last. Until a check has passed once, its
 /// failures mean for a while that the server is still starting.
-fn report(release: &Release, memories: &[Memory], mcp: Option<McpInfo>, runs: bool, restarts: u32) -> HealthReport {
+/// What is to end is well once it has, with exit status 0.
+fn report(
+    release: &Release,
+    memories: &[Memory],
+    mcp: Option<McpInfo>,
+    state: &runtime::State,
+    completed: bool,
+) -> HealthReport {
     let counted: BTreeMap<String, CheckOutcome> = release
         .health_checks
         .iter()
@@ -86,13 +95,23 @@ fn report(release: &Release, memories: &[Memory], mcp: Option<McpInfo>, runs: bo
     });
     let mut checks: Vec<CheckReport> = checks.collect();
     let mut status = verdict(&release.health_checks, &counted);
-    if !runs {
-        status = HealthStatus::Unhealthy;
+    let wrong = match (release.run.completes, state.runs) {
+        (true, _) if completed => None,
+        (true, true) => Some((HealthStatus::Unknown, "it has not ended yet".to_owned())),
+        (true, false) => {
+            let how = state.last_exit.as_deref().unwrap_or("nothing that is known");
+            Some((HealthStatus::Unhealthy, format!("it ended with {how}")))
+        }
+        (false, true) => None,
+        (false, false) => Some((HealthStatus::Unhealthy, "the server is not running".to_owned())),
+    };
+    if let Some((worse, message)) = wrong {
+        status = worse;
         checks.push(CheckReport {
             name: "process".to_owned(),
             severity: Severity::Critical,
-            outcome: CheckOutcome::Failing { message: "the server is not running".to_owned() },
+            outcome: CheckOutcome::Failing { message },
         });
     }
-    HealthReport { status, checks, mcp, restarts }
+    HealthReport { status, checks, mcp, restarts: if completed { 0 } else { state.exits } }
 }

@@ -215,6 +215,8 @@ fn plan(fleet: &Fleet, version: u64) -> Plan {
         paces: servers.iter().map(|server| (server.clone(), pace)).collect(),
         rollout: Rollout::default(),
         rollback: RollbackPolicy::default(),
+        starts_after: BTreeMap::new(),
+        externals: Vec::new(),
         overrides: Vec::new(),
     }
 }

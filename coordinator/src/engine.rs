@@ -16,6 +16,7 @@ use fleetwright_deploy::deployment::{Action, DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{Fleet, FleetEvent, Refused};
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
+use fleetwright_deploy::plan::External;
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::Clock;
 use fleetwright_protocol::command::CommandReply;
@@ -23,6 +24,7 @@ use fleetwright_protocol::report::CoordinatorReply;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::commands::CommandMaker;
+use crate::externals;
 use crate::journal::{EventRecord, Journal, JournalError, NewEntry, SqliteStore};
 use crate::sessions::{Outbound, SessionHandle};
 
@@ -100,6 +102,7 @@ impl Engine {
     pub(crate) async fn run(mut self) -> Result<()> {
         self.event(FleetEvent::CoordinatorStarted).ok();
         self.commit()?;
+        self.ask_missed();
         let mut batch = Vec::with_capacity(COMMIT_MAX);
         loop {
             let deadline = self.fleet.deadline().filter(|_| self.full.is_none());
@@ -177,8 +180,12 @@ impl Engine {
             self.publish(first, entries);
             let now = self.clock.now();
             for action in actions {
-                if let Action::Send { deployment, instance, attempt, order } = action {
-                    self.send(&deployment, &instance, attempt, &order, now);
+                match action {
+                    Action::Send { deployment, instance, attempt, order } => {
+                        self.send(&deployment, &instance, attempt, &order, now);
+                    }
+                    Action::Ask { deployment, external, attempt } => self.ask(deployment, external, attempt),
+                    Action::Settled { .. } => {}
                 }
             }
         }
@@ -242,6 +249,7 @@ impl Engine {
                 Ok(()) => {
                     tracing::info!("there is room for the journal again");
                     self.publish(self.last(), entries);
+                    self.ask_missed();
                 }
                 Err(_) => (self.full, self.fleet) = (Some((full, Instant::now())), durable),
             }
@@ -277,6 +285,11 @@ impl Engine {
                 let outcome = self.event(FleetEvent::HealthReported { instance, release, report, output });
                 self.acknowledge(reply, outcome);
             }
+            Request::External { deployment, name, attempt, failure } => {
+                let event = DeploymentEvent::ExternalReported { name, attempt, failure };
+                // An answer that nobody waits for any more changes nothing.
+                self.event(FleetEvent::Deployment { deployment, event }).ok();
+            }
             Request::Metrics { host, samples } => self.keep_samples(host, samples),
             Request::NotObeyed { instance, deployment, attempt, order, not_obeyed } => {
                 self.not_obeyed(instance, deployment, attempt, order, not_obeyed);
@@ -305,6 +318,24 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Asks what was being asked before: by a coordinator that has ended, or while its disk was full.
+    fn ask_missed(&self) {
+        for (deployment, external, attempt) in self.fleet.questions() {
+            self.ask(deployment.clone(), external.clone(), attempt);
+        }
+    }
+
+    /// Asks an external, and takes its answer in as a request.
+    fn ask(&self, deployment: DeploymentId, external: External, attempt: u32) {
+        let requests = self.handle.requests.clone();
+        tokio::spawn(async move {
+            let failure = externals::ask(&external).await.err();
+            let answer = Request::External { deployment, name: external.name, attempt, failure };
+            // An engine that has ended asks again when it is started.
+            let _ = requests.send(answer).await;
+        });
     }
 
     /// Hands a command to the session of its host. Without one it goes out when the host is back.

@@ -11,6 +11,7 @@ mod clock;
 mod commands;
 mod embedded;
 mod engine;
+mod externals;
 pub mod journal;
 mod local;
 mod local_artifact;

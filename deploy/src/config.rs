@@ -3,6 +3,7 @@
 //! Reading files is the caller's business: texts come in with the paths they were read from, so that every
 //! error can say file, line and column.
 
+mod dependency;
 mod import;
 mod layers;
 mod problem;
@@ -10,6 +11,7 @@ mod rollout;
 mod rules;
 mod written;
 
+pub use dependency::{Condition, DependencyWritten, ExternalWritten};
 pub use import::{ImportError, Imported, import};
 pub use layers::{Field, Layer, Resolved};
 pub use problem::{Problem, Problems, Source, near_miss};

@@ -6,6 +6,7 @@
 
 mod control;
 mod event;
+mod externals;
 mod failing;
 mod forward;
 mod reports;
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use self::failing::Left;
 use self::rollback::RollbackChoice;
 use crate::failure::{Failure, FailureKind};
-use crate::ids::{DeploymentId, HostName, InstanceId, PlanId};
+use crate::ids::{DeploymentId, HostName, InstanceId, PlanId, ServerName};
 use crate::plan::{OnTimeout, Plan, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
@@ -30,6 +31,7 @@ pub use event::{
     Action, DeploymentEvent, DeploymentEventDiscriminants, Effects, Hold, HoldKind, IllegalEvent, Note, Options, Order,
     OrderName, Outcome, Phase, PhaseName,
 };
+pub use externals::{Inquiry, InquiryState, no_answer};
 pub use step::{Aside, Step, StepState};
 pub use waiting::{WaitKind, Waiting};
 
@@ -44,6 +46,8 @@ pub struct Deployment {
     progress_at: Timestamp,
     phase: Phase,
     steps: BTreeMap<InstanceId, Step>,
+    #[serde(default)]
+    externals: BTreeMap<ServerName, Inquiry>,
     unreachable: BTreeSet<HostName>,
     failures: Vec<Failure>,
     checkpoints: Vec<Checkpoint>,
@@ -70,6 +74,7 @@ impl Deployment {
             progress_at: now,
             phase: Phase::PreValidation,
             steps,
+            externals: BTreeMap::new(),
             failures: Vec::new(),
             held: Vec::new(),
             held_since: None,
@@ -167,6 +172,9 @@ impl Deployment {
             DeploymentEvent::StepReported { instance, attempt, report } => {
                 self.step_reported(&instance, attempt, report, now, &mut effects)?;
             }
+            DeploymentEvent::ExternalReported { name, attempt, failure } => {
+                self.external_reported(&name, attempt, failure, now, &mut effects)?;
+            }
             DeploymentEvent::OrderRefused { instance, attempt, order, failure } => {
                 self.order_refused(&instance, attempt, order, failure, now, &mut effects)?;
             }
@@ -207,7 +215,12 @@ impl Deployment {
             return Err(self.illegal("started", String::new()));
         }
         self.enter(Phase::DependencyResolution, effects);
-        self.enter(Phase::EnvironmentSetup, effects);
+        self.ask_all(now, effects);
+        Ok(())
+    }
+
+    /// Has every host get its new releases ready.
+    fn begin_staging(&mut self, now: Timestamp, effects: &mut Effects) {
         let ids: Vec<InstanceId> = self.steps.keys().cloned().collect();
         for id in ids {
             let state = match self.steps[&id].action {
@@ -217,7 +230,6 @@ impl Deployment {
             };
             self.set(&id, state, effects);
         }
-        Ok(())
     }
 
     fn hosts_disconnected(&mut self, hosts: BTreeSet<HostName>, effects: &mut Effects) -> Result<(), IllegalEvent> {
@@ -243,12 +255,13 @@ impl Deployment {
         match (waiting.kind, &waiting.instance) {
             (WaitKind::Bake, _) => self.progress_at = now,
             (WaitKind::BackOff, Some(id)) => self.try_again(id, now, effects),
+            (WaitKind::BackOff, None) => self.ask_again(now, effects),
             (WaitKind::Host, Some(id)) => {
                 self.step_failed(id, waited_too_long(&waiting), Left::Touched, now, effects);
             }
             (WaitKind::Approval, _) => self.approval_timed_out(now, effects),
             (WaitKind::Rollback, _) => self.give_up_restoring(now, effects),
-            (WaitKind::Progress | WaitKind::Person | WaitKind::BackOff | WaitKind::Host, _) => match self.phase {
+            (WaitKind::Progress | WaitKind::Person | WaitKind::External | WaitKind::Host, _) => match self.phase {
                 Phase::Stopping { .. } => self.give_up_stopping(now, effects),
                 Phase::Cleanup if self.any(|state| matches!(state, StepState::Cleaning)) => {
                     self.give_up_cleaning(effects);

@@ -16,7 +16,7 @@ use crate::health::{HealthReport, HealthStatus};
 use crate::host::HostView;
 use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ManifestName, ReleaseId};
 use crate::mutant::{Mutant, is_active};
-use crate::plan::{Plan, PlannedStep, RollbackStrategy, StepAction};
+use crate::plan::{External, Plan, PlannedStep, RollbackStrategy, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
 
@@ -290,6 +290,12 @@ impl Fleet {
             let orders = deployment.outstanding().filter(move |(id, _, _)| id.host == *host);
             orders.map(move |(id, attempt, order)| (deployment, id, attempt, order))
         })
+    }
+
+    /// Externals that deployments wait for, each with the deployment and the attempt.
+    pub fn questions(&self) -> impl Iterator<Item = (&DeploymentId, &External, u32)> {
+        let live = self.deployments().filter(|deployment| deployment.outcome().is_none());
+        live.flat_map(|of| of.questions().map(move |(external, attempt)| (of.id(), external, attempt)))
     }
 
     /// The earliest deadline of any deployment.
@@ -617,7 +623,7 @@ impl Fleet {
         for action in from.actions {
             match action {
                 Action::Settled { instance, release, trouble } => self.settle(id, instance, release, trouble, now),
-                Action::Send { .. } => effects.actions.push(action),
+                Action::Send { .. } | Action::Ask { .. } => effects.actions.push(action),
             }
         }
         effects.notes.extend(from.notes);

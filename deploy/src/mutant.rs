@@ -32,6 +32,8 @@ pub enum Mutant {
     ForgetRestored,
     /// A group begins before the one before it is healthy.
     SkipGroupGate,
+    /// A server begins before those have been started that it starts after.
+    StartTooEarly,
     /// A rollback leaves confirmed instances as they are.
     RollBackHalf,
     /// What is held starts new things all the same.

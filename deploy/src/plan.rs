@@ -1,6 +1,6 @@
 //! A plan: the immutable, ordered outcome of planning. It leaves no choice to whoever executes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
@@ -8,10 +8,12 @@ use strum::IntoStaticStr;
 use crate::ids::{EnvironmentName, Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId, ServerName};
 use crate::release::Release;
 
+mod external;
 mod retry;
 mod rollback;
 mod rollout;
 
+pub use external::{EXTERNALS_MAX, External, ExternalEndpoint};
 pub use retry::RetryPolicy;
 pub use rollback::{RollbackAction, RollbackPolicy, RollbackStep, RollbackStrategy};
 pub use rollout::{OnFailure, OnTimeout, Pace, PauseAt, PausePoint, Rollout};
@@ -94,6 +96,12 @@ pub struct Plan {
     pub rollout: Rollout,
     /// What happens on failure.
     pub rollback: RollbackPolicy,
+    /// Servers that begin, within their group, only once these others of it have been started.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub starts_after: BTreeMap<ServerName, BTreeSet<ServerName>>,
+    /// What must answer before anything is got ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub externals: Vec<External>,
     /// Rules that it breaks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<RuleOverride>,

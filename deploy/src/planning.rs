@@ -4,6 +4,7 @@
 
 mod diff;
 mod explain;
+mod externals;
 mod graph;
 mod locks;
 mod placement;
@@ -189,7 +190,7 @@ fn unchecked(
     let mut planned = BTreeSet::new();
     let declared = secret_sources(&configuration.environment.1);
     let mut templates = render::Templates::new(&circumstances.variables, &declared);
-    for servers in order {
+    for servers in order.groups {
         let mut group = Group { servers: Vec::new(), steps: Vec::new() };
         for server in servers {
             let Some(hosts) = placed.hosts.get(&server) else { continue };
@@ -210,6 +211,10 @@ fn unchecked(
             groups.push(group);
         }
     }
+    let steps = groups.iter().flat_map(|group| &group.steps);
+    let changing = steps.filter(|step| step.action != StepAction::Unchanged).map(|step| &step.instance.server);
+    let changing = changing.collect();
+    let externals = externals::needed(source, manifest, &changing);
     groups.extend(removals(&manifest.name.value, &planned, circumstances));
     let paces = policies::paces(configuration, &groups);
     let rollout = Rollout { pauses: policies::pauses(configuration, &groups, &paces), ..rollout };
@@ -222,6 +227,8 @@ fn unchecked(
         paces,
         rollout,
         rollback,
+        starts_after: order.starts_after,
+        externals,
         overrides: Vec::new(),
     })
 }
@@ -244,6 +251,8 @@ pub fn go_back(older: &Plan, server: &ServerName, circumstances: &Circumstances)
         paces: [(server.clone(), older.pace(server))].into(),
         rollout: Rollout { pauses: Vec::new(), ..older.rollout.clone() },
         rollback: older.rollback.clone(),
+        starts_after: BTreeMap::new(),
+        externals: Vec::new(),
         overrides: Vec::new(),
     };
     CheckedPlan { id: plan.id(), plan, warnings: Vec::new() }

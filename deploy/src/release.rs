@@ -286,6 +286,7 @@ impl Release {
                 transport: Transport::None,
                 endpoint: None,
                 restart: RestartPolicy::Always,
+                completes: false,
                 stop_timeout: Length::from_secs(10),
                 runtime: RuntimeChoice::Auto,
                 user: None,

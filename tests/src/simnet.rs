@@ -414,6 +414,8 @@ fn plan(fleet: &Fleet, hosts: &[HostName], version: u64) -> Plan {
             batch_size: 1,
             deadline: Length::from_secs(120),
         },
+        starts_after: BTreeMap::new(),
+        externals: Vec::new(),
         overrides: Vec::new(),
     }
 }

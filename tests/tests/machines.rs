@@ -224,6 +224,45 @@ fn the_package_is_installed_enrolled_deployed_with_upgraded_and_removed_and_serv
 }
 
 #[test]
+fn what_completes_runs_once_also_over_a_reboot() {
+    if !have(&[Tool::Machines]) {
+        return;
+    }
+    let mut fleet = Fleet::new(1);
+    fleet.configure(1, "", "");
+    let write = |fleet: &Fleet, path: &str, content: &str| {
+        fs::write(fleet.coordinator.path("/srv/fleet").join(path), content).expect("write");
+    };
+    write(
+        &fleet,
+        "config/servers/migrate.yaml",
+        "apiVersion: fleetwright/v1\nname: migrate\nrun:\n  command: [sh, \"{{ server.config_dir }}/run.sh\"]\n  completes: true\n\
+         files:\n  - { path: run.sh, content: 'echo once >> \"$HOME/runs\"' }\n",
+    );
+    write(
+        &fleet,
+        "deployments/test.yaml",
+        "apiVersion: fleetwright/v1\nname: test\nenvironment: test\nservers:\n  - { server: migrate }\n  \
+         - { server: web, depends_on: [{ server: migrate, condition: completed }] }\n\
+         rollout: { healthy_deadline: 30s, confirm_timeout: 20s, progress_deadline: 3m }\n",
+    );
+    fleet.deploy(&["--watch"]).expect_code(0);
+    let runs = |fleet: &Fleet| {
+        let path = fleet.hosts[0].path("/var/lib/fleetwright-agent/servers/migrate/data/runs");
+        fs::read_to_string(path).unwrap_or_default()
+    };
+    assert_eq!(runs(&fleet), "once\n");
+    let shown = |fleet: &Fleet| fleet.fleetwright(&["servers", "list"]).expect_code(0).stdout;
+    let is_completed =
+        |fleet: &Fleet| shown(fleet).lines().any(|line| line.contains("migrate") && line.contains("completed"));
+    assert!(is_completed(&fleet), "{}", shown(&fleet));
+    fleet.hosts[0].reboot();
+    fleet.wait_until("the server is back", || is_active(&fleet.hosts[0], "fleetwright-web"));
+    fleet.wait_until("what has completed is told as such", || fleet.connected() == 1 && is_completed(&fleet));
+    assert_eq!(runs(&fleet), "once\n");
+}
+
+#[test]
 fn a_server_that_ends_is_started_again_and_one_that_takes_too_much_is_ended() {
     if !have(&[Tool::Machines]) {
         return;

@@ -82,7 +82,7 @@ pub(super) fn worth_telling(told: &HealthReport, new: &HealthReport) -> bool {
 fn failure_of(seen: &Observation, too_late: Option<&Switch>) -> Failure {
     if let Some(ended) = &seen.ended {
         return Failure::new(FailureKind::DeploymentError, "health gate", format!("the server ended with {ended}"))
-            .hint("see its output: it must run without ending");
+            .hint("see its output: it must run without ending; one that `completes` must end with exit status 0");
     }
     let reason = seen.report.reason();
     let reason = if reason.is_empty() { "no check has answered yet".to_owned() } else { reason };

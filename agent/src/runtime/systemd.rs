@@ -160,7 +160,7 @@ async fn start(server: &ServerLayout, release: &Release) -> Result<(), Failure> 
     let bridge = handover::original().map_err(|error| file_failure(Path::new("fleetwright-agent"), &error))?;
     let text = unit::text(server, &server.release(&release.id()), release, &bridge);
     let manager = manager().await.map_err(fail)?;
-    if install(server, &text)? {
+    if install(server, &text, !release.run.completes)? {
         manager.reload().await.map_err(fail)?;
     }
     let name = unit::name(server);
@@ -178,11 +178,11 @@ async fn start(server: &ServerLayout, release: &Release) -> Result<(), Failure> 
         .hint(format!("see its output, and `systemctl status {name}` on the host")))
 }
 
-/// Writes the unit and has the host start it after a reboot; whether anything had to change.
-fn install(server: &ServerLayout, text: &str) -> Result<bool, Failure> {
+/// Writes the unit, and has the host start it after a reboot or not; whether anything had to change.
+fn install(server: &ServerLayout, text: &str, at_boot: bool) -> Result<bool, Failure> {
     let (path, link) = (path_of(server), wanted_by(server));
     let fail = |error: std::io::Error| file_failure(&path, &error);
-    if fs::read_to_string(&path).is_ok_and(|present| present == text) && link.exists() {
+    if fs::read_to_string(&path).is_ok_and(|present| present == text) && link.exists() == at_boot {
         return Ok(false);
     }
     let fresh = path.with_extension("service.new");
@@ -191,7 +191,9 @@ fn install(server: &ServerLayout, text: &str) -> Result<bool, Failure> {
     fs::File::open(&fresh).and_then(|file| file.sync_all()).map_err(fail)?;
     fs::rename(&fresh, &path).map_err(fail)?;
     fs::create_dir_all(link.parent().unwrap_or(&link)).map_err(fail)?;
-    if fs::symlink_metadata(&link).is_err() {
+    if !at_boot {
+        let _ = fs::remove_file(&link);
+    } else if fs::symlink_metadata(&link).is_err() {
         std::os::unix::fs::symlink(&path, &link).map_err(fail)?;
     }
     Ok(true)
@@ -276,14 +278,16 @@ async fn asked(server: &ServerLayout) -> zbus::Result<State> {
     let service = ServiceProxy::builder(bus().await?).path(path).build().await?;
     let (active, sub) = (unit.active_state().await?, unit.sub_state().await?);
     let is_down = matches!(active.as_str(), "inactive" | "failed");
-    let has_ended = is_down || sub.starts_with("auto-restart");
+    // What is to end stays there as such.
+    let exited = sub == "exited";
+    let has_ended = is_down || exited || sub.starts_with("auto-restart");
     let pid = service.main_pid().await?;
     let restart = stage::load(&server.current_release()).map(|release| release.run.restart);
     Ok(State {
         runs: active == "active" && pid != 0,
         exits: service.restarts().await? + u32::from(has_ended),
         last_exit: words(service.exec_main_code().await?, service.exec_main_status().await?),
-        given_up: is_down && restart.is_some_and(|policy| policy != RestartPolicy::Always),
+        given_up: (is_down || exited) && restart.is_some_and(|policy| policy != RestartPolicy::Always),
         kept: !is_down,
         pid: i32::try_from(pid).ok().filter(|pid| *pid != 0),
     })

@@ -54,6 +54,10 @@ pub(super) fn text(server: &ServerLayout, layout: &ReleaseLayout, release: &Rele
         }
     }
     unit.set("Restart", restart);
+    if run.completes {
+        // How it ended is asked for once it has.
+        unit.line("RemainAfterExit=yes");
+    }
     unit.line("RestartSec=1\nKillMode=control-group\nSuccessExitStatus=143");
     unit.set("TimeoutStopSec", &seconds.to_string());
     // What an image takes is taken by its container, which is not of this unit.
@@ -65,8 +69,10 @@ pub(super) fn text(server: &ServerLayout, layout: &ReleaseLayout, release: &Rele
     for writable in &run.writable {
         unit.set("ReadWritePaths", &format!("-{}", path(Path::new(writable))));
     }
-    unit.section("Install");
-    unit.line("WantedBy=multi-user.target");
+    if !run.completes {
+        unit.section("Install");
+        unit.line("WantedBy=multi-user.target");
+    }
     unit.0
 }
 

@@ -93,6 +93,9 @@ pub(crate) struct InstanceRow {
     pub(crate) connected: bool,
     pub(crate) release: ReleaseId,
     pub(crate) package: String,
+    /// Whether it does its work and ends.
+    #[serde(default)]
+    pub(crate) completes: bool,
     pub(crate) url: Option<String>,
     pub(crate) deployment: DeploymentId,
     pub(crate) since: Timestamp,
@@ -114,6 +117,7 @@ impl InstanceRow {
                 connected,
                 release: record.release_id.clone(),
                 package: record.release.package.to_string(),
+                completes: record.release.run.completes,
                 url: record.release.mcp_url().or_else(|| endpoint.map(|at| format!("http://{}", at.authority()))),
                 deployment: record.deployment.clone(),
                 since: record.since,

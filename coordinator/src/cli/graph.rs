@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use clap::ValueEnum;
-use fleetwright_deploy::config::Manifest;
+use fleetwright_deploy::config::{Condition, Manifest};
 use fleetwright_deploy::plan::Plan;
 
 /// What a graph is written in.
@@ -42,12 +42,24 @@ pub(super) fn draw(format: Format, manifest: &Manifest, plan: &Plan) -> String {
             Format::Dot => "  }\n",
         });
     }
+    for external in &plan.externals {
+        let name = &external.name;
+        let _ = match format {
+            Format::Mermaid => writeln!(text, "  {}([\"{name}\"])", id(name.as_str())),
+            Format::Dot => writeln!(text, "  \"{name}\" [shape=ellipse];"),
+        };
+        drawn.insert(name);
+    }
     for entry in manifest.servers.iter().filter(|entry| drawn.contains(&entry.server.value)) {
-        for on in entry.depends_on.iter().filter(|on| drawn.contains(&on.value)) {
-            let (from, to) = (entry.server.value.as_str(), on.value.as_str());
+        for on in entry.depends_on.iter().filter(|on| drawn.contains(&on.value.server)) {
+            let (from, to) = (entry.server.value.as_str(), on.value.server.as_str());
+            let condition: &'static str = on.value.condition.into();
+            let is_usual = on.value.condition == Condition::default();
             let _ = match format {
-                Format::Mermaid => writeln!(text, "  {} --> {}", id(from), id(to)),
-                Format::Dot => writeln!(text, "  \"{from}\" -> \"{to}\";"),
+                Format::Mermaid if is_usual => writeln!(text, "  {} --> {}", id(from), id(to)),
+                Format::Mermaid => writeln!(text, "  {} -->|{condition}| {}", id(from), id(to)),
+                Format::Dot if is_usual => writeln!(text, "  \"{from}\" -> \"{to}\";"),
+                Format::Dot => writeln!(text, "  \"{from}\" -> \"{to}\" [label=\"{condition}\"];"),
             };
         }
     }

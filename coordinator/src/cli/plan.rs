@@ -173,8 +173,12 @@ fn explained(explanation: &Explanation) -> String {
         let _ = write!(text, "\n  because it depends on {}", links.join(", which depends on "));
     }
     let others = depends_on.iter().filter(|(on, _)| chain.get(1).is_none_or(|(first, _)| first != *on));
-    for (on, group) in others {
-        let _ = write!(text, "\n  it depends on {on} (group {group}), too");
+    for (on, (group, condition)) in others {
+        let at = match group {
+            0 => "an external".to_owned(),
+            group => format!("group {group}, which must be {condition}"),
+        };
+        let _ = write!(text, "\n  it depends on {on} ({at}), too");
     }
     if !needed_by.is_empty() {
         let names: Vec<&str> = needed_by.iter().map(|name| name.as_str()).collect();
@@ -276,9 +280,19 @@ fn human(checked: &CheckedPlan, circumstances: &Circumstances, ui: &Ui) -> Strin
     for (number, group) in plan.groups.iter().enumerate() {
         let servers: Vec<&str> = group.servers.iter().map(|server| server.as_str()).collect();
         let _ = writeln!(text, "\ngroup {} of {}: {}", number + 1, plan.groups.len(), servers.join(", "));
+        for (server, others) in plan.starts_after.iter().filter(|(server, _)| group.servers.contains(server)) {
+            let others: Vec<&str> = others.iter().map(|other| other.as_str()).collect();
+            let _ = writeln!(text, "  {server} begins once {} was started", others.join(", "));
+        }
         for step in &group.steps {
             text.push_str(&step_lines(step, circumstances, ui));
         }
+    }
+    for external in &plan.externals {
+        let _ = write!(text, "\n{} {external} must answer first", ui.paint(Color::Bold, "external"));
+    }
+    if !plan.externals.is_empty() {
+        text.push('\n');
     }
     for skipped in &plan.skipped {
         let _ = write!(text, "\n{} {}: {}", ui.paint(Color::Yellow, "skipped"), skipped.server, skipped.reason);

@@ -37,7 +37,9 @@ fn state(row: &InstanceRow) -> String {
         (false, None, _) => "unreachable",
         (true, None, HealthStatus::Unhealthy) => "failing",
         (true, None, HealthStatus::Unknown) => "starting",
-        (true, None, HealthStatus::Healthy | HealthStatus::Degraded | HealthStatus::NeedsAuthentication) => "running",
+        (true, None, HealthStatus::Healthy | HealthStatus::Degraded | HealthStatus::NeedsAuthentication) => {
+            if row.completes { "completed" } else { "running" }
+        }
     };
     word.to_owned()
 }

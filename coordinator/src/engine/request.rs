@@ -8,7 +8,7 @@ use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::fleet::{Fleet, FleetEvent};
 use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::host::HostView;
-use fleetwright_deploy::ids::{DeploymentId, Generation, HostName, InstanceId, ReleaseId};
+use fleetwright_deploy::ids::{DeploymentId, Generation, HostName, InstanceId, ReleaseId, ServerName};
 use fleetwright_deploy::instance::StepReport;
 use fleetwright_deploy::plan::{Plan, RollbackStrategy};
 use fleetwright_deploy::time::Length;
@@ -60,6 +60,8 @@ pub(crate) enum Request {
     Metrics { host: HostName, samples: Vec<MetricsSample> },
     /// An agent does not obey an order, or it could not be made.
     NotObeyed { instance: InstanceId, deployment: DeploymentId, attempt: u32, order: OrderName, not_obeyed: NotObeyed },
+    /// Whether an external answered.
+    External { deployment: DeploymentId, name: ServerName, attempt: u32, failure: Option<Failure> },
     /// A token for a host.
     IssueToken { host: HostName, lifetime: Length, reply: Reply<Result<Token, Failure>> },
     /// A host wants to enrol.

@@ -12,6 +12,7 @@ use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
 use crate::release::{RestartPolicy, RuntimeChoice, Transport};
 use crate::time::Length;
 
+use super::dependency::{DependencyWritten, ExternalWritten};
 use super::layers::Field;
 use super::problem::Source;
 use super::rollout::{PaceWritten, RollbackWritten, RolloutWritten};
@@ -38,6 +39,9 @@ pub struct Manifest {
     /// The hosts, for planning without a coordinator and for `up`.
     #[serde(default)]
     pub hosts: Vec<ManifestHost>,
+    /// Endpoints outside the fleet that must answer before anything is got ready.
+    #[serde(default)]
+    pub externals: Vec<ExternalWritten>,
     /// The servers.
     pub servers: Vec<ManifestServer>,
     /// How carefully groups proceed.
@@ -71,9 +75,9 @@ pub struct ManifestHost {
 pub struct ManifestServer {
     /// The server, defined in `config/servers/NAME.yaml`.
     pub server: Spanned<ServerName>,
-    /// Servers that must be healthy before this one is deployed.
+    /// Servers that must be healthy, started or completed before this one is deployed, and externals.
     #[serde(default)]
-    pub depends_on: Vec<Spanned<ServerName>>,
+    pub depends_on: Vec<Spanned<DependencyWritten>>,
     /// Within a group, higher ones start first.
     #[serde(default)]
     pub priority: i32,
@@ -332,6 +336,10 @@ pub struct RunWritten {
     /// Its environment.
     #[serde(default)]
     pub environment: BTreeMap<String, Spanned<String>>,
+    /// Whether it does its work and ends: it has come through once it has ended with exit status 0, and is not started
+    /// again.
+    #[serde(default)]
+    pub completes: bool,
     /// When it is started again.
     #[serde(default)]
     pub restart: RestartPolicy,

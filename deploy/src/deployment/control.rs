@@ -231,7 +231,15 @@ impl Deployment {
             return Err(self.illegal(event, "; it does not wait for a person's decision".to_owned()));
         };
         let from = (**from).clone();
-        let ids = self.failed_ones(instances, event)?;
+        let about_externals = instances.is_empty() && self.misses_externals();
+        let ids = if about_externals && self.undecided().next().is_none() {
+            BTreeSet::new()
+        } else {
+            self.failed_ones(instances, event)?
+        };
+        if about_externals {
+            self.decide_about_externals(next, by, now, effects);
+        }
         for id in &ids {
             let failure = match &self.steps[id].state {
                 StepState::Failed { failure } => failure.clone(),
@@ -246,7 +254,7 @@ impl Deployment {
             };
             self.set(id, state, effects);
         }
-        if self.undecided().next().is_none() {
+        if self.undecided().next().is_none() && !self.misses_externals() {
             self.progress_at = now;
             self.enter(from, effects);
         }
@@ -324,7 +332,7 @@ impl Deployment {
             moves.push(format!("fleetwright deploy reject {id}"));
         }
         let waits_for_decision = matches!(self.phase, Phase::AwaitingOperator { .. });
-        if waits_for_decision && self.undecided().next().is_some() {
+        if waits_for_decision && (self.undecided().next().is_some() || self.misses_externals()) {
             moves.push(format!("fleetwright deploy retry {id}"));
             moves.push(format!("fleetwright deploy skip {id}"));
         }

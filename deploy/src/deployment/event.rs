@@ -7,9 +7,9 @@ use strum::{EnumDiscriminants, IntoStaticStr};
 
 use crate::failure::Failure;
 use crate::health::HealthStatus;
-use crate::ids::{DeploymentId, HostName, InstanceId, ReleaseId};
+use crate::ids::{DeploymentId, HostName, InstanceId, ReleaseId, ServerName};
 use crate::instance::StepReport;
-use crate::plan::RollbackStrategy;
+use crate::plan::{External, RollbackStrategy};
 use crate::time::{Length, Timestamp};
 
 /// What the operator chose besides the plan.
@@ -127,6 +127,15 @@ pub enum DeploymentEvent {
         attempt: u32,
         /// What it tells.
         report: StepReport,
+    },
+    /// The coordinator has asked something outside the fleet.
+    ExternalReported {
+        /// The external.
+        name: ServerName,
+        /// The attempt it is about.
+        attempt: u32,
+        /// Why it does not answer; nothing when it does.
+        failure: Option<Failure>,
     },
     /// An agent does not obey an order, or it could not be sent as it is.
     OrderRefused {
@@ -300,6 +309,15 @@ pub enum Action {
         attempt: u32,
         /// The order.
         order: Order,
+    },
+    /// Ask something outside the fleet, and tell whether it answers.
+    Ask {
+        /// The deployment that needs it.
+        deployment: DeploymentId,
+        /// What to ask.
+        external: External,
+        /// The attempt.
+        attempt: u32,
     },
     /// Remember what an instance runs from now on.
     Settled {

@@ -69,7 +69,7 @@ impl Deployment {
 
     /// The pause before the next attempt at a step.
     pub(super) fn backing_off(&self, id: &InstanceId, now: Timestamp) -> StepState {
-        let pause = self.plan.rollout.retry.pause(&self.id, id, self.steps[id].attempt);
+        let pause = self.plan.rollout.retry.pause(&self.id, &id.to_string(), self.steps[id].attempt);
         StepState::BackingOff { since: now, until: now.after(pause) }
     }
 

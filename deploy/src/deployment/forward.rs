@@ -18,7 +18,10 @@ impl Deployment {
                     let late = self.late_outcome().filter(|late| late != outcome);
                     late.map(|outcome| Phase::Finished { outcome, at: now, cause: cause.clone() })
                 }
-                Phase::DependencyResolution => Some(Phase::EnvironmentSetup),
+                Phase::DependencyResolution => self.externals_are_there().then(|| {
+                    self.begin_staging(now, effects);
+                    Phase::EnvironmentSetup
+                }),
                 Phase::EnvironmentSetup => self.environment_is_set_up().then(|| self.group_from(0, now)),
                 Phase::ServerDeployment { group } => {
                     let group = *group;
@@ -110,6 +113,9 @@ impl Deployment {
     /// Starts as many switches of a group as its bounds allow, server by server in the plan's order.
     fn start_switches(&mut self, group: usize, now: Timestamp, effects: &mut Effects) {
         for server in self.plan.groups[group].servers.clone() {
+            if !self.may_start(&server) {
+                continue;
+            }
             for id in self.may_switch(group, &server, now, effects) {
                 let in_motion = self.steps.values().filter(|step| step.state.is_in_motion()).count();
                 if in_motion >= self.plan.rollout.max_parallel as usize {
@@ -120,6 +126,16 @@ impl Deployment {
                 self.set(&id, StepState::Switching { since: now }, effects);
             }
         }
+    }
+
+    /// Whether everything has been started that a server starts after.
+    fn may_start(&self, server: &ServerName) -> bool {
+        let Some(before) = self.plan.starts_after.get(server) else { return true };
+        let started = |state: &StepState| {
+            came_through(state) || matches!(state, StepState::Verifying { .. } | StepState::Confirming { .. })
+        };
+        is_active(Mutant::StartTooEarly)
+            || self.steps.iter().filter(|(id, _)| before.contains(&id.server)).all(|(_, step)| started(&step.state))
     }
 
     /// The instances of a server that may be switched now, within its canary, its bake, its batches and

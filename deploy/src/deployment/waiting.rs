@@ -21,6 +21,8 @@ pub enum WaitKind {
     Host,
     /// A time during which nothing may go wrong is over, and all is well.
     Bake,
+    /// Nothing: something outside the fleet is asked.
+    External,
     /// The pause before the next attempt is over.
     BackOff,
     /// Nobody has decided in time.
@@ -60,7 +62,7 @@ impl fmt::Display for Waiting {
 }
 
 impl Waiting {
-    fn new(kind: WaitKind, what: impl Into<String>, since: Timestamp, until: Option<Timestamp>) -> Self {
+    pub(super) fn new(kind: WaitKind, what: impl Into<String>, since: Timestamp, until: Option<Timestamp>) -> Self {
         Self { instance: None, what: what.into(), since, until, kind, unblock: None }
     }
 
@@ -69,7 +71,7 @@ impl Waiting {
         self
     }
 
-    fn unblocked_by(mut self, what: impl Into<String>) -> Self {
+    pub(super) fn unblocked_by(mut self, what: impl Into<String>) -> Self {
         self.unblock = Some(what.into());
         self
     }
@@ -84,7 +86,7 @@ impl Deployment {
     /// Everything that is waited for.
     pub fn waiting(&self) -> Vec<Waiting> {
         let steps = self.steps.iter().filter_map(|(id, step)| self.waiting_for(id, &step.state));
-        let mut waiting: Vec<Waiting> = steps.collect();
+        let mut waiting: Vec<Waiting> = steps.chain(self.waiting_for_externals()).collect();
         if self.outcome().is_some() {
             // What still goes on after the end has no deadline.
             waiting.iter_mut().for_each(|w| w.until = None);

@@ -42,6 +42,8 @@ fn plan(fleet: &Fleet, version: u32) -> Plan {
         paces: BTreeMap::new(),
         rollout: Rollout::default(),
         rollback: RollbackPolicy::default(),
+        starts_after: BTreeMap::new(),
+        externals: Vec::new(),
         overrides: Vec::new(),
     }
 }

@@ -17,8 +17,8 @@ pub struct Explanation {
     pub group: (usize, usize),
     /// The dependencies that put it there, each of a group before: the server itself first.
     pub chain: Vec<(ServerName, usize)>,
-    /// All it depends on directly, with their groups.
-    pub depends_on: BTreeMap<ServerName, usize>,
+    /// All it depends on directly, with their groups (0 for an external) and what they must be.
+    pub depends_on: BTreeMap<ServerName, (usize, &'static str)>,
     /// What depends on it directly.
     pub needed_by: BTreeSet<ServerName>,
     /// Its priority.
@@ -44,7 +44,7 @@ pub fn explain(
             None => problem.into(),
         });
     };
-    let groups = graph::order(source, manifest)?;
+    let groups = graph::order(source, manifest)?.groups;
     let mut group_of: BTreeMap<&ServerName, usize> = BTreeMap::new();
     for (n, group) in groups.iter().enumerate() {
         group_of.extend(group.iter().map(|server| (server, n + 1)));
@@ -53,7 +53,7 @@ pub fn explain(
     let dependencies: BTreeMap<&ServerName, Vec<&ServerName>> = manifest
         .servers
         .iter()
-        .map(|entry| (&entry.server.value, entry.depends_on.iter().map(|on| &on.value).collect()))
+        .map(|entry| (&entry.server.value, entry.depends_on.iter().map(|on| &on.value.server).collect()))
         .collect();
     let mut chain = vec![(server.clone(), group(server))];
     while let Some((last, number)) = chain.last().cloned() {
@@ -63,12 +63,16 @@ pub fn explain(
             None => break,
         }
     }
-    let needing = manifest.servers.iter().filter(|other| other.depends_on.iter().any(|on| on.value == *server));
+    let needing = manifest.servers.iter().filter(|other| other.depends_on.iter().any(|on| on.value.server == *server));
     Ok(Explanation {
         server: server.clone(),
         group: (group(server), groups.len()),
         chain,
-        depends_on: entry.depends_on.iter().map(|on| (on.value.clone(), group(&on.value))).collect(),
+        depends_on: entry
+            .depends_on
+            .iter()
+            .map(|on| (on.value.server.clone(), (group(&on.value.server), on.value.condition.into())))
+            .collect(),
         needed_by: needing.map(|other| other.server.value.clone()).collect(),
         priority: entry.priority,
         beside: groups.into_iter().find(|group| group.contains(server)).unwrap_or_default(),

@@ -1,15 +1,23 @@
 //! Which servers come in which group: dependencies first, and every cycle named.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 
-use crate::config::{Manifest, Problem, Problems, Source, near_miss};
+use crate::config::{Condition, DependencyWritten, Manifest, Problem, Problems, Source, near_miss};
 use crate::ids::ServerName;
 
-/// The servers of a manifest, group by group; inside a group by priority, the highest first, then by name.
-pub(super) fn order(source: &Source, manifest: &Manifest) -> Result<Vec<Vec<ServerName>>, Problems> {
+/// The servers of a manifest in groups.
+pub(super) struct Order {
+    /// The groups; inside a group by priority, the highest first, then by name.
+    pub(super) groups: Vec<Vec<ServerName>>,
+    /// Those of the same group that must have been started before a server begins.
+    pub(super) starts_after: BTreeMap<ServerName, BTreeSet<ServerName>>,
+}
+
+/// Puts the servers of a manifest in groups.
+pub(super) fn order(source: &Source, manifest: &Manifest) -> Result<Order, Problems> {
     let mut problems = Vec::new();
     let mut index: BTreeMap<&ServerName, usize> = BTreeMap::new();
     for (n, entry) in manifest.servers.iter().enumerate() {
@@ -21,19 +29,24 @@ pub(super) fn order(source: &Source, manifest: &Manifest) -> Result<Vec<Vec<Serv
             ));
         }
     }
+    let externals: BTreeSet<&ServerName> = manifest.externals.iter().map(|external| &external.name.value).collect();
     let mut edges = Vec::new();
     for (n, entry) in manifest.servers.iter().enumerate() {
         for dependency in &entry.depends_on {
-            match index.get(&dependency.value) {
-                Some(on) => edges.push((n, *on)),
+            let DependencyWritten { server, condition } = &dependency.value;
+            match index.get(server) {
+                Some(on) => edges.push((n, *on, usize::from(*condition != Condition::Started))),
+                None if externals.contains(server) && *condition == Condition::Healthy => {}
+                None if externals.contains(server) => {
+                    let message = format!("`{server}` is an external: it answers, or it does not");
+                    problems.push(Problem::at(source, dependency, message).hint("leave `condition` out"));
+                }
                 None => {
-                    let message = format!(
-                        "`{}` depends on `{}`, which is not in this manifest",
-                        entry.server.value, dependency.value
-                    );
+                    let message =
+                        format!("`{}` depends on `{server}`, which is not in this manifest", entry.server.value);
                     let problem = Problem::at(source, dependency, message);
-                    let near = near_miss(dependency.value.as_str(), index.keys().map(|name| name.as_str()));
-                    problems.push(match near {
+                    let known = index.keys().chain(&externals).map(|name| name.as_str());
+                    problems.push(match near_miss(server.as_str(), known) {
                         Some(hint) => problem.hint(hint),
                         None => problem,
                     });
@@ -43,34 +56,44 @@ pub(super) fn order(source: &Source, manifest: &Manifest) -> Result<Vec<Vec<Serv
     }
     Problems::none_or(problems)?;
     let levels = groups(manifest.servers.len(), &edges).map_err(|cycle| cycle_problem(source, manifest, &cycle))?;
+    let name = |n: usize| &manifest.servers[n].server.value;
+    let mut level_of = vec![0; manifest.servers.len()];
+    levels.iter().enumerate().for_each(|(level, nodes)| nodes.iter().for_each(|n| level_of[*n] = level));
+    let mut starts_after: BTreeMap<ServerName, BTreeSet<ServerName>> = BTreeMap::new();
+    for (n, on, _) in edges.iter().filter(|(n, on, _)| level_of[*n] == level_of[*on]) {
+        starts_after.entry(name(*n).clone()).or_default().insert(name(*on).clone());
+    }
     let named = levels.into_iter().map(|mut level| {
-        level.sort_by_key(|n| (-i64::from(manifest.servers[*n].priority), &manifest.servers[*n].server.value));
-        level.into_iter().map(|n| manifest.servers[n].server.value.clone()).collect()
+        level.sort_by_key(|n| (-i64::from(manifest.servers[*n].priority), name(*n)));
+        level.into_iter().map(|n| name(n).clone()).collect()
     });
-    Ok(named.collect())
+    Ok(Order { groups: named.collect(), starts_after })
 }
 
 fn cycle_problem(source: &Source, manifest: &Manifest, cycle: &[usize]) -> Problem {
     let names: Vec<&str> =
         cycle.iter().chain(cycle.first()).map(|n| manifest.servers[*n].server.value.as_str()).collect();
     let first = &manifest.servers[cycle[0]];
-    let edge = first.depends_on.iter().find(|dependency| dependency.value.as_str() == names[1]);
-    let problem =
-        Problem::at(source, edge.unwrap_or(&first.server), format!("dependencies form a cycle: {}", names.join(" → ")));
+    let message = format!("dependencies form a cycle: {}", names.join(" → "));
+    let problem = match first.depends_on.iter().find(|dependency| dependency.value.server.as_str() == names[1]) {
+        Some(edge) => Problem::at(source, edge, message),
+        None => Problem::at(source, &first.server, message),
+    };
     problem.hint("remove one of these dependencies")
 }
 
-/// The level of each of `count` nodes: every node comes after all that it depends on (`(node, dependency)`),
-/// as early as that allows. Time and memory are linear in nodes and edges.
+/// The level of each of `count` nodes: every node comes after all that it depends on, as early as that allows. An edge
+/// is a node, what that depends on, and how many levels must be between them: 0 where they may share one. Time and
+/// memory are linear in nodes and edges.
 ///
 /// The error is one cycle, each node depending on the next and the last on the first.
-pub fn groups(count: usize, edges: &[(usize, usize)]) -> Result<Vec<Vec<usize>>, Vec<usize>> {
-    let mut graph = DiGraph::<(), ()>::with_capacity(count, edges.len());
+pub fn groups(count: usize, edges: &[(usize, usize, usize)]) -> Result<Vec<Vec<usize>>, Vec<usize>> {
+    let mut graph = DiGraph::<(), usize>::with_capacity(count, edges.len());
     (0..count).for_each(|_| {
         graph.add_node(());
     });
-    for (node, dependency) in edges {
-        graph.add_edge(NodeIndex::new(*dependency), NodeIndex::new(*node), ());
+    for (node, dependency, apart) in edges {
+        graph.add_edge(NodeIndex::new(*dependency), NodeIndex::new(*node), *apart);
     }
     let sorted = petgraph::algo::toposort(&graph, None).map_err(|cycle| find_cycle(&graph, cycle.node_id()))?;
     let mut level = vec![0; count];
@@ -83,7 +106,7 @@ pub fn groups(count: usize, edges: &[(usize, usize)]) -> Result<Vec<Vec<usize>>,
         levels[own].push(node.index());
         for edge in graph.edges(node) {
             let next = &mut level[edge.target().index()];
-            *next = (*next).max(own + 1);
+            *next = (*next).max(own + edge.weight());
         }
     }
     levels.iter_mut().for_each(|level| level.sort_unstable());
@@ -91,7 +114,7 @@ pub fn groups(count: usize, edges: &[(usize, usize)]) -> Result<Vec<Vec<usize>>,
 }
 
 /// A cycle inside the strongly connected component of a node that is on one.
-fn find_cycle(graph: &DiGraph<(), ()>, on_cycle: NodeIndex) -> Vec<usize> {
+fn find_cycle(graph: &DiGraph<(), usize>, on_cycle: NodeIndex) -> Vec<usize> {
     let components = petgraph::algo::tarjan_scc(graph);
     let component = components.into_iter().find(|nodes| nodes.contains(&on_cycle)).unwrap_or_default();
     let members: std::collections::HashSet<NodeIndex> = component.iter().copied().collect();

@@ -15,8 +15,8 @@ use crate::config::{ContainerWritten, Field, Problem, Problems, ResourcesWritten
 use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
 use crate::release::{
-    ConfigFile, Container, Database, Endpoint, MARKER_END, MARKER_START, Package, Release, Resources, Run,
-    SecretSource, SecretUse, ToolCall, Transport, Volume, masked,
+    ConfigFile, Container, Database, Endpoint, MARKER_END, MARKER_START, Package, Release, Resources, RestartPolicy,
+    Run, SecretSource, SecretUse, ToolCall, Transport, Volume, masked,
 };
 use crate::time::{Length, Timestamp};
 
@@ -234,7 +234,8 @@ fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templ
             environment,
             transport: written.transport,
             endpoint,
-            restart: written.restart,
+            restart: if written.completes { RestartPolicy::Never } else { written.restart },
+            completes: written.completes,
             stop_timeout: written.stop_timeout.unwrap_or(STOP_TIMEOUT),
             runtime: written.runtime,
             user: match &written.user {

@@ -153,7 +153,7 @@ impl<'a> Findings<'a> {
         if rules.approval == Some(true)
             && let Ok(groups) = graph::order(source, manifest)
         {
-            let first = groups.into_iter().next().unwrap_or_default();
+            let first = groups.groups.into_iter().next().unwrap_or_default();
             if !policies::waits_before(self.configuration, &first) {
                 let problem = Problem::at_field(source, "rollout", "nobody approves before anything is switched");
                 let hint = first

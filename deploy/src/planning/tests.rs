@@ -1,3 +1,4 @@
+mod dependencies;
 mod rules;
 
 use proptest::prelude::*;
@@ -335,16 +336,19 @@ fn a_host_that_cannot_be_reached_keeps_its_servers_and_gets_no_new_ones() {
 
 #[test]
 fn a_chain_of_a_hundred_thousand_is_no_trouble() {
-    let edges: Vec<(usize, usize)> = (1..100_000).map(|n| (n, n - 1)).collect();
+    let edges: Vec<(usize, usize, usize)> = (1..100_000).map(|n| (n, n - 1, 1)).collect();
     let levels = groups(100_000, &edges).expect("no cycle");
     assert_eq!(levels.len(), 100_000);
 }
 
 proptest! {
     #[test]
-    fn every_server_comes_after_all_that_it_depends_on(count in 1_usize..60, pairs in prop::collection::vec(any::<(usize, usize)>(), 0..200)) {
-        let edges: Vec<(usize, usize)> =
-            pairs.iter().map(|(a, b)| (a % count, b % count)).filter(|(a, b)| a > b).collect();
+    fn every_server_comes_after_all_that_it_depends_on(count in 1_usize..60, pairs in prop::collection::vec(any::<(usize, usize, bool)>(), 0..200)) {
+        let edges: Vec<(usize, usize, usize)> = pairs
+            .iter()
+            .map(|(a, b, together)| (a % count, b % count, usize::from(!together)))
+            .filter(|(a, b, _)| a > b)
+            .collect();
         let levels = groups(count, &edges).expect("edges lead from later to earlier, so there is no cycle");
         let mut level_of = vec![usize::MAX; count];
         for (level, nodes) in levels.iter().enumerate() {
@@ -354,7 +358,7 @@ proptest! {
             }
         }
         for node in 0..count {
-            let needed = edges.iter().filter(|(from, _)| *from == node).map(|(_, to)| level_of[*to] + 1).max();
+            let needed = edges.iter().filter(|(from, ..)| *from == node).map(|(_, to, apart)| level_of[*to] + apart).max();
             prop_assert_eq!(level_of[node], needed.unwrap_or(0), "{} comes too early or too late", node);
         }
         let mut shuffled = edges.clone();
@@ -363,13 +367,14 @@ proptest! {
     }
 
     #[test]
-    fn what_is_called_a_cycle_is_one(count in 1_usize..40, pairs in prop::collection::vec(any::<(usize, usize)>(), 1..120)) {
-        let edges: Vec<(usize, usize)> = pairs.iter().map(|(a, b)| (a % count, b % count)).collect();
+    fn what_is_called_a_cycle_is_one(count in 1_usize..40, pairs in prop::collection::vec(any::<(usize, usize, bool)>(), 1..120)) {
+        let edges: Vec<(usize, usize, usize)> =
+            pairs.iter().map(|(a, b, together)| (a % count, b % count, usize::from(!together))).collect();
         if let Err(cycle) = groups(count, &edges) {
             prop_assert!(!cycle.is_empty());
             for (n, node) in cycle.iter().enumerate() {
                 let next = cycle[(n + 1) % cycle.len()];
-                prop_assert!(edges.contains(&(*node, next)), "{} does not depend on {}", node, next);
+                prop_assert!(edges.iter().any(|(from, to, _)| (*from, *to) == (*node, next)), "{} does not depend on {}", node, next);
             }
         }
     }

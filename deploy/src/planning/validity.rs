@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use serde_saphyr::Spanned;
 
-use super::{Configuration, definition, locks, policies};
-use crate::config::{Field, ManifestServer, PackageWritten, Problem, SecretWritten, Server, Source};
+use super::{Configuration, definition, externals, locks, policies};
+use crate::config::{
+    Condition, DependencyWritten, Field, ManifestServer, PackageWritten, Problem, SecretWritten, Server, Source,
+};
 use crate::plan::Rollout;
-use crate::release::{ARTIFACT_SCHEME, RuntimeChoice, Transport, is_artifact};
+use crate::release::{ARTIFACT_SCHEME, RestartPolicy, RuntimeChoice, Transport, is_artifact};
 
 /// Everything that is wrong and can be said without rendering.
 pub(super) fn problems(configuration: &Configuration, rollout: &Rollout) -> Vec<Problem> {
@@ -24,6 +26,15 @@ pub(super) fn problems(configuration: &Configuration, rollout: &Rollout) -> Vec<
         problems.push(problem.hint("1 means that nothing is tried again"));
     }
     problems.extend(policies::pause_problems(configuration));
+    problems.extend(externals::problems(source, manifest));
+    for dependency in manifest.servers.iter().flat_map(|entry| &entry.depends_on) {
+        let DependencyWritten { server, condition } = &dependency.value;
+        let ends = configuration.servers.get(server).is_none_or(|(_, definition)| definition.run.completes);
+        if *condition == Condition::Completed && !ends {
+            let problem = Problem::at(source, dependency, format!("`{server}` does not end, so it never completes"));
+            problems.push(problem.hint(format!("write `run: {{ completes: true }}` in the definition of {server}")));
+        }
+    }
     for entry in &manifest.servers {
         match definition(configuration, &entry.server) {
             Ok((source, server)) => self::server(source, server, &mut problems),
@@ -95,6 +106,11 @@ fn server(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
     if let Some(container) = server.container.as_ref().filter(|_| !image) {
         let problem = Problem::at(source, container, "`container` is for packages that are images");
         problems.push(problem.hint("write `package: { oci: IMAGE, digest: 'sha256:…', version: … }`"));
+    }
+    if server.run.completes && (server.run.transport != Transport::None || server.run.restart != RestartPolicy::Always)
+    {
+        let problem = Problem::at(source, &server.name, "what completes has no `transport` and no `restart`");
+        problems.push(problem.hint("it is started once, and must end with exit status 0"));
     }
     if server.run.transport != Transport::None && server.run.port.is_none() {
         let problem = Problem::at(source, &server.name, "an MCP server needs a `port`");

@@ -21,6 +21,9 @@ pub struct Run {
     pub endpoint: Option<Endpoint>,
     /// When its runtime starts it again.
     pub restart: RestartPolicy,
+    /// Whether it does its work and ends: it is healthy once it has ended with exit status 0.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub completes: bool,
     /// How long it has to end after SIGTERM before its whole process group is killed.
     pub stop_timeout: Length,
     /// What keeps it running.

@@ -229,6 +229,17 @@ fn gate(hosts: &BTreeMap<HostName, Host>, deployment: &Deployment, instance: &In
             return Err(Violation::new("group gate", seen));
         }
     }
+    let before = deployment.plan().starts_after.get(&instance.server);
+    for (id, step) in deployment.steps().iter().filter(|(id, _)| before.is_some_and(|of| of.contains(&id.server))) {
+        let waits = matches!(
+            step.state,
+            StepState::Pending | StepState::Staging { .. } | StepState::Staged | StepState::BackingOff { .. }
+        );
+        if waits || matches!(step.state, StepState::Switching { .. } | StepState::SettingAside { .. }) {
+            let seen = format!("{instance} begins, but {id}, which it starts after, is {}", step.state.name());
+            return Err(Violation::new("group gate", seen));
+        }
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use fleetwright_deploy::deployment::{Action, DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::fleet::{Fleet, FleetEvent, Refused};
 use fleetwright_deploy::ids::{CommandId, DeploymentId, FleetName, Generation, HostName, InstanceId};
 use fleetwright_deploy::instance::StepKey;
+use fleetwright_deploy::plan::External;
 use fleetwright_deploy::time::{Length, Timestamp};
 
 use super::check::Violation;
@@ -36,12 +37,22 @@ pub(super) struct Coordinator {
     pub(super) live: Option<Live>,
     pub(super) offset_ms: i64,
     pub(super) doom: Option<Doom>,
+    /// How often it was started.
+    pub(super) run: u64,
+}
+
+/// An external that is asked for a deployment.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    pub(super) deployment: DeploymentId,
+    pub(super) external: External,
+    pub(super) attempt: u32,
 }
 
 /// What became of an event.
 pub(super) enum Took {
-    /// It is durable; these orders follow.
-    Orders(Vec<(DeploymentId, InstanceId, u32, Order)>),
+    /// It is durable; these orders follow, and these externals are asked.
+    Orders(Vec<(DeploymentId, InstanceId, u32, Order)>, Vec<Question>),
     /// It does not fit.
     Refused(Refused),
     /// The coordinator ended in the midst of it.
@@ -54,7 +65,7 @@ pub(super) fn fleet_name() -> FleetName {
 
 impl Coordinator {
     pub(super) fn new() -> Self {
-        Self { disk: Disk::default(), live: None, offset_ms: 0, doom: None }
+        Self { disk: Disk::default(), live: None, offset_ms: 0, doom: None, run: 0 }
     }
 
     pub(super) fn clock(&self, now: i64) -> Timestamp {
@@ -69,6 +80,7 @@ impl Coordinator {
             return Err(Violation::new("fold", "the journal folds to another state than the one that lived"));
         }
         let journal = journal.with_snapshots_every(SNAPSHOT_EVERY);
+        self.run += 1;
         self.live = Some(Live { fleet, journal, sessions: BTreeMap::new() });
         Ok(())
     }
@@ -110,11 +122,19 @@ impl Coordinator {
         if let Some(doom) = doom {
             return Ok(Took::Crashed(doom));
         }
-        let orders = effects.actions.into_iter().filter_map(|action| match action {
-            Action::Send { deployment, instance, attempt, order } => Some((deployment, instance, attempt, order)),
-            Action::Settled { .. } => None,
-        });
-        Ok(Took::Orders(orders.collect()))
+        let (mut orders, mut questions) = (Vec::new(), Vec::new());
+        for action in effects.actions {
+            match action {
+                Action::Send { deployment, instance, attempt, order } => {
+                    orders.push((deployment, instance, attempt, order));
+                }
+                Action::Ask { deployment, external, attempt } => {
+                    questions.push(Question { deployment, external, attempt });
+                }
+                Action::Settled { .. } => {}
+            }
+        }
+        Ok(Took::Orders(orders, questions))
     }
 
     /// The command for an order, if the host is connected.

@@ -6,8 +6,8 @@ use fastrand::Rng;
 use fleetwright_deploy::fleet::Fleet;
 use fleetwright_deploy::ids::{HostName, InstanceId, ReleaseId, ServerName};
 use fleetwright_deploy::plan::{
-    Group, OnFailure, OnTimeout, Pace, PauseAt, PausePoint, Plan, PlannedStep, RetryPolicy, RollbackPolicy,
-    RollbackStrategy, Rollout, StepAction,
+    External, ExternalEndpoint, Group, OnFailure, OnTimeout, Pace, PauseAt, PausePoint, Plan, PlannedStep, RetryPolicy,
+    RollbackPolicy, RollbackStrategy, Rollout, StepAction,
 };
 use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Length;
@@ -181,6 +181,8 @@ impl Scenario {
         let paces = groups.iter().flat_map(|group| group.servers.iter().cloned());
         let paces = paces.map(|server| (server, pace(&mut rng))).collect();
         let rollout = rollout(&mut rng, &groups);
+        let starts_after = starts_after(&mut rng, &groups);
+        let externals = (0..if rng.u8(..) < 60 { rng.usize(1..3) } else { 0 }).map(external).collect();
         let plan = Plan {
             manifest: "sim".parse().expect("name"),
             environment: "sim".parse().expect("name"),
@@ -201,6 +203,8 @@ impl Scenario {
                 batch_size: rng.u32(1..3),
                 deadline: Length::from_secs(rng.u64(30..120)),
             },
+            starts_after,
+            externals,
             overrides: Vec::new(),
         };
         (plan.summary().changes() > 0).then_some(plan)
@@ -218,6 +222,24 @@ pub(crate) fn step(fleet: &Fleet, instance: InstanceId, release: Option<Release>
         (Some(_), Some(_)) => StepAction::Update,
     };
     PlannedStep { instance, action, previous: present.map(|present| present.release_id.clone()), release, release_id }
+}
+
+/// Now and then the first server of a group starts after all others of it.
+fn starts_after(rng: &mut Rng, groups: &[Group]) -> BTreeMap<ServerName, BTreeSet<ServerName>> {
+    let mut after = BTreeMap::new();
+    for group in groups.iter().filter(|_| rng.bool()) {
+        if let [first, others @ ..] = group.servers.as_slice()
+            && !others.is_empty()
+        {
+            after.insert(first.clone(), others.iter().cloned().collect());
+        }
+    }
+    after
+}
+
+fn external(n: usize) -> External {
+    let endpoint = ExternalEndpoint::Tcp { address: format!("e{n}:1") };
+    External { name: format!("e{n}").parse().expect("name"), endpoint, timeout: Length::from_secs(5) }
 }
 
 fn pace(rng: &mut Rng) -> Pace {

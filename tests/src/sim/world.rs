@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fastrand::Rng;
-use fleetwright_deploy::deployment::{DeploymentEvent, Order, OrderName, PhaseName, StepState, WaitKind};
+use fleetwright_deploy::deployment::{DeploymentEvent, Order, OrderName, PhaseName, StepState, WaitKind, no_answer};
 use fleetwright_deploy::fleet::{FleetEvent, Refused};
 use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::host::HostView;
@@ -11,7 +11,7 @@ use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId, ServerName};
 use fleetwright_deploy::instance::{InstanceEventDiscriminants, Switch};
 
 use super::check::{self, Checks, Violation};
-use super::coordinator::{Coordinator, Doom, Took};
+use super::coordinator::{Coordinator, Doom, Question, Took};
 use super::host::{Host, Led, Task};
 use super::network::{Command, ConnectionId, IDLE_MS, Message, Network, Side};
 use super::scenario::{CHAOS_MS, Scenario};
@@ -52,6 +52,7 @@ pub(super) enum Event {
     HostTimer { host: HostName },
     Work { host: HostName, run: u64, server: ServerName, work: u64, task: Task },
     Healthy { instance: InstanceId },
+    Answer { run: u64, question: Question, answers: bool },
     Persons,
 }
 
@@ -249,6 +250,7 @@ impl World<'_> {
                 self.led(&host, led, switch)
             }
             Event::Healthy { instance } => self.health(&instance, HealthStatus::Healthy),
+            Event::Answer { run, question, answers } => self.answer(run, question, answers),
             Event::Persons => self.persons(),
         }
     }
@@ -263,6 +265,14 @@ impl World<'_> {
         let before = self.before_crash.take();
         self.coordinator.start(before.as_ref())?;
         self.coordinator_event(FleetEvent::CoordinatorStarted)?;
+        let missed = self.coordinator.live.iter().flat_map(|live| live.fleet.questions());
+        let missed: Vec<Question> = missed
+            .map(|(deployment, external, attempt)| {
+                let (deployment, external) = (deployment.clone(), external.clone());
+                Question { deployment, external, attempt }
+            })
+            .collect();
+        missed.into_iter().for_each(|question| self.ask(question));
         let down: Vec<ConnectionId> = self.network.connections.keys().copied().collect();
         for connection in down {
             self.network.close(connection, Side::Coordinator);
@@ -299,16 +309,37 @@ impl World<'_> {
                 return Ok(Some(refused));
             }
             Took::Crashed(doom) => self.crash_coordinator(doom),
-            Took::Orders(orders) => {
+            Took::Orders(orders, questions) => {
                 let shown = shown.map(|text| text.chars().take(220).collect::<String>());
                 self.say(|| format!("coordinator: {}", shown.unwrap_or_else(|| name.to_owned())));
                 for (deployment, instance, attempt, order) in orders {
                     self.order(&deployment, &instance, attempt, &order, true)?;
                 }
+                questions.into_iter().for_each(|question| self.ask(question));
             }
         }
         self.arm_coordinator();
         Ok(None)
+    }
+
+    /// An external is asked, and answers after a while, or does not.
+    fn ask(&mut self, question: Question) {
+        let run = self.coordinator.run;
+        let answers = self.rng.u8(..) > 60;
+        let ms = if answers { self.rng.i64(1..2_000) } else { question.external.timeout.ms() as i64 };
+        self.say(|| format!("{} is asked (attempt {})", question.external, question.attempt));
+        self.after(ms, Event::Answer { run, question, answers });
+    }
+
+    fn answer(&mut self, run: u64, question: Question, answers: bool) -> Result<(), Violation> {
+        // What a coordinator has asked that is no more, nobody hears.
+        if self.coordinator.run != run || self.coordinator.live.is_none() {
+            return Ok(());
+        }
+        let Question { deployment, external, attempt } = question;
+        let failure = (!answers).then(|| no_answer(&external, "nothing"));
+        let event = DeploymentEvent::ExternalReported { name: external.name, attempt, failure };
+        self.coordinator_event(FleetEvent::Deployment { deployment, event }).map(drop)
     }
 
     pub(super) fn arm_coordinator(&mut self) {
