@@ -7,6 +7,7 @@ mod dependency;
 mod import;
 mod layers;
 mod problem;
+mod recovery;
 mod rollout;
 mod rules;
 mod written;
@@ -43,6 +44,14 @@ fn parse<T: DeserializeOwned>(source: &Source, bytes_max: usize) -> Result<T, Pr
         let message = format!("the file has {} bytes; at most {bytes_max} are read", source.text.len());
         return Err(Problem::in_file(source, message).into());
     }
+    read(&source.text).map_err(|error| {
+        let mut problems = vec![Problem::from_yaml(source, &error)];
+        problems.extend(recovery::further::<T>(source, bytes_max));
+        Problems(problems)
+    })
+}
+
+fn read<T: DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_nodes: NODES_MAX,
@@ -50,8 +59,7 @@ fn parse<T: DeserializeOwned>(source: &Source, bytes_max: usize) -> Result<T, Pr
             max_aliases: ALIASES_MAX,
         },
     };
-    serde_saphyr::from_str_with_options(&source.text, options)
-        .map_err(|error| Problem::from_yaml(source, &error).into())
+    serde_saphyr::from_str_with_options(text, options)
 }
 
 /// Every file says which version of the format it is written in.

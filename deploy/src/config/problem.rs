@@ -113,14 +113,15 @@ impl Problem {
 
     /// What the YAML reader says.
     pub(super) fn from_yaml(source: &Source, error: &serde_saphyr::Error) -> Self {
-        let error = error.without_snippet();
-        let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        let (message, hint) = in_words(first.split(" at line ").next().unwrap_or(first));
-        let problem = match error.location() {
-            Some(place) => Self::at_line(source, place.line(), place.column(), message),
-            None => Self::in_file(source, message),
-        };
+        let place = error.without_snippet().location();
+        let (line, column) = place.map_or((0, 0), |place| (place.line(), place.column()));
+        Self::in_words_at(source, line, column, &said(error))
+    }
+
+    /// What the YAML reader says of a place; of the whole file where the line is 0.
+    pub(super) fn in_words_at(source: &Source, line: u64, column: u64, said: &str) -> Self {
+        let (message, hint) = in_words(said);
+        let problem = Self::at_line(source, line, column, message);
         match hint {
             Some(hint) => problem.hint(hint),
             None => problem,
@@ -215,6 +216,14 @@ pub fn near_miss<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) ->
     let (distance, name) = near.min()?;
     (distance <= 1 + written.len() / 4).then(|| format!("did you mean `{name}`?"))
 }
+
+/// What the YAML reader says, without the place.
+pub(super) fn said(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let first = text.lines().next().unwrap_or_default();
+    first.split(" at line ").next().unwrap_or(first).to_owned()
+}
+
 /// What the YAML reader says, in the words of those who write files, with a hint where there is one.
 fn in_words(said: &str) -> (String, Option<String>) {
     let quoted = |text: &str| text.split('`').nth(1).unwrap_or_default().to_owned();
