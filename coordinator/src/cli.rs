@@ -22,6 +22,7 @@ mod monitor;
 mod output;
 mod plan;
 mod rollback;
+mod schema;
 mod servers;
 mod snapshots;
 mod status;
@@ -96,6 +97,7 @@ enum Command {
     Validate(validate::ValidateArguments),
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    Schema(schema::SchemaArguments),
     Lock(lock::LockArguments),
     #[command(subcommand)]
     Deploy(deploy::DeployCommand),
@@ -206,6 +208,7 @@ async fn perform(command: Command, context: &Context) -> Result<u8> {
         Command::Plan(arguments) => plan::plan(&arguments, context).await,
         Command::Validate(arguments) => validate::validate(&arguments, context),
         Command::Config(command) => config::config(command, context),
+        Command::Schema(arguments) => schema::schema(&arguments, context),
         Command::Lock(arguments) => lock::lock(&arguments, context).await,
         Command::Deploy(command) => deploy::deploy(command, context).await,
         Command::Monitor(command) => monitor::monitor(command, context).await,

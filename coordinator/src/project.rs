@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fleetwright_deploy::config::{
-    Environment, Layer, Manifest, Problem, Problems, Resolved, SOURCE_BYTES_MAX, Server, Source, near_miss,
+    Environment, Layer, Manifest, Problem, Problems, Resolved, SOURCE_BYTES_MAX, Server, Source, StandardChecks,
+    near_miss,
 };
 use fleetwright_deploy::ids::{EnvironmentName, HostName, InstanceId, ServerName};
 use fleetwright_deploy::planning::Configuration;
@@ -72,6 +73,10 @@ pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Re
     let mut problems = Vec::new();
     let environments =
         load_environments(&source, &parsed, environment, &config).map_err(|error| problems.extend(error.0)).ok();
+    let standard = standard_checks(&config).unwrap_or_else(|error| {
+        problems.extend(error.0);
+        None
+    });
     let (mut servers, mut on_hosts, mut artifacts) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     for entry in &parsed.servers {
         let name = &entry.server.value;
@@ -83,7 +88,7 @@ pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Re
         let hosts = environments.as_ref().map(|all| all.hosts(name)).unwrap_or_default();
         for host in std::iter::once(None).chain(hosts.iter().map(Some)) {
             let layers = environments.as_ref().map(|all| all.layers(name, host)).unwrap_or_default();
-            match load_server(&path, &layers, &mut artifacts) {
+            match load_server(&path, &layers, standard.as_ref(), &mut artifacts) {
                 Ok(found) => match host {
                     None => drop(servers.insert(name.clone(), found)),
                     Some(host) => drop(on_hosts.insert(InstanceId::new(name.clone(), host.clone()), found)),
@@ -108,9 +113,10 @@ pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Re
 fn load_server(
     path: &Path,
     layers: &[Layer],
+    standard: Option<&StandardChecks>,
     artifacts: &mut Vec<LocalArtifact>,
 ) -> Result<(Source, Server), Problems> {
-    let Resolved { source, mut server, .. } = Server::resolve(&read(path)?, layers)?;
+    let Resolved { source, mut server, .. } = Server::resolve(&read(path)?, layers, standard)?;
     server.lock = lock_of(&source, path)?;
     artifacts.extend(local_artifact(&source, &mut server, path)?);
     Ok((source, server))
@@ -142,7 +148,7 @@ pub(crate) fn resolve(
             chain(&path)?.layers(server, host)
         }
     };
-    Server::resolve(&read(&path)?, &layers)
+    Server::resolve(&read(&path)?, &layers, standard_checks(config)?.as_ref())
 }
 
 /// An environment and all that it extends.
@@ -262,6 +268,23 @@ pub(crate) fn config_folder(manifest: &Path) -> PathBuf {
     let folder = manifest.parent().unwrap_or_else(|| Path::new(""));
     let beside = folder.join("config");
     if beside.is_dir() { beside } else { folder.join("..").join("config") }
+}
+
+/// The standard checks of a project, where it has some: `health-checks/standard-checks.yaml` beside `config`.
+pub(crate) fn standard_checks(config: &Path) -> Result<Option<StandardChecks>, Problems> {
+    let path = config.join("..").join("health-checks").join("standard-checks.yaml");
+    if !path.exists() {
+        return Ok(None);
+    }
+    StandardChecks::parse(&read(&path)?).map(Some)
+}
+
+/// A definition, as it is written in its file, with the standard checks of its project.
+pub(crate) fn definition(path: &Path) -> Result<(Source, Server), Problems> {
+    let source = read(path)?;
+    let config = path.parent().unwrap_or_else(|| Path::new("")).join("..");
+    let server = Server::parse_with(&source, standard_checks(&config)?.as_ref())?;
+    Ok((source, server))
 }
 
 /// Reads a file as configuration.

@@ -3,6 +3,7 @@
 //! Reading files is the caller's business: texts come in with the paths they were read from, so that every
 //! error can say file, line and column.
 
+mod checks;
 mod dependency;
 mod import;
 mod layers;
@@ -10,8 +11,10 @@ mod problem;
 mod recovery;
 mod rollout;
 mod rules;
+mod text;
 mod written;
 
+pub use checks::{Check, CheckType, CheckWritten, StandardCheck, StandardChecks};
 pub use dependency::{Condition, DependencyWritten, ExternalWritten};
 pub use import::{ImportError, Imported, import};
 pub use layers::{Field, Layer, Resolved};
@@ -19,13 +22,16 @@ pub use problem::{Problem, Problems, Source, near_miss};
 pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, RolloutWritten, Share};
 pub use rules::{BUILT_IN_RULES, RuleScope, RuleSeverity, RuleWritten, Rules};
 pub use written::{
-    API_VERSION, CheckType, ContainerWritten, DatabaseWritten, Environment, Manifest, ManifestHost, ManifestServer,
-    PackageWritten, Place, ResourcesWritten, RunWritten, SecretWritten, Server, SnapshotWritten, WrittenCheck,
-    WrittenFile, WrittenToolCall,
+    API_VERSION, ContainerWritten, DatabaseWritten, Environment, Manifest, ManifestHost, ManifestServer,
+    PackageWritten, Place, ResourcesWritten, RunWritten, SecretWritten, Server, SnapshotWritten, WrittenFile,
+    WrittenToolCall,
 };
 
 use serde::de::DeserializeOwned;
 use serde_saphyr::Spanned;
+
+/// The standard checks that ship.
+pub const SHIPPED_STANDARD_CHECKS: &str = include_str!("../health-checks/standard-checks.yaml");
 
 /// Largest file that is read as configuration, in bytes: a manifest of a hundred thousand servers.
 pub const SOURCE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -81,11 +87,22 @@ impl Manifest {
 }
 
 impl Server {
-    /// Reads a server definition, which must bear the name of its file.
+    /// Reads a server definition, which must bear the name of its file, in a project without standard checks.
     pub fn parse(source: &Source) -> Result<Self, Problems> {
-        let server: Self = parse(source, DEFINITION_BYTES_MAX)?;
+        Self::parse_with(source, None)
+    }
+
+    /// Reads a server definition, which must bear the name of its file.
+    pub fn parse_with(source: &Source, standard: Option<&StandardChecks>) -> Result<Self, Problems> {
+        let server = Self::written(source, standard)?;
         check_api_version(source, &server.api_version)?;
         source.check_name(&server.name, server.name.value.as_str())?;
+        Ok(server)
+    }
+
+    fn written(source: &Source, standard: Option<&StandardChecks>) -> Result<Self, Problems> {
+        let mut server: Self = parse(source, DEFINITION_BYTES_MAX)?;
+        server.checks = checks::complete(source, &server.health_checks, standard)?;
         Ok(server)
     }
 }

@@ -14,6 +14,7 @@ pub const TEXT_BYTES_MAX: usize = 4 * 1024;
 
 /// The eight kinds of error; the same words in the journal, the API, the command's output and the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, EnumIter, IntoStaticStr)]
+#[cfg_attr(feature = "planning", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum FailureKind {

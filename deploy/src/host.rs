@@ -47,6 +47,17 @@ pub struct HostView {
 #[serde(try_from = "String", into = "String")]
 pub struct Version(Vec<u32>);
 
+#[cfg(feature = "planning")]
+impl schemars::JsonSchema for Version {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Version".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["string", "number"], "description": "A dotted numeric version such as 3.12.1." })
+    }
+}
+
 /// Why a text is no version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a version of dotted numbers such as 3.12")]
@@ -112,6 +123,17 @@ pub enum Requirement {
     Os(String),
     /// This processor architecture.
     Arch(String),
+}
+
+#[cfg(feature = "planning")]
+impl schemars::JsonSchema for Requirement {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Requirement".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "description": "Something a host must have, such as python>=3.12, docker, memory>=2GiB or os=linux." })
+    }
 }
 
 /// Why a text is no requirement.

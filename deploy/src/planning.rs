@@ -12,6 +12,7 @@ mod policies;
 mod render;
 mod rules;
 mod saved;
+mod schema;
 mod validity;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,7 @@ pub use explain::{Explanation, explain};
 pub use graph::groups;
 pub use locks::LOCK_BYTES_MAX;
 pub use saved::{SAVED_PLAN_BYTES_MAX, SavedArtifact, SavedPlan, SavedPlanError, moved_on};
+pub use schema::{SchemaKind, schema, schema_files};
 
 /// What runs on an instance when a plan is made.
 #[derive(Clone, Debug)]

@@ -63,6 +63,17 @@ impl<'de> Deserialize<'de> for Timestamp {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Length(u64);
 
+#[cfg(feature = "planning")]
+impl schemars::JsonSchema for Length {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Length".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "description": "A length of time such as 250ms, 10s, 5m, 1h30m or 2d.", "pattern": "^([0-9]+(ms|s|m|h|d))+$" })
+    }
+}
+
 /// Why a text is no length of time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a length of time: write for example 250ms, 10s, 5m, 1h30m or 2d")]

@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use fleetwright_deploy::config::SHIPPED_STANDARD_CHECKS;
 use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::planning;
 
 use super::{Context, exit};
 
-/// Writes a commented configuration to start from: one server, one environment, one manifest.
+/// Writes a commented configuration to start from: one server, one environment, one manifest, checks that servers use by
+/// name, and schemas with which editors complete and check all of them.
 ///
 /// Files that are there already are left alone: then nothing is written.
 #[derive(clap::Args)]
@@ -17,13 +20,15 @@ pub(crate) struct InitArguments {
     folder: PathBuf,
 }
 
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("config/servers/time.yaml", SERVER),
     ("config/environments/development.yaml", ENVIRONMENT),
     ("deployments/first.yaml", MANIFEST),
+    ("health-checks/standard-checks.yaml", SHIPPED_STANDARD_CHECKS),
 ];
 
-const SERVER: &str = r#"# What a server is: what is installed, what is started, what is checked.
+const SERVER: &str = r#"# yaml-language-server: $schema=../../schemas/server.schema.json
+# What a server is: what is installed, what is started, what is checked.
 apiVersion: fleetwright/v1
 name: time
 description: Tells the time, and converts it between zones.
@@ -39,16 +44,19 @@ run:
   port: 8801
 
 health_checks:
-  - name: tools
-    type: mcp                 # healthy means: the protocol's handshake works, and these tools are listed
-    severity: critical        # what fails here undoes the deployment
-    config: { expected_tools: [get_current_time, convert_time] }
+  # Healthy means: the protocol's handshake works, and these tools are listed. What fails here undoes the deployment.
+  - { use: mcp-tools, with: { tools: [get_current_time, convert_time] } }   # from health-checks/standard-checks.yaml
+  - name: disk                # or written out
+    type: disk
+    severity: warning
+    config: { path: "{{ server.data_dir }}", free_min: 100MiB }
 
 # resources: { memory: 256MiB, cpu: 50% }
 # snapshot: { data: true }    # keep the server's data before each deployment, and put it back with it
 "#;
 
-const ENVIRONMENT: &str = r#"# Settings, secrets and rules that hold for everything that is deployed to this environment.
+const ENVIRONMENT: &str = r#"# yaml-language-server: $schema=../../schemas/environment.schema.json
+# Settings, secrets and rules that hold for everything that is deployed to this environment.
 apiVersion: fleetwright/v1
 name: development
 variables:
@@ -61,7 +69,8 @@ rules:
   critical_check: true                   # every server has a check whose failure undoes a deployment
 "#;
 
-const MANIFEST: &str = r#"# Which servers run where, in which order, how carefully. Try it on this machine: `fleetwright up deployments/first.yaml`.
+const MANIFEST: &str = r#"# yaml-language-server: $schema=../schemas/manifest.schema.json
+# Which servers run where, in which order, how carefully. Try it on this machine: `fleetwright up deployments/first.yaml`.
 apiVersion: fleetwright/v1
 name: first
 environment: development
@@ -74,8 +83,10 @@ rollback: { strategy: graceful }
 "#;
 
 pub(super) fn init(arguments: &InitArguments, context: &Context) -> Result<u8> {
-    let paths: Vec<(PathBuf, &str)> =
-        FILES.iter().map(|(path, content)| (arguments.folder.join(path), *content)).collect();
+    let schemas = planning::schema_files().into_iter();
+    let schemas = schemas.map(|(name, text)| (arguments.folder.join("schemas").join(name), text));
+    let files = FILES.iter().map(|(path, content)| (arguments.folder.join(path), (*content).to_owned()));
+    let paths: Vec<(PathBuf, String)> = files.chain(schemas).collect();
     if let Some((there, _)) = paths.iter().find(|(path, _)| path.exists()) {
         let message = format!("{} is there already: nothing was written", there.display());
         let failure = Failure::new(FailureKind::ConfigurationError, "init", message);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use fleetwright_deploy::config::{Problem, Server};
+use fleetwright_deploy::config::Problem;
 use serde::Serialize;
 
 use super::{Context, exit};
@@ -33,8 +33,7 @@ struct Locked {
 pub(super) async fn lock(arguments: &LockArguments, context: &Context) -> Result<u8> {
     let mut all = Vec::new();
     for definition in &arguments.definitions {
-        let source = project::read(definition)?;
-        let server = Server::parse(&source)?;
+        let (source, server) = project::definition(definition)?;
         let package = server.package.as_ref().map(|package| &package.value);
         let text = match package.map(|package| (package, &package.pypi, &package.npm)) {
             Some((package, Some(name), _)) => lock::pypi(name, package, &arguments.python).await,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use fleetwright_deploy::config::{Environment, Manifest, Problem, Problems, Server, Source};
+use fleetwright_deploy::config::{Environment, Manifest, Problem, Problems, Source, StandardChecks};
 use serde_json::json;
 
 use super::{Context, exit};
@@ -40,16 +40,21 @@ fn check(file: &Path) -> Result<Vec<String>, Problems> {
     let source = project::read(file)?;
     let folder = file.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
     let has = |field: &str| source.text.lines().any(|line| line.starts_with(field));
-    if folder == "environments" {
+    if folder == "health-checks" || has("checks:") {
+        StandardChecks::parse(&source).map(|_| Vec::new())
+    } else if folder == "environments" {
         Environment::parse(&source).map(|_| Vec::new())
     } else if folder == "servers" || has("run:") {
-        Server::parse(&source).map(|_| Vec::new())
+        project::definition(file).map(|_| Vec::new())
     } else if has("servers:") {
         manifest(file, &source)
     } else if has("variables:") || has("secrets:") || has("rules:") {
         Environment::parse(&source).map(|_| Vec::new())
     } else {
-        let problem = Problem::in_file(&source, "is neither a manifest, nor a server definition, nor an environment");
+        let problem = Problem::in_file(
+            &source,
+            "is neither a manifest, nor a server definition, nor an environment, nor standard checks",
+        );
         Err(problem.hint("a manifest has `servers:`, a server definition has `run:`").into())
     }
 }

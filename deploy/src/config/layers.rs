@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{DEFINITION_BYTES_MAX, Environment, Problem, Problems, Server, Source, parse};
+use super::{DEFINITION_BYTES_MAX, Environment, Problem, Problems, Server, Source, StandardChecks, parse};
 use crate::ids::{HostName, ServerName};
 
 /// Lists whose items are told apart by a field, and matched by it; all other lists are replaced whole.
@@ -44,8 +44,8 @@ pub struct Resolved {
 
 impl Server {
     /// Reads a definition with layers over it, the last of which counts most.
-    pub fn resolve(source: &Source, layers: &[Layer]) -> Result<Resolved, Problems> {
-        let server = Self::parse(source)?;
+    pub fn resolve(source: &Source, layers: &[Layer], standard: Option<&StandardChecks>) -> Result<Resolved, Problems> {
+        let server = Self::parse_with(source, standard)?;
         let mut value: Value = parse(source, DEFINITION_BYTES_MAX)?;
         let mut origins = BTreeMap::new();
         note("", &value, &source.path, &mut origins);
@@ -59,7 +59,7 @@ impl Server {
             .map_err(|error| Problem::in_file(source, format!("cannot be written with what is over it: {error}")))?;
         let over: Vec<&str> = layers.iter().map(|layer| layer.origin.as_str()).collect();
         let source = Source { path: format!("{} with {}", source.path, over.join(", ")), text };
-        let resolved: Self = parse(&source, DEFINITION_BYTES_MAX)?;
+        let resolved = Self::written(&source, standard)?;
         if resolved.name.value != server.name.value {
             let problem = Problem::in_file(&source, "a layer gives the server another name");
             return Err(problem.hint("the name is what the definition is found by: leave it out").into());
@@ -135,9 +135,9 @@ fn overlay(path: &str, under: &mut Value, over: &Value, origin: &str, origins: &
         (Value::Array(under), Value::Array(over)) if key_of(path).is_some() => {
             let key = key_of(path).unwrap_or_default();
             for item in over {
-                let name = item.get(key).and_then(Value::as_str).unwrap_or_default();
+                let name = name_of(item, key);
                 let at = joined(path, name);
-                match under.iter_mut().find(|known| known.get(key).and_then(Value::as_str) == Some(name)) {
+                match under.iter_mut().find(|known| name_of(known, key) == name) {
                     Some(known) => overlay(&at, known, item, origin, origins),
                     None => {
                         note(&at, item, origin, origins);
@@ -157,6 +157,12 @@ fn overlay(path: &str, under: &mut Value, over: &Value, origin: &str, origins: &
 /// The field by which the items of a list are told apart.
 fn key_of(path: &str) -> Option<&'static str> {
     NAMED_LISTS.iter().find(|(list, _)| *list == path).map(|(_, key)| *key)
+}
+
+/// What an item is told apart by; a standard check without a name of its own has that of what it uses.
+fn name_of<'a>(item: &'a Value, key: &str) -> &'a str {
+    let standard = || item.get("use").filter(|_| key == "name");
+    item.get(key).or_else(standard).and_then(Value::as_str).unwrap_or_default()
 }
 
 fn without_nulls(value: Value) -> Value {
@@ -182,8 +188,7 @@ fn note(path: &str, value: &Value, origin: &str, origins: &mut BTreeMap<String, 
         Value::Array(items) if key_of(path).is_some() && !items.is_empty() => {
             let key = key_of(path).unwrap_or_default();
             for item in items {
-                let name = item.get(key).and_then(Value::as_str).unwrap_or_default();
-                note(&joined(path, name), item, origin, origins);
+                note(&joined(path, name_of(item, key)), item, origin, origins);
             }
         }
         _ => drop(origins.insert(path.to_owned(), origin.to_owned())),
@@ -224,14 +229,14 @@ mod tests {
                 }),
             ),
         ];
-        let resolved = Server::resolve(&source(), &layers).expect("it resolves");
+        let resolved = Server::resolve(&source(), &layers, None).expect("it resolves");
         let run = &resolved.server.run;
         assert_eq!(run.port.as_ref().map(|port| port.value), Some(9001));
         let environment: Vec<(&str, &str)> =
             run.environment.iter().map(|(name, value)| (name.as_str(), value.value.as_str())).collect();
         assert_eq!(environment, [("A", "base"), ("C", "base")]);
         assert_eq!(run.command.len(), 2);
-        let checks: Vec<&str> = resolved.server.health_checks.iter().map(|check| check.value.name.as_str()).collect();
+        let checks: Vec<&str> = resolved.server.checks.iter().map(|check| check.value.name.as_str()).collect();
         assert_eq!(checks, ["port", "more"]);
         let from = |path: &str| resolved.origins.get(path).map(String::as_str);
         assert_eq!(from("run.port"), Some("prod.yaml"));
@@ -244,16 +249,16 @@ mod tests {
     #[test]
     fn resolving_what_is_resolved_changes_nothing() {
         let layers = [layer("prod.yaml", json!({ "run": { "port": 9001 }, "resources": { "memory": "1GiB" } }))];
-        let once = Server::resolve(&source(), &layers).expect("it resolves");
+        let once = Server::resolve(&source(), &layers, None).expect("it resolves");
         let again = Source { path: "servers/time.yaml".to_owned(), text: once.source.text.clone() };
-        let twice = Server::resolve(&again, &layers).expect("it resolves");
+        let twice = Server::resolve(&again, &layers, None).expect("it resolves");
         assert_eq!(once.source.text, twice.source.text);
     }
 
     #[test]
     fn what_a_layer_says_wrongly_is_told_with_its_file() {
         let told = |value: Value| {
-            let problems = Server::resolve(&source(), &[layer("prod.yaml", value)]).expect_err("a problem");
+            let problems = Server::resolve(&source(), &[layer("prod.yaml", value)], None).expect_err("a problem");
             problems.to_string()
         };
         let unknown = told(json!({ "run": { "prot": 1 } }));

@@ -366,7 +366,6 @@ resources: [a]
             "a.yaml:8:17: ",
             "a.yaml:10:22: unknown value `ping`",
             "a.yaml:11:18: unknown field `severty`",
-            "a.yaml:11:5: missing field `name`",
             "a.yaml:13:5: missing field `content`",
             "a.yaml:14:12: ",
         ];

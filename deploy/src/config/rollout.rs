@@ -1,9 +1,11 @@
 //! How carefully to proceed, as it is written: each field optional, so that a manifest's server entry, the
 //! manifest and its environment can each say a part of it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
@@ -45,6 +47,19 @@ fn clamp(number: u128) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
+impl JsonSchema for Share {
+    fn schema_name() -> Cow<'static, str> {
+        "Share".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "So many instances, or a part of them such as 20%.",
+            "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^[0-9]+ *%?$" }],
+        })
+    }
+}
+
 impl<'de> Deserialize<'de> for Share {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct ShareVisitor;
@@ -81,39 +96,58 @@ impl<'de> Deserialize<'de> for Share {
 }
 
 /// [`crate::plan::Pace`] for one server of a manifest, each field optional.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::Pace")]
 pub struct PaceWritten {
+    /// How many instances go first: a number, or a part such as 20%, rounded up.
     pub canary: Option<Share>,
+    /// How long canaries stay healthy before the others follow.
     pub bake: Option<Length>,
+    /// How many follow at a time, each batch confirmed before the next; 0 for no batches.
     pub batch: Option<Share>,
+    /// How many may be out of service at once, unreachable ones counted; a part is rounded down, to 1 at least.
     pub max_unavailable: Option<Share>,
+    /// How long an instance must be healthy before it is confirmed.
     pub min_healthy_time: Option<Length>,
+    /// How long it has from the switch to become healthy.
     pub healthy_deadline: Option<Length>,
     /// Whether the others follow a healthy canary without anybody's approval; `true` unless said otherwise.
     pub auto_promote: Option<bool>,
 }
 
 /// [`crate::plan::Rollout`], and what holds for every server that does not say otherwise.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::Rollout and plan::Pace")]
 pub struct RolloutWritten {
+    /// How many instances go first: a number, or a part such as 20%, rounded up.
     pub canary: Option<Share>,
+    /// How long canaries stay healthy before the others follow; everything once more at the end.
     pub bake: Option<Length>,
+    /// How many follow at a time, each batch confirmed before the next; 0 for no batches.
     pub batch: Option<Share>,
+    /// How many may be out of service at once, unreachable ones counted; a part is rounded down, to 1 at least.
     pub max_unavailable: Option<Share>,
+    /// How long an instance must be healthy before it is confirmed.
     pub min_healthy_time: Option<Length>,
+    /// How long it has from the switch to become healthy.
     pub healthy_deadline: Option<Length>,
+    /// Whether the others follow a healthy canary without anybody's approval; `true` unless said otherwise.
     pub auto_promote: Option<bool>,
+    /// How many instances are in motion at once.
     pub max_parallel: Option<u32>,
+    /// How long a deployment may make no progress.
     pub progress_deadline: Option<Length>,
+    /// How much longer an unconfirmed host waits until it puts itself back.
     pub confirm_timeout: Option<Length>,
+    /// How many failed instances are put back and left out.
     pub failure_threshold: Option<u32>,
+    /// What happens then.
     pub on_failure: Option<OnFailure>,
+    /// Where the deployment waits for people.
     #[serde(default)]
+    #[schemars(with = "Vec<PauseWritten>")]
     pub pauses: Vec<Spanned<PauseWritten>>,
+    /// How often a step that fails is tried again.
     #[serde(default)]
     pub retry: RetryWritten,
 }
@@ -160,7 +194,7 @@ impl RollbackWritten {
 }
 
 /// A point at which a deployment waits to be approved: exactly one of `before` and `after_canary`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PauseWritten {
     /// The group of this server waits.
@@ -181,26 +215,33 @@ pub struct PauseWritten {
 }
 
 /// [`crate::plan::RetryPolicy`], each field optional.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::RetryPolicy")]
 pub struct RetryWritten {
+    /// How many attempts a step has that fails transiently, the first included.
     pub attempts: Option<u32>,
+    /// The longest pause after the first attempt; it doubles with each.
     pub base: Option<Length>,
+    /// The longest pause after any attempt.
     pub max: Option<Length>,
+    /// How long after the first failure a step is still tried again.
     pub total: Option<Length>,
+    /// Attempts for failures of a kind, transient or not.
     #[serde(default)]
     pub kinds: BTreeMap<FailureKind, u32>,
 }
 
 /// [`crate::plan::RollbackPolicy`], each field optional.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "each field is documented where it takes effect, in plan::RollbackPolicy")]
 pub struct RollbackWritten {
+    /// Whether a failure puts everything back.
     pub enabled: Option<bool>,
+    /// In which order and manner.
     pub strategy: Option<RollbackStrategy>,
+    /// How many at a time, for the strategy `batch`.
     pub batch_size: Option<u32>,
+    /// How long it may take.
     pub deadline: Option<Length>,
 }
 

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
+use super::text::Text;
+
 /// What a manifest must satisfy in an environment.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rules {
     /// Every server has at least one critical health check.
@@ -44,12 +47,15 @@ pub struct Rules {
     pub package_sources: Option<Vec<String>>,
     /// Which of the rules above only warn.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<Text>>")]
     pub warn: Option<Vec<Spanned<String>>>,
     /// Which rules an operator may set aside with a reason.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<Text>>")]
     pub overridable: Option<Vec<Spanned<String>>>,
     /// Rules of the operators' own, by their ids.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, RuleWritten>")]
     pub custom: BTreeMap<String, Spanned<RuleWritten>>,
 }
 
@@ -69,13 +75,14 @@ pub const BUILT_IN_RULES: [&str; 11] = [
 ];
 
 /// A rule of the operators' own.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RuleWritten {
     /// What it is checked for.
     #[serde(default, rename = "for")]
     pub scope: RuleScope,
     /// A CEL expression that is true where the rule holds.
+    #[schemars(with = "Text")]
     pub check: Spanned<String>,
     /// What is wrong where it does not hold.
     pub message: String,
@@ -88,7 +95,7 @@ pub struct RuleWritten {
 }
 
 /// What a rule is checked for, once each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleScope {
     /// The manifest as a whole.
@@ -101,7 +108,7 @@ pub enum RuleScope {
 }
 
 /// What a broken rule does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleSeverity {
     /// It stops the plan.

@@ -2,39 +2,43 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
-use strum::IntoStaticStr;
 
-use crate::health::Severity;
 use crate::host::{Requirement, Version};
 use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
 use crate::release::{RestartPolicy, RuntimeChoice, Transport};
 use crate::time::Length;
 
+use super::checks::{Check, CheckWritten};
 use super::dependency::{DependencyWritten, ExternalWritten};
 use super::layers::Field;
 use super::problem::Source;
 use super::rollout::{PaceWritten, RollbackWritten, RolloutWritten};
 use super::rules::Rules;
+use super::text::Text;
 
 /// The version of the format that this release reads.
 pub const API_VERSION: &str = "fleetwright/v1";
 
 /// A manifest: which servers run where, in which order, how carefully.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`API_VERSION`].
     #[serde(rename = "apiVersion")]
+    #[schemars(with = "Text")]
     pub api_version: Spanned<String>,
     /// Its name.
+    #[schemars(with = "ManifestName")]
     pub name: Spanned<ManifestName>,
     /// What it is for, for people.
     #[serde(default)]
     pub description: Option<String>,
     /// The environment it is deployed to unless the command names another.
     #[serde(default)]
+    #[schemars(with = "Option<EnvironmentName>")]
     pub environment: Option<Spanned<EnvironmentName>>,
     /// The hosts, for planning without a coordinator and for `up`.
     #[serde(default)]
@@ -53,10 +57,11 @@ pub struct Manifest {
 }
 
 /// A host as a manifest names it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestHost {
     /// Its name.
+    #[schemars(with = "HostName")]
     pub name: Spanned<HostName>,
     /// The address its servers listen on.
     #[serde(default)]
@@ -70,13 +75,15 @@ pub struct ManifestHost {
 }
 
 /// A server's entry in a manifest.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestServer {
     /// The server, defined in `config/servers/NAME.yaml`.
+    #[schemars(with = "ServerName")]
     pub server: Spanned<ServerName>,
     /// Servers that must be healthy, started or completed before this one is deployed, and externals.
     #[serde(default)]
+    #[schemars(with = "Vec<DependencyWritten>")]
     pub depends_on: Vec<Spanned<DependencyWritten>>,
     /// Within a group, higher ones start first.
     #[serde(default)]
@@ -93,46 +100,54 @@ pub struct ManifestServer {
 }
 
 /// Where a server runs.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Place {
     /// How many instances; 1 unless `hosts` names them.
     #[serde(default)]
+    #[schemars(with = "Option<u32>")]
     pub count: Option<Spanned<u32>>,
     /// Labels a host must have.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Exactly these hosts.
     #[serde(default)]
+    #[schemars(with = "Vec<HostName>")]
     pub hosts: Vec<Spanned<HostName>>,
     /// A label over whose values its instances are spread as evenly as can be; hosts without it will not do.
     #[serde(default)]
     pub spread: Option<String>,
     /// Servers with which it shares no host.
     #[serde(default)]
+    #[schemars(with = "Vec<ServerName>")]
     pub apart_from: Vec<Spanned<ServerName>>,
 }
 
 /// An environment: named settings, secrets and rules.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Environment {
     /// [`API_VERSION`].
     #[serde(rename = "apiVersion")]
+    #[schemars(with = "Text")]
     pub api_version: Spanned<String>,
     /// Its name.
+    #[schemars(with = "EnvironmentName")]
     pub name: Spanned<EnvironmentName>,
     /// What it is for, for people.
     #[serde(default)]
     pub description: Option<String>,
     /// The environment from which everything comes that this one does not say itself.
     #[serde(default)]
+    #[schemars(with = "Option<EnvironmentName>")]
     pub extends: Option<Spanned<EnvironmentName>>,
     /// What templates see as `env.NAME`.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Text>")]
     pub variables: BTreeMap<String, Spanned<String>>,
     /// The secrets that templates may name.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, SecretWritten>")]
     pub secrets: BTreeMap<String, Spanned<SecretWritten>>,
     /// What a manifest must satisfy.
     #[serde(default)]
@@ -145,6 +160,7 @@ pub struct Environment {
     pub rollback: RollbackWritten,
     /// Parts of server definitions that count here in place of what the definitions say.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<ServerName, serde_json::Value>")]
     pub servers: BTreeMap<ServerName, Spanned<serde_json::Value>>,
     /// The same for single hosts.
     #[serde(default)]
@@ -155,55 +171,65 @@ pub struct Environment {
 }
 
 /// What an environment says of one host.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HostWritten {
     /// Parts of server definitions that count on this host.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<ServerName, serde_json::Value>")]
     pub servers: BTreeMap<ServerName, Spanned<serde_json::Value>>,
 }
 
 /// Where the value of a secret comes from: exactly one of `env`, `file`, `age` and `command`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SecretWritten {
     /// The coordinator's environment variable; without it, the file of the secret's name in the coordinator's
     /// `secrets` folder.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub env: Option<Spanned<String>>,
     /// A file of the coordinator's; relative to its `secrets` folder.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub file: Option<Spanned<String>>,
     /// A file encrypted with age; relative to the coordinator's `secrets` folder.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub age: Option<Spanned<String>>,
     /// A program that prints it.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<String>>")]
     pub command: Option<Spanned<Vec<String>>>,
     /// A stand-in for environments in which no real value is needed; only with `env`.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub fallback: Option<Spanned<String>>,
 }
 
 /// A server definition.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
     /// [`API_VERSION`].
     #[serde(rename = "apiVersion")]
+    #[schemars(with = "Text")]
     pub api_version: Spanned<String>,
     /// Its name.
+    #[schemars(with = "ServerName")]
     pub name: Spanned<ServerName>,
     /// What it is for, for people.
     #[serde(default)]
     pub description: Option<String>,
     /// What is installed.
     #[serde(default)]
+    #[schemars(with = "Option<PackageWritten>")]
     pub package: Option<Spanned<PackageWritten>>,
     /// What is started, and how.
     pub run: RunWritten,
     /// How its image is run, for packages that are one.
     #[serde(default)]
+    #[schemars(with = "Option<ContainerWritten>")]
     pub container: Option<Spanned<ContainerWritten>>,
     /// What a host must have.
     #[serde(default)]
@@ -213,7 +239,8 @@ pub struct Server {
     pub files: Vec<WrittenFile>,
     /// What is checked.
     #[serde(default)]
-    pub health_checks: Vec<Spanned<WrittenCheck>>,
+    #[schemars(with = "Vec<CheckWritten>")]
+    pub health_checks: Vec<Spanned<CheckWritten>>,
     /// Calls that integration testing makes.
     #[serde(default)]
     pub integration_tests: Vec<WrittenToolCall>,
@@ -225,29 +252,37 @@ pub struct Server {
     pub resources: ResourcesWritten,
     /// Why a step to this definition cannot be undone, where it cannot.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub irreversible: Option<Spanned<String>>,
+    /// What is checked, with everything that comes from standard checks.
+    #[serde(skip)]
+    #[schemars(with = "Vec<Check>")]
+    pub checks: Vec<Spanned<Check>>,
     /// The text of the lock beside it, where there is one.
     #[serde(skip)]
     pub lock: Option<String>,
 }
 
 /// The most that a server may use.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResourcesWritten {
     /// Memory, such as `256MiB`.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub memory: Option<Spanned<String>>,
     /// Processor time, such as `50%`; 100% is one processor.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub cpu: Option<Spanned<String>>,
     /// Processes and threads at once.
     #[serde(default)]
+    #[schemars(with = "Option<u32>")]
     pub tasks: Option<Spanned<u32>>,
 }
 
 /// How an image is run.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerWritten {
     /// The TCP port that the program listens on in the container.
@@ -255,12 +290,15 @@ pub struct ContainerWritten {
     pub port: Option<u16>,
     /// The network.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub network: Option<Spanned<String>>,
     /// What is mounted: `SOURCE:TARGET` or `SOURCE:TARGET:ro`; templates.
     #[serde(default)]
+    #[schemars(with = "Vec<Text>")]
     pub volumes: Vec<Spanned<String>>,
     /// Linux capabilities it keeps.
     #[serde(default)]
+    #[schemars(with = "Vec<Text>")]
     pub capabilities: Vec<Spanned<String>>,
     /// Whether its own file system cannot be written.
     #[serde(default)]
@@ -268,7 +306,7 @@ pub struct ContainerWritten {
 }
 
 /// What is installed: exactly one of `pypi`, `npm`, `archive`, `file` and `oci`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PackageWritten {
     /// A distribution from PyPI.
@@ -279,26 +317,33 @@ pub struct PackageWritten {
     pub npm: Option<String>,
     /// The URL of a tar archive.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub archive: Option<Spanned<String>>,
     /// The URL of a program of one file.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub file: Option<Spanned<String>>,
     /// The name of an image, without tag and digest.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub oci: Option<Spanned<String>>,
     /// The digest of its manifest, for `oci`.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub digest: Option<Spanned<String>>,
     /// SHA-256 of what is fetched, for `archive` and `file`.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub sha256: Option<Spanned<String>>,
     /// How many of the first parts of each path are left out, for `archive`.
     #[serde(default)]
     pub strip: u32,
     /// The exact version.
+    #[schemars(with = "Text")]
     pub version: Spanned<String>,
     /// Further exact requirements, for `pypi`.
     #[serde(default)]
+    #[schemars(with = "Vec<Text>")]
     pub with: Vec<Spanned<String>>,
 }
 
@@ -318,23 +363,26 @@ impl PackageWritten {
 }
 
 /// What is started, and how.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunWritten {
     /// The program and its arguments; may be left out for an image.
     #[serde(default)]
+    #[schemars(with = "Vec<Text>")]
     pub command: Vec<Spanned<String>>,
     /// How it speaks.
     #[serde(default = "no_transport")]
     pub transport: Transport,
     /// The TCP port of its endpoint.
     #[serde(default)]
+    #[schemars(with = "Option<u16>")]
     pub port: Option<Spanned<u16>>,
     /// The path of its MCP endpoint.
     #[serde(default)]
     pub path: Option<String>,
     /// Its environment.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Text>")]
     pub environment: BTreeMap<String, Spanned<String>>,
     /// Whether it does its work and ends: it has come through once it has ended with exit status 0, and is not started
     /// again.
@@ -351,9 +399,11 @@ pub struct RunWritten {
     pub runtime: RuntimeChoice,
     /// The user it runs as.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub user: Option<Spanned<String>>,
     /// What it may write to besides its data folder; templates.
     #[serde(default)]
+    #[schemars(with = "Vec<Text>")]
     pub writable: Vec<Spanned<String>>,
 }
 
@@ -362,77 +412,23 @@ fn no_transport() -> Transport {
 }
 
 /// A file of a release.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WrittenFile {
     /// Its path below the release's `config` folder.
+    #[schemars(with = "Text")]
     pub path: Spanned<String>,
     /// Its content, a template.
+    #[schemars(with = "Text")]
     pub content: Spanned<String>,
     /// Its permission bits, in octal; `0600` unless said otherwise.
     #[serde(default)]
+    #[schemars(with = "Option<Text>")]
     pub mode: Option<Spanned<String>>,
 }
 
-/// The type of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, IntoStaticStr)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-#[expect(missing_docs, reason = "each type is documented where it takes effect, in health::Probe")]
-pub enum CheckType {
-    Mcp,
-    Http,
-    Tcp,
-    Command,
-    File,
-    Disk,
-    Systemd,
-    Custom,
-}
-
-/// A health check.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WrittenCheck {
-    /// Its name, unique within the server.
-    pub name: String,
-    /// Its type.
-    #[serde(rename = "type")]
-    pub check_type: CheckType,
-    /// How much it matters.
-    #[serde(default)]
-    pub severity: Severity,
-    /// What the type needs; its texts are templates.
-    #[serde(default)]
-    pub config: serde_json::Map<String, serde_json::Value>,
-    /// The pause between two runs; 10 s unless said otherwise.
-    #[serde(default)]
-    pub interval: Option<Length>,
-    /// How long one run may take; 10 s unless said otherwise.
-    #[serde(default)]
-    pub timeout: Option<Length>,
-    /// How many runs in a row must fail; 2 unless said otherwise.
-    #[serde(default)]
-    pub failure_threshold: Option<u32>,
-    /// Names by which checks are selected.
-    #[serde(default)]
-    pub tags: Vec<String>,
-    /// The group it belongs to.
-    #[serde(default)]
-    pub group: Option<String>,
-    /// How long failures do not count after a start; 1 m unless said otherwise.
-    #[serde(default)]
-    pub start_grace: Option<Length>,
-    /// How many runs in a row must pass before a failing check passes again; 1 unless said otherwise.
-    #[serde(default)]
-    pub success_threshold: Option<u32>,
-    /// How often a failing run is tried again at once; 0 unless said otherwise.
-    #[serde(default)]
-    pub retries: Option<u32>,
-}
-
 /// A call that integration testing makes.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WrittenToolCall {
     /// The tool.
@@ -446,7 +442,7 @@ pub struct WrittenToolCall {
 }
 
 /// What a snapshot takes along besides the release.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotWritten {
     /// The server's data folder.
@@ -454,6 +450,7 @@ pub struct SnapshotWritten {
     pub data: bool,
     /// Files and folders of the host; absolute paths, templates.
     #[serde(default)]
+    #[schemars(with = "Vec<Text>")]
     pub paths: Vec<Spanned<String>>,
     /// A database to be dumped.
     #[serde(default)]
@@ -462,11 +459,13 @@ pub struct SnapshotWritten {
 
 /// How a database is dumped and restored. Both commands are templates, and run in the data folder with the server's
 /// environment.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DatabaseWritten {
     /// Writes the dump to its standard output.
+    #[schemars(with = "Vec<Text>")]
     pub dump: Spanned<Vec<Spanned<String>>>,
     /// Reads the dump from its standard input.
+    #[schemars(with = "Vec<Text>")]
     pub restore: Spanned<Vec<Spanned<String>>>,
 }

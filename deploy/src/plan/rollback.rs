@@ -9,6 +9,7 @@ use crate::time::Length;
 
 /// In which order and manner touched instances are put back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr, EnumString, EnumIter)]
+#[cfg_attr(feature = "planning", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum RollbackStrategy {

@@ -3,6 +3,7 @@
 mod checks;
 mod template;
 
+pub(super) use self::checks::config_schemas;
 pub(super) use self::template::Templates;
 
 use std::collections::BTreeMap;
@@ -250,7 +251,7 @@ fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templ
             Some(written) => container(source, &written.value, templates)?,
         },
         files: Vec::with_capacity(server.files.len()),
-        health_checks: Vec::with_capacity(server.health_checks.len()),
+        health_checks: Vec::with_capacity(server.checks.len()),
         tool_calls: Vec::with_capacity(server.integration_tests.len()),
         snapshot_data: server.snapshot.data,
         snapshot_paths: paths(source, &server.snapshot.paths, templates)?,
@@ -268,7 +269,7 @@ fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templ
     for file in &server.files {
         release.files.push(config_file(source, file, templates)?);
     }
-    for check in &server.health_checks {
+    for check in &server.checks {
         release.health_checks.push(checks::rendered(source, check, &release.run, templates)?);
     }
     for call in &server.integration_tests {

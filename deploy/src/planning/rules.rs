@@ -231,7 +231,7 @@ impl<'a> Findings<'a> {
     fn of_server(&mut self, source: &Source, server: &Server) {
         let rules = self.rules();
         let is_agent = server.run.runtime == RuntimeChoice::Agent;
-        let critical = server.health_checks.iter().any(|check| check.value.severity == Severity::Critical);
+        let critical = server.checks.iter().any(|check| check.value.severity == Severity::Critical);
         if rules.critical_check == Some(true) && !critical {
             let problem = Problem::at(source, &server.name, "no critical health check");
             self.add("critical_check", problem.hint("add a check, for example `type: mcp`"));

@@ -4,6 +4,7 @@ mod rules;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::StandardChecks;
 use crate::host::Facts;
 use crate::release::masked;
 
@@ -110,9 +111,11 @@ fn shipped(manifest: &str) -> (Configuration, Circumstances) {
     let parsed = Manifest::parse(&manifest_source).expect("a manifest");
     let name = &parsed.environment.as_ref().expect("an environment").value;
     let environment = file(format!("config/environments/{name}.yaml"));
+    let standard = StandardChecks::parse(&file("health-checks/standard-checks.yaml".to_owned())).expect("checks");
     let servers = parsed.servers.iter().map(|entry| {
         let source = file(format!("config/servers/{}.yaml", entry.server.value));
-        (entry.server.value.clone(), (source.clone(), Server::parse(&source).expect("a server")))
+        let server = Server::parse_with(&source, Some(&standard)).expect("a server");
+        (entry.server.value.clone(), (source, server))
     });
     let hosts = parsed.hosts.iter().map(|host| {
         let view = HostView {

@@ -120,7 +120,7 @@ fn server(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
         problems.push(Problem::at(source, tasks, "`tasks` is 0: nothing could run"));
     }
     let mut names = BTreeSet::new();
-    for check in &server.health_checks {
+    for check in &server.checks {
         if !names.insert(check.value.name.as_str()) {
             problems.push(Problem::at(source, check, format!("two checks are called `{}`", check.value.name)));
         }

@@ -42,6 +42,7 @@ pub struct Run {
 
 /// How a server speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "planning", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
     /// MCP over its standard input and output; bridged to streamable HTTP on its endpoint.
@@ -77,6 +78,7 @@ impl Endpoint {
 
 /// When a server that ended is started again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "planning", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RestartPolicy {
     /// Whatever its exit status was.
@@ -90,6 +92,7 @@ pub enum RestartPolicy {
 
 /// What keeps a server running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "planning", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RuntimeChoice {
     /// The best that its host has.

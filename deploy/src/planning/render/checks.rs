@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use regex::Regex;
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -10,7 +12,7 @@ use serde_json_path::JsonPath;
 use serde_saphyr::Spanned;
 
 use super::Templates;
-use crate::config::{CheckType, Problem, Problems, Source, WrittenCheck};
+use crate::config::{Check, CheckType, Problem, Problems, Source};
 use crate::health::{HealthCheck, HttpMore, Probe};
 use crate::host::bytes;
 use crate::release::{MARKER_START, Run, Transport};
@@ -19,7 +21,7 @@ use crate::time::Length;
 /// Most times that a failing run is tried again at once.
 const RETRIES_MAX: u32 = 10;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct McpConfig {
     url: Option<String>,
@@ -29,11 +31,12 @@ struct McpConfig {
     headers: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct HttpConfig {
     url: Option<String>,
     path: Option<String>,
+    #[schemars(with = "Option<OneOrMore>")]
     status: Option<Statuses>,
     contains: Option<String>,
     matches: Option<String>,
@@ -44,6 +47,34 @@ struct HttpConfig {
     #[serde(default)]
     expected_headers: BTreeMap<String, String>,
     certificate_valid_for: Option<Length>,
+}
+
+/// One status code, or several, for the schema.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "it is only described")]
+enum OneOrMore {
+    One(u16),
+    More(Vec<u16>),
+}
+
+/// What `config` may hold for each type of check, as JSON Schema.
+pub(in crate::planning) fn config_schemas() -> Vec<(&'static str, Value)> {
+    fn of<T: JsonSchema>() -> Value {
+        let generator = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true).into_generator();
+        generator.into_root_schema_for::<T>().into()
+    }
+    let types = [
+        (CheckType::Mcp, of::<McpConfig>()),
+        (CheckType::Http, of::<HttpConfig>()),
+        (CheckType::Tcp, of::<TcpConfig>()),
+        (CheckType::Command, of::<CommandConfig>()),
+        (CheckType::File, of::<FileConfig>()),
+        (CheckType::Disk, of::<DiskConfig>()),
+        (CheckType::Systemd, of::<SystemdConfig>()),
+        (CheckType::Custom, of::<CommandConfig>()),
+    ];
+    types.map(|(check_type, schema)| (check_type.into(), schema)).into()
 }
 
 /// One status code, or several.
@@ -67,19 +98,19 @@ impl TryFrom<Value> for Statuses {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TcpConfig {
     address: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct CommandConfig {
     command: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FileConfig {
     path: String,
@@ -89,13 +120,13 @@ struct FileConfig {
     mode: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SystemdConfig {
     unit: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct DiskConfig {
     path: String,
@@ -106,7 +137,7 @@ struct DiskConfig {
 /// The check as the agent runs it against an instance that runs as `run` says.
 pub(super) fn rendered(
     source: &Source,
-    written: &Spanned<WrittenCheck>,
+    written: &Spanned<Check>,
     run: &Run,
     templates: &Templates,
 ) -> Result<HealthCheck, Problems> {

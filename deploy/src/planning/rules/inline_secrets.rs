@@ -31,7 +31,7 @@ pub(super) fn of_server(source: &Source, server: &Server) -> Vec<Problem> {
     }
     let texts = server.run.command.iter().chain(server.files.iter().map(|file| &file.content));
     problems.extend(texts.filter_map(|text| in_text(source, text)));
-    for check in &server.health_checks {
+    for check in &server.checks {
         let headers = check.value.config.get("headers").and_then(|headers| headers.as_object());
         for (name, value) in headers.into_iter().flatten() {
             let value = value.as_str().unwrap_or_default();
