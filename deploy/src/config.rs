@@ -22,9 +22,9 @@ pub use problem::{Problem, Problems, Source, near_miss};
 pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, RolloutWritten, Share};
 pub use rules::{BUILT_IN_RULES, RuleScope, RuleSeverity, RuleWritten, Rules};
 pub use written::{
-    API_VERSION, ContainerWritten, DatabaseWritten, Environment, Manifest, ManifestHost, ManifestServer,
-    PackageWritten, Place, ResourcesWritten, RunWritten, SecretWritten, Server, SnapshotWritten, WrittenFile,
-    WrittenToolCall,
+    API_VERSION, CapacityWritten, ContainerWritten, DatabaseWritten, Environment, Manifest, ManifestHost,
+    ManifestServer, PackageWritten, Place, ResourcesWritten, RunWritten, SecretWritten, Server, SnapshotWritten,
+    WrittenFile, WrittenToolCall,
 };
 
 use serde::de::DeserializeOwned;

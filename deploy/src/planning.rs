@@ -186,7 +186,7 @@ fn unchecked(
 ) -> Result<Plan, Problems> {
     let (source, manifest) = &configuration.manifest;
     let order = graph::order(source, manifest)?;
-    let placed = placement::place(configuration, circumstances)?;
+    let placed = placement::place(configuration, circumstances, &order.groups)?;
     warnings.extend(placed.warnings);
     let mut groups = Vec::new();
     let mut planned = BTreeSet::new();

@@ -27,6 +27,8 @@ pub enum Field {
     Variable,
     /// A secret, by its name.
     Secret,
+    /// Memory or processor time that may be given away.
+    Capacity,
     /// A rule of the operators' own, by its id; or one of the lists among the rules.
     Rule,
 }
@@ -106,6 +108,14 @@ impl Environment {
             inherit(Field::Rule, "overridable");
         }
         self.rules = self.rules.or(base.rules);
+        for (name, own, of_base) in
+            [("memory", &self.capacity.memory, &base.capacity.memory), ("cpu", &self.capacity.cpu, &base.capacity.cpu)]
+        {
+            if own.is_none() && of_base.is_some() {
+                inherit(Field::Capacity, name);
+            }
+        }
+        self.capacity = self.capacity.or(base.capacity);
         self.rollout = self.rollout.or(base.rollout);
         self.rollback = self.rollback.or(base.rollback);
         self

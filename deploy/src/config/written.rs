@@ -152,6 +152,9 @@ pub struct Environment {
     /// What a manifest must satisfy.
     #[serde(default)]
     pub rules: Rules,
+    /// How much of what hosts have may be given away as limits of servers.
+    #[serde(default)]
+    pub capacity: CapacityWritten,
     /// Defaults for the manifests of this environment.
     #[serde(default)]
     pub rollout: RolloutWritten,
@@ -168,6 +171,27 @@ pub struct Environment {
     /// Where that is written which comes from an environment that this one extends.
     #[serde(skip)]
     pub inherited: BTreeMap<Field, BTreeMap<String, Source>>,
+}
+
+/// How much of what a host has the limits of its servers may come to; 100% unless said otherwise.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CapacityWritten {
+    /// Of its memory, such as 90%.
+    #[serde(default)]
+    #[schemars(with = "Option<Text>")]
+    pub memory: Option<Spanned<String>>,
+    /// Of its processor time, such as 400%.
+    #[serde(default)]
+    #[schemars(with = "Option<Text>")]
+    pub cpu: Option<Spanned<String>>,
+}
+
+impl CapacityWritten {
+    /// This, with what it does not say taken from another.
+    pub fn or(self, base: Self) -> Self {
+        Self { memory: self.memory.or(base.memory), cpu: self.cpu.or(base.cpu) }
+    }
 }
 
 /// What an environment says of one host.

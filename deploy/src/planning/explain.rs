@@ -75,7 +75,7 @@ pub fn explain(
             .collect(),
         needed_by: needing.map(|other| other.server.value.clone()).collect(),
         priority: entry.priority,
+        hosts: placement::verdicts(configuration, circumstances, &groups, server),
         beside: groups.into_iter().find(|group| group.contains(server)).unwrap_or_default(),
-        hosts: placement::verdicts(configuration, circumstances, server),
     })
 }

@@ -94,11 +94,13 @@ pub(super) fn needed(source: &Source, manifest: &Manifest, changing: &BTreeSet<&
         let name = &external.name.value;
         named(&|server| changing.contains(server), name) || !named(&|_| true, name)
     });
-    needed
+    let mut externals: Vec<External> = needed
         .filter_map(|written| {
             let timeout = written.timeout.as_ref().map_or(TIMEOUT, |timeout| timeout.value);
             let endpoint = endpoint(source, written).ok()?;
             Some(External { name: written.name.value.clone(), endpoint, timeout })
         })
-        .collect()
+        .collect();
+    externals.sort_by(|a, b| a.name.cmp(&b.name));
+    externals
 }

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Circumstances, Configuration, definition};
+use serde_saphyr::Spanned;
+
+use super::{Circumstances, Configuration, Present, definition};
 use crate::config::{ManifestServer, Problem, Problems, Server};
-use crate::host::HostView;
+use crate::host::{HostView, bytes};
 use crate::ids::{HostName, InstanceId, ServerName};
 use crate::plan::Skipped;
 
@@ -29,12 +31,60 @@ struct Place<'a> {
     unreachable: bool,
     count: usize,
     ports: BTreeMap<u16, &'a ServerName>,
+    /// The limits of what is on it, and the most that they may come to where that is known.
+    given: Amounts,
+    capacity: Option<Amounts>,
     /// What was placed on it and keeps apart from something.
     apart: Vec<&'a ManifestServer>,
     /// What was placed on it.
     placed: BTreeSet<&'a ServerName>,
     /// What runs on it and is not of this manifest.
     others: BTreeSet<&'a ServerName>,
+}
+
+/// Memory in bytes, and processor time in hundredths of a processor.
+#[derive(Clone, Copy, Default)]
+struct Amounts {
+    memory: u64,
+    cpu: u64,
+}
+
+impl Amounts {
+    /// The limits of a definition; nothing where it has none.
+    fn of(server: &Server) -> Self {
+        let written = &server.resources;
+        let memory = written.memory.as_ref().and_then(|memory| bytes(&memory.value).ok());
+        let cpu = written.cpu.as_ref().and_then(|cpu| percent(&cpu.value));
+        Self { memory: memory.unwrap_or(0), cpu: cpu.unwrap_or(0) }
+    }
+
+    /// The limits of what runs.
+    fn of_present(present: &Present) -> Self {
+        let resources = &present.release.run.resources;
+        Self { memory: resources.memory_bytes.unwrap_or(0), cpu: resources.cpu_percent.unwrap_or(0).into() }
+    }
+
+    /// The most that the limits on a host may come to.
+    fn capacity(configuration: &Configuration, view: &HostView) -> Option<Self> {
+        let written = &configuration.environment.1.capacity;
+        let part = |written: &Option<Spanned<String>>| {
+            written.as_ref().and_then(|written| percent(&written.value)).unwrap_or(100)
+        };
+        let facts = view.facts.as_ref()?;
+        let memory = u128::from(facts.memory_bytes) * u128::from(part(&written.memory)) / 100;
+        let cpu = u64::from(facts.cpus) * part(&written.cpu);
+        Some(Self { memory: u64::try_from(memory).unwrap_or(u64::MAX), cpu })
+    }
+
+    fn add(&mut self, other: Self) {
+        self.memory = self.memory.saturating_add(other.memory);
+        self.cpu = self.cpu.saturating_add(other.cpu);
+    }
+}
+
+/// A part of a whole, such as `50%` or `200%`.
+pub(super) fn percent(text: &str) -> Option<u64> {
+    text.strip_suffix('%').and_then(|number| number.trim().parse().ok())
 }
 
 /// A server that looks for its hosts.
@@ -44,6 +94,7 @@ struct Wanted<'a> {
     named: BTreeSet<&'a HostName>,
     port: Option<u16>,
     image: bool,
+    limits: Amounts,
 }
 
 impl<'a> Wanted<'a> {
@@ -54,6 +105,7 @@ impl<'a> Wanted<'a> {
             named: entry.place.hosts.iter().map(|host| &host.value).collect(),
             port: server.run.port.as_ref().map(|port| port.value),
             image: server.package.as_ref().is_some_and(|package| package.value.oci.is_some()),
+            limits: Amounts::of(server),
         }
     }
 
@@ -72,6 +124,9 @@ impl<'a> Board<'a> {
             unreachable: circumstances.unreachable.contains(name),
             count: 0,
             ports: BTreeMap::new(),
+            given: Amounts::default(),
+            // A host that does not say how much it has counts as having enough.
+            capacity: Amounts::capacity(configuration, view).filter(|of| of.memory > 0 && of.cpu > 0),
             apart: Vec::new(),
             placed: BTreeSet::new(),
             others: BTreeSet::new(),
@@ -84,6 +139,7 @@ impl<'a> Board<'a> {
             runs.entry(server).or_default().insert(*number);
             if present.manifest != *manifest {
                 hosts[*number].others.insert(server);
+                hosts[*number].given.add(Amounts::of_present(present));
             }
         }
         Self { hosts, numbers, runs }
@@ -118,6 +174,7 @@ impl<'a> Board<'a> {
         for n in &candidates {
             let host = &mut self.hosts[*n];
             host.count += 1;
+            host.given.add(wanted.limits);
             host.ports.extend(wanted.port.map(|port| (port, name)));
             host.placed.insert(name);
             if !wanted.entry.place.apart_from.is_empty() {
@@ -165,10 +222,33 @@ impl<'a> Board<'a> {
     }
 }
 
-/// Places every server of the manifest, in the order in which it lists them. Hosts that run a server keep it;
-/// otherwise the host with the fewest servers is taken, then the first by name.
-pub(super) fn place(configuration: &Configuration, circumstances: &Circumstances) -> Result<Placed, Problems> {
-    let (source, manifest) = &configuration.manifest;
+/// The entries of the manifest in the order in which they are placed, which does not depend on the order in which it
+/// lists them: first what runs already, then what is only for some hosts, then the rest; each by group.
+fn by_turn<'a>(
+    configuration: &'a Configuration,
+    circumstances: &Circumstances,
+    order: &[Vec<ServerName>],
+) -> Vec<&'a ManifestServer> {
+    let manifest = &configuration.manifest.1;
+    let running: BTreeSet<&ServerName> = circumstances.present.keys().map(|id| &id.server).collect();
+    let turns: BTreeMap<&ServerName, usize> =
+        order.iter().flatten().enumerate().map(|(n, server)| (server, n)).collect();
+    let mut entries: Vec<&ManifestServer> = manifest.servers.iter().collect();
+    entries.sort_by_cached_key(|entry| {
+        let server = &entry.server.value;
+        (!running.contains(server), entry.place.hosts.is_empty(), turns.get(server).copied())
+    });
+    entries
+}
+
+/// Places every server of the manifest. Hosts that run a server keep it; otherwise the host with the fewest servers is
+/// taken, then the first by name.
+pub(super) fn place(
+    configuration: &Configuration,
+    circumstances: &Circumstances,
+    order: &[Vec<ServerName>],
+) -> Result<Placed, Problems> {
+    let source = &configuration.manifest.0;
     let mut placed = Placed { hosts: BTreeMap::new(), skipped: Vec::new(), warnings: Vec::new() };
     let mut problems = Vec::new();
     if circumstances.hosts.is_empty() {
@@ -183,7 +263,7 @@ pub(super) fn place(configuration: &Configuration, circumstances: &Circumstances
             .warnings
             .push(format!("what these hosts have is not known, so their needs count as met: {}", unknown.join(", ")));
     }
-    for entry in &manifest.servers {
+    for entry in by_turn(configuration, circumstances, order) {
         let (_, server) = match definition(configuration, &entry.server) {
             Ok(found) => found,
             Err(problem) => {
@@ -211,14 +291,15 @@ pub(super) fn place(configuration: &Configuration, circumstances: &Circumstances
     Ok(placed)
 }
 
-/// What is to be said of every host for one server, once the servers that the manifest lists before it have their places.
+/// What is to be said of every host for one server, once the servers whose turn is before it have their places.
 pub(super) fn verdicts(
     configuration: &Configuration,
     circumstances: &Circumstances,
+    order: &[Vec<ServerName>],
     server: &ServerName,
 ) -> BTreeMap<HostName, String> {
     let mut board = Board::new(configuration, circumstances);
-    for entry in &configuration.manifest.1.servers {
+    for entry in by_turn(configuration, circumstances, order) {
         let Ok((_, definition)) = definition(configuration, &entry.server) else { continue };
         let wanted = Wanted::new(entry, definition);
         if entry.server.value != *server {
@@ -267,8 +348,24 @@ fn refusal<'a>(host: &Place<'a>, wanted: &Wanted<'a>) -> Option<String> {
             return Some("no container engine (docker or podman)".to_owned());
         }
     }
-    let other = host.ports.get(&wanted.port?)?;
-    Some(format!("its port {} is for `{other}`", wanted.port?))
+    if let Some((port, other)) = wanted.port.and_then(|port| Some((port, host.ports.get(&port)?))) {
+        return Some(format!("its port {port} is for `{other}`"));
+    }
+    let (capacity, given) = (host.capacity?, host.given);
+    let (memory, cpu) = (wanted.limits.memory, wanted.limits.cpu);
+    if memory > 0 && given.memory.saturating_add(memory) > capacity.memory {
+        let [given, all, memory] = [given.memory, capacity.memory, memory].map(mebibytes);
+        return Some(format!("{given} of its {all} of memory are given away, and {memory} are wanted"));
+    }
+    if cpu > 0 && given.cpu.saturating_add(cpu) > capacity.cpu {
+        let (given, all) = (given.cpu, capacity.cpu);
+        return Some(format!("{given}% of its {all}% of processor time are given away, and {cpu}% are wanted"));
+    }
+    None
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
 }
 
 /// A server on a host that keeps apart from another, or from which that other keeps apart.

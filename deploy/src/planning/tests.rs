@@ -1,4 +1,5 @@
 mod dependencies;
+mod placement;
 mod rules;
 
 use proptest::prelude::*;
@@ -311,33 +312,6 @@ fn a_port_is_given_once_per_host() {
 }
 
 #[test]
-fn placement_keeps_servers_where_they_are() {
-    let configuration =
-        read(&manifest("  - { server: a, place: { labels: { zone: b } } }\n"), ENVIRONMENT, &[("a", SERVER)])
-            .expect("readable");
-    let first = plan(&configuration, &circumstances()).expect("a plan");
-    assert_eq!(first.plan().steps().next().map(|step| step.instance.to_string()).as_deref(), Some("a@h2"));
-    let mut moved = deployed(first.plan(), circumstances());
-    let present = moved.present.remove(&"a@h2".parse().expect("instance")).expect("present");
-    moved.present.insert("a@h3".parse().expect("instance"), present);
-    let second = plan(&configuration, &moved).expect("a plan");
-    assert_eq!(second.plan().steps().next().map(|step| step.instance.to_string()).as_deref(), Some("a@h3"));
-}
-
-#[test]
-fn a_host_that_cannot_be_reached_keeps_its_servers_and_gets_no_new_ones() {
-    let one = read(&manifest("  - { server: a, place: { hosts: [h2] } }\n"), ENVIRONMENT, &[("a", SERVER)])
-        .expect("readable");
-    let first = plan(&one, &circumstances()).expect("a plan");
-    let away =
-        Circumstances { unreachable: ["h2".parse().expect("name")].into(), ..deployed(first.plan(), circumstances()) };
-    assert_eq!(plan(&one, &away).expect("a plan").plan().summary().changes(), 0);
-    let new = Circumstances { unreachable: away.unreachable, ..circumstances() };
-    let text = plan(&one, &new).expect_err("no host").to_string();
-    assert!(text.contains("h2: not connected"), "{text}");
-}
-
-#[test]
 fn a_chain_of_a_hundred_thousand_is_no_trouble() {
     let edges: Vec<(usize, usize, usize)> = (1..100_000).map(|n| (n, n - 1, 1)).collect();
     let levels = groups(100_000, &edges).expect("no cycle");
@@ -460,42 +434,12 @@ fn a_server_is_explained_with_its_chain_its_neighbours_and_every_host() {
     assert_eq!(
         said,
         [
-            ("h1", "chosen: it has 0 servers of this manifest"),
+            ("h1", "chosen: it has 1 servers of this manifest"),
             ("h2", "refused: no label zone=a"),
             ("h3", "refused: no label zone=a"),
         ]
     );
     assert!(of("wbe").expect_err("a problem").to_string().contains("did you mean `web`"));
-}
-
-#[test]
-fn instances_are_spread_over_a_label_and_keep_apart_from_others() {
-    let spread = "  - { server: a, place: { count: 2, spread: zone } }\n";
-    let hosts_of = |plan: &Plan, server: &str| -> Vec<String> {
-        let steps = plan.steps().filter(|step| step.instance.server.as_str() == server);
-        steps.map(|step| step.instance.host.to_string()).collect()
-    };
-    // h1 is in zone a, h2 and h3 are in zone b.
-    let checked = plan_of(spread, &[("a", SERVER)]).expect("a plan");
-    assert_eq!(hosts_of(checked.plan(), "a"), ["h1", "h2"]);
-    let other = SERVER.replace("8801", "8802");
-    let apart = "  - { server: a, place: { hosts: [h1] } }\n  - { server: b, place: { apart_from: [a], count: 2 } }\n";
-    let checked = plan_of(apart, &[("a", SERVER), ("b", &other)]).expect("a plan");
-    assert_eq!(hosts_of(checked.plan(), "b"), ["h2", "h3"]);
-    // It holds for both, whichever is placed first.
-    let after = "  - { server: b, place: { apart_from: [a], count: 2 } }\n  - { server: a, place: { count: 1 } }\n";
-    let checked = plan_of(after, &[("a", SERVER), ("b", &other)]).expect("a plan");
-    assert_eq!(
-        (hosts_of(checked.plan(), "b"), hosts_of(checked.plan(), "a")),
-        (vec!["h1".into(), "h2".into()], vec!["h3".into()])
-    );
-    let told = problem(
-        "  - { server: a }\n  - { server: b, place: { apart_from: [a], count: 3 } }\n",
-        &[("a", SERVER), ("b", &other)],
-    );
-    assert!(told.contains("3 wanted, 2 possible (h1: `a` is there, and they stay apart)"), "{told}");
-    let told = problem("  - { server: a, place: { spread: rack } }\n", &[("a", SERVER)]);
-    assert!(told.contains("h1: no label rack to spread over"), "{told}");
 }
 
 /// A server with one file, whose content is this template; gives what it is rendered to.

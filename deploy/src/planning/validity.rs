@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_saphyr::Spanned;
 
+use super::placement::percent;
 use super::{Configuration, definition, externals, locks, policies};
 use crate::config::{
     Condition, DependencyWritten, Field, ManifestServer, PackageWritten, Problem, SecretWritten, Server, Source,
@@ -16,6 +17,15 @@ pub(super) fn problems(configuration: &Configuration, rollout: &Rollout) -> Vec<
     let (source, manifest) = &configuration.manifest;
     let mut problems = Vec::new();
     secrets(configuration, &mut problems);
+    let (own, environment) = &configuration.environment;
+    for (name, written) in [("memory", &environment.capacity.memory), ("cpu", &environment.capacity.cpu)] {
+        let Some(written) = written else { continue };
+        if !percent(&written.value).is_some_and(|part| (1..=10_000).contains(&part)) {
+            let own = environment.source_of(own, Field::Capacity, name);
+            let problem = Problem::at(own, written, format!("`{}` is not a part of what a host has", written.value));
+            problems.push(problem.hint("write for example 90%, or 200% to give away more than there is"));
+        }
+    }
     let mut paces = manifest.servers.iter().map(|entry| policies::pace(configuration, Some(&entry.rollout), 1));
     if rollout.max_parallel == 0 || paces.any(|pace| pace.max_unavailable == 0) {
         let problem = Problem::in_file(source, "`max_unavailable` and `max_parallel` must be at least 1");

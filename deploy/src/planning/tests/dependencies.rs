@@ -69,8 +69,8 @@ fn externals_are_asked_where_something_changes_that_needs_them() {
     let names = |checked: &CheckedPlan| -> Vec<String> {
         checked.plan().externals.iter().map(|external| external.name.to_string()).collect()
     };
-    assert_eq!(names(&first), ["vault", "sql"]);
-    let vault = &first.plan().externals[0].endpoint;
+    assert_eq!(names(&first), ["sql", "vault"]);
+    let vault = &first.plan().externals[1].endpoint;
     assert!(matches!(vault, ExternalEndpoint::Http { statuses, .. } if *statuses == [200, 429]));
     // Only the other server changes.
     let mut later = deployed(first.plan(), circumstances());
