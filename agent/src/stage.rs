@@ -210,6 +210,11 @@ fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<Str
     }
     if runtime == RuntimeKind::Systemd || image {
         for name in release.secrets.keys() {
+            let mut parts = Path::new(name).components();
+            if !matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None)) {
+                let message = format!("`{name}` is not the name of a secret");
+                return Err(Failure::new(FailureKind::PermissionError, STEP, message));
+            }
             let value = secrets.get(name).ok_or_else(|| missing(MissingSecret(name.clone())))?;
             private(&layout.secrets().join(name), value.as_bytes())?;
         }

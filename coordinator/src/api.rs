@@ -3,6 +3,7 @@
 pub(crate) mod artifacts;
 mod events;
 pub(crate) mod look;
+pub(crate) mod secrets;
 pub(crate) mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +23,6 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::FleetEvent;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
 use fleetwright_deploy::plan::{Plan, RollbackStrategy};
-use fleetwright_deploy::release::SecretSource;
 use fleetwright_deploy::time::{Length, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
@@ -181,7 +181,8 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/servers/{instance}/snapshots", get(look::snapshots))
         .route("/v1/servers/{instance}/snapshots/{id}", get(look::snapshot))
         .route("/v1/planning", get(planning))
-        .route("/v1/secrets/digests", post(digests))
+        .route("/v1/secrets/digests", post(secrets::digests))
+        .route("/v1/secrets", post(secrets::list))
         .route("/v1/deployments", get(deployments).post(start))
         .route("/v1/deployments/{id}", get(deployment))
         .route("/v1/deployments/{id}/rollback", post(roll_back))
@@ -261,20 +262,6 @@ async fn planning(State(api): State<Api>) -> Answer<PlanningView> {
     let all = tokio::task::spawn_blocking(move || store.all()).await.unwrap_or_default();
     view.artifacts = all.into_iter().map(|artifact| artifact.sha256).collect();
     Ok(Json(view))
-}
-
-async fn digests(
-    State(api): State<Api>,
-    Json(sources): Json<BTreeMap<String, SecretSource>>,
-) -> Answer<BTreeMap<String, String>> {
-    // Programs may have to be run for them: the engine does not wait for that.
-    let digests = tokio::task::spawn_blocking(move || {
-        let digest = |(name, source): (&String, &SecretSource)| {
-            Some((fleetwright_deploy::planning::secret_key(source), api.secrets.digest(name, source)?))
-        };
-        sources.iter().filter_map(digest).collect()
-    });
-    digests.await.map(Json).map_err(|_| ending())
 }
 
 async fn deployments(State(api): State<Api>) -> Answer<Vec<DeploymentSummary>> {

@@ -23,6 +23,7 @@ mod output;
 mod plan;
 mod rollback;
 mod schema;
+mod secrets;
 mod servers;
 mod snapshots;
 mod status;
@@ -112,6 +113,8 @@ enum Command {
     Check(check::CheckCommand),
     #[command(subcommand)]
     Snapshots(snapshots::SnapshotsCommand),
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
     #[command(subcommand)]
     Artifacts(artifacts::ArtifactsCommand),
     Explain(explain::ExplainArguments),
@@ -217,6 +220,7 @@ async fn perform(command: Command, context: &Context) -> Result<u8> {
         Command::Servers(command) => servers::servers(command, context).await,
         Command::Check(command) => check::check(command, context).await,
         Command::Snapshots(command) => snapshots::snapshots(command, context).await,
+        Command::Secrets(command) => secrets::secrets(command, context).await,
         Command::Artifacts(command) => artifacts::artifacts(command, context).await,
         Command::Explain(arguments) => explain::explain(&arguments, context).await,
         Command::Rollback(arguments) => rollback::rollback(&arguments, context).await,

@@ -1,6 +1,7 @@
 //! Finding and reading what operators write: a manifest, its environment and its servers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use fleetwright_deploy::config::{
@@ -8,7 +9,7 @@ use fleetwright_deploy::config::{
     near_miss,
 };
 use fleetwright_deploy::ids::{EnvironmentName, HostName, InstanceId, ServerName};
-use fleetwright_deploy::planning::Configuration;
+use fleetwright_deploy::planning::{Configuration, Files};
 use fleetwright_deploy::release::ARTIFACT_SCHEME;
 use serde_saphyr::Spanned;
 
@@ -22,8 +23,12 @@ pub(crate) struct Project {
     pub(crate) artifacts: Vec<LocalArtifact>,
     /// Rules that are set aside, each with the reason.
     pub(crate) overrides: BTreeMap<String, String>,
+    /// The files that templates may read.
+    pub(crate) files: Files,
 }
 
+/// Largest file that a template may read, in bytes: it becomes a part of releases.
+const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// How many environments may extend each other.
 const EXTENDS_MAX: usize = 8;
 
@@ -106,7 +111,7 @@ pub(crate) fn load(manifest: &Path, environment: Option<&EnvironmentName>) -> Re
     let environment = environments.and_then(|all| all.merged());
     let environment = environment.ok_or_else(|| Problems::from(Problem::in_file(&source, "no environment")))?;
     let configuration = Configuration { manifest: (source, parsed), environment, servers, on_hosts };
-    Ok(Project { configuration, artifacts, overrides: BTreeMap::new() })
+    Ok(Project { configuration, artifacts, overrides: BTreeMap::new(), files: files(&config) })
 }
 
 /// A definition with the layers over it, its lock, and the file that its package names.
@@ -268,6 +273,27 @@ pub(crate) fn config_folder(manifest: &Path) -> PathBuf {
     let folder = manifest.parent().unwrap_or_else(|| Path::new(""));
     let beside = folder.join("config");
     if beside.is_dir() { beside } else { folder.join("..").join("config") }
+}
+
+/// The files that templates may read: those in `files` beside `config`.
+fn files(config: &Path) -> Files {
+    let folder = config.join("..").join("files");
+    Files::new(move |path| {
+        let read = || {
+            let (folder, path) = (folder.canonicalize()?, folder.join(path).canonicalize()?);
+            // A link that leads out is no file of the project's.
+            if !path.starts_with(&folder) {
+                return Err(std::io::Error::other("it is outside of the folder"));
+            }
+            let mut text = String::new();
+            std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+            if text.len() as u64 > FILE_BYTES_MAX {
+                return Err(std::io::Error::other(format!("it has more than {} KiB", FILE_BYTES_MAX >> 10)));
+            }
+            Ok(text)
+        };
+        read().map_err(|error| error.to_string())
+    })
 }
 
 /// The standard checks of a project, where it has some: `health-checks/standard-checks.yaml` beside `config`.

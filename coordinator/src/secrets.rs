@@ -10,9 +10,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::planning::secret_key;
-use fleetwright_deploy::release::{Release, SecretSource};
+use fleetwright_deploy::release::{Release, SecretEncoding, SecretSource, is_secret_name};
+use fleetwright_deploy::time::Timestamp;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Characters that generated values are drawn from: none needs quoting in a shell, a URL or YAML.
@@ -43,17 +47,18 @@ impl Secrets {
     /// The values that a release names. Those that take long to look up must have been looked up before.
     pub(crate) fn reveal(&self, release: &Release) -> Result<BTreeMap<String, String>, Failure> {
         let named = release.secrets.iter().map(|(name, secret)| {
-            let value = self.value(name, &secret.source).ok_or_else(|| missing(name, &secret.source))?;
+            let declared = secret.declared_name(name);
+            let value = self.value(declared, &secret.source).ok_or_else(|| missing(declared, &secret.source))?;
             let generated = matches!(secret.source, SecretSource::Generated { .. });
             if let Some(digest) = secret.digest.as_ref().filter(|_| !generated)
-                && *digest != self.digest_of(name, &value)
+                && *digest != self.digest_of(declared, &value)
             {
-                let message = format!("secret `{name}` has changed since the plan was made");
+                let message = format!("secret `{declared}` has changed since the plan was made");
                 return Err(
                     Failure::new(FailureKind::ConfigurationError, "secrets", message).hint("plan and deploy again")
                 );
             }
-            Ok((name.clone(), value))
+            Ok((name.clone(), encoded(value, secret.encode)))
         });
         named.collect()
     }
@@ -65,7 +70,7 @@ impl Secrets {
             .secrets
             .iter()
             .filter(|(_, secret)| takes_long(&secret.source) && !found.contains_key(&secret_key(&secret.source)));
-        lacking.map(|(name, secret)| (name.clone(), secret.source.clone())).collect()
+        lacking.map(|(name, secret)| (secret.declared_name(name).to_owned(), secret.source.clone())).collect()
     }
 
     /// Looks a value up that takes long and is not known yet, and remembers it.
@@ -107,6 +112,18 @@ impl Secrets {
         Some(self.digest_of(name, &self.value(name, source)?))
     }
 
+    /// When a value was written last that is in a file.
+    pub(crate) fn written_at(&self, name: &str, source: &SecretSource) -> Option<Timestamp> {
+        let path = match source {
+            SecretSource::File { path } | SecretSource::Age { path } => path,
+            SecretSource::Named { variable, .. } if std::env::var(variable).is_err() && is_secret_name(name) => name,
+            SecretSource::Named { .. } | SecretSource::Command { .. } | SecretSource::Generated { .. } => return None,
+        };
+        let modified = std::fs::metadata(self.folder.join(path)).ok()?.modified().ok()?;
+        let since = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(Timestamp::from_unix_ms(i64::try_from(since.as_millis()).ok()?))
+    }
+
     fn digest_of(&self, name: &str, value: &str) -> String {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(b"digest\0").update(name.as_bytes()).update(b"\0").update(value.as_bytes());
@@ -145,8 +162,7 @@ impl Secrets {
 
     /// Names come from configuration, so they are never taken for paths.
     fn file(&self, name: &str) -> Option<String> {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-        if name.is_empty() || !name.bytes().all(plain) {
+        if !is_secret_name(name) {
             return None;
         }
         let text = std::fs::read_to_string(self.folder.join(name)).ok()?;
@@ -159,6 +175,22 @@ impl Secrets {
         let mut bytes = vec![0; length as usize];
         hasher.finalize_xof().fill(&mut bytes);
         bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 64)])).collect()
+    }
+}
+
+/// What is unreserved in URLs (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A value as it is put into a text.
+fn encoded(value: String, encode: Option<SecretEncoding>) -> String {
+    match encode {
+        None => value,
+        Some(SecretEncoding::Base64) => STANDARD.encode(value),
+        Some(SecretEncoding::Url) => utf8_percent_encode(&value, RESERVED).to_string(),
+        Some(SecretEncoding::Json) => {
+            let quoted = serde_json::to_string(&value).unwrap_or_default();
+            quoted.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or_default().to_owned()
+        }
     }
 }
 
@@ -299,10 +331,21 @@ mod tests {
         let source = SecretSource::File { path: "key".to_owned() };
         let digest = secrets.digest("key", &source);
         let mut release = Release::plain("time".parse().expect("name"), vec!["true".to_owned()]);
-        release.secrets.insert("key".to_owned(), fleetwright_deploy::release::SecretUse { source, digest });
+        release
+            .secrets
+            .insert("key".to_owned(), fleetwright_deploy::release::SecretUse { source, digest, encode: None });
         assert_eq!(secrets.reveal(&release).expect("values")["key"], "one");
         std::fs::write(&file, "two").expect("write");
         let failure = secrets.reveal(&release).expect_err("refused");
         assert!(failure.message.contains("has changed since the plan was made"), "{failure}");
+    }
+
+    #[test]
+    fn a_value_is_put_in_as_the_text_around_it_wants_it() {
+        let value = "a b/\"c\"\\ä~".to_owned();
+        assert_eq!(encoded(value.clone(), None), value);
+        assert_eq!(encoded(value.clone(), Some(SecretEncoding::Url)), "a%20b%2F%22c%22%5C%C3%A4~");
+        assert_eq!(encoded(value.clone(), Some(SecretEncoding::Json)), "a b/\\\"c\\\"\\\\ä~");
+        assert_eq!(encoded(value, Some(SecretEncoding::Base64)), "YSBiLyJjIlzDpH4=");
     }
 }

@@ -16,6 +16,8 @@ mod schema;
 mod validity;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
 
 use crate::config::{Environment, Manifest, Problem, Problems, SecretWritten, Server, Source};
 use crate::host::HostView;
@@ -68,8 +70,38 @@ pub struct Circumstances {
     pub overrides: BTreeMap<String, String>,
     /// The variables that the template function `env` may read.
     pub variables: BTreeMap<String, String>,
+    /// The files that the template function `file` may read.
+    pub files: Files,
     /// The time.
     pub now: Timestamp,
+}
+
+/// Files by their paths, as whoever plans finds them.
+#[derive(Clone)]
+pub struct Files(Arc<dyn Fn(&str) -> Result<String, String> + Send + Sync>);
+
+impl Files {
+    /// Files that are read like this: from a path to the text, or why there is none.
+    pub fn new(read: impl Fn(&str) -> Result<String, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    fn read(&self, path: &str) -> Result<String, String> {
+        (self.0)(path)
+    }
+}
+
+impl Default for Files {
+    /// None at all.
+    fn default() -> Self {
+        Self::new(|_| Err("there are no files here".to_owned()))
+    }
+}
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Files")
+    }
 }
 
 /// A manifest with everything it refers to, and the texts for error messages.
@@ -191,7 +223,7 @@ fn unchecked(
     let mut groups = Vec::new();
     let mut planned = BTreeSet::new();
     let declared = secret_sources(&configuration.environment.1);
-    let mut templates = render::Templates::new(&circumstances.variables, &declared);
+    let mut templates = render::Templates::new(&circumstances.variables, &declared, &circumstances.files);
     for servers in order.groups {
         let mut group = Group { servers: Vec::new(), steps: Vec::new() };
         for server in servers {

@@ -111,7 +111,7 @@ fn files_encrypted_files_and_programs_give_values_also_to_a_coordinator_that_was
     let definition = |version: u32| {
         let program = format!(
             "apiVersion: fleetwright/v1\nname: beta\nrun:\n  command: [sh, -c, 'echo version {version}; exec sleep 100000']\n  stop_timeout: 2s\n  environment:\n    \
-             FILE: '{{{{ secret(name=\"of_file\") }}}}'\n    PROGRAM: '{{{{ secret(name=\"of_program\") }}}}'\n\
+             FILE: '{{{{ secret(name=\"of_file\") }}}}'\n    URL: 'x://u:{{{{ secret(name=\"of_program\", encode=\"url\") }}}}@h'\n    PROGRAM: '{{{{ secret(name=\"of_program\") }}}}'\n\
              health_checks:\n  - {{ name: alive, type: command, interval: 1s, severity: critical, config: {{ command: [\"true\"] }} }}\n"
         );
         fleet.write("config/servers/beta.yaml", &program);
@@ -128,6 +128,15 @@ fn files_encrypted_files_and_programs_give_values_also_to_a_coordinator_that_was
     };
     assert_eq!(environment()["FILE"], format!("{CANARY}-file"));
     assert_eq!(environment()["PROGRAM"], format!("{CANARY}-program"));
+    assert_eq!(environment()["URL"], format!("x://u:{CANARY}-program@h"));
+    let listed = |what: &str| {
+        let listed = fleet.run(&["secrets", "list"]).expect_code(0).stdout;
+        let line = listed.lines().find(|line| line.starts_with(what)).unwrap_or_else(|| panic!("{listed}"));
+        assert!(!listed.contains(CANARY) && line.contains("beta@host-1"), "{listed}");
+        line.to_owned()
+    };
+    assert!(listed("of_program").contains("command cat") && listed("of_program").contains("current"));
+    assert!(listed("of_file").contains("file /") && listed("of_file").contains("ago"));
 
     // The host sleeps while it is told to stage, and the coordinator that told it is gone with all that it remembered.
     use rustix::process::{Signal, kill_process};
@@ -149,8 +158,10 @@ fn files_encrypted_files_and_programs_give_values_also_to_a_coordinator_that_was
     // Another value is a change, and one that is gone stops the plan with what to do.
     fs::write(folder.join("printed"), "rotated").expect("write");
     let plan = fleet.run(&["plan", &manifest.to_string_lossy()]).expect_code(0).stdout;
+    assert!(listed("of_program").contains("changed: deploy again"));
     assert!(plan.contains("secrets.of_program changed") && !plan.contains("rotated"), "{plan}");
     fs::remove_file(folder.join("printed")).expect("remove");
+    assert!(listed("of_program").contains("no value"));
     let refused = fleet.run(&["plan", &manifest.to_string_lossy()]).expect_code(1).stderr;
     assert!(refused.contains("secret `of_program` has no value") && refused.contains("run `cat "), "{refused}");
     let mut found = Vec::new();
@@ -158,4 +169,60 @@ fn files_encrypted_files_and_programs_give_values_also_to_a_coordinator_that_was
     assert!(found.iter().all(|path| path.ends_with("environment.json")), "{found:?}");
     coordinator.kill().expect("kill");
     coordinator.wait().expect("wait");
+}
+
+#[test]
+fn agents_that_are_killed_in_the_midst_leave_no_value_where_none_belongs() {
+    let fleet = Fleet::new();
+    fs::write(fleet.path().join("value"), format!("{CANARY}\n")).expect("write");
+    let file = fleet.path().join("value").display().to_string();
+    fleet.write(
+        "config/environments/test.yaml",
+        &format!("apiVersion: fleetwright/v1\nname: test\nsecrets: {{ key: {{ file: '{file}' }} }}\n"),
+    );
+    let manifest = fleet.write(
+        "manifests/test.yaml",
+        "apiVersion: fleetwright/v1\nname: test\nenvironment: test\nservers:\n  - { server: beta }\n\
+         rollout: { min_healthy_time: 100ms, healthy_deadline: 20s, confirm_timeout: 30s, progress_deadline: 2m }\n",
+    );
+    let define = |version: usize| {
+        // Every second one fails, so that it is put back.
+        let end = if version.is_multiple_of(2) { "exit 9" } else { "exec sleep 100000" };
+        fleet.write(
+            "config/servers/beta.yaml",
+            &format!(
+                "apiVersion: fleetwright/v1\nname: beta\nrun:\n  command: [sh, \"{{{{ server.config_dir }}}}/run.sh\"]\n  stop_timeout: 2s\n  \
+                 environment: {{ KEY: '{{{{ secret(name=\"key\") }}}}', JSON: '{{{{ secret(name=\"key\", encode=\"json\") }}}}' }}\n\
+                 files:\n  - {{ path: run.sh, content: 'echo {version}; {end}' }}\n  - {{ path: key, content: '{{{{ secret(name=\"key\") }}}}' }}\n\
+                 health_checks:\n  - {{ name: alive, type: command, interval: 1s, config: {{ command: [\"true\"] }} }}\n"
+            ),
+        );
+    };
+    define(1);
+    fleet.up(&manifest, &["--agents", "1"]).expect_code(0);
+    let mut started = Vec::new();
+    for (version, after) in (2..).zip(["staging", "switching", "verifying", "restoring"]) {
+        define(version);
+        let id =
+            fleet.json(&["deploy", "start", &manifest.to_string_lossy()])["id"].as_str().expect("an id").to_owned();
+        let state =
+            || fleet.json(&["deploy", "show", &id])["steps"][0]["state"].as_str().unwrap_or_default().to_owned();
+        // It may have gone on before anybody looks: what is left behind then is looked for all the same.
+        let is_over = || fleet.json(&["deploy", "show", &id])["summary"]["outcome"].is_string();
+        fleet.wait_until("it has come so far", || state() == after || is_over());
+        fleet.kill_agent("host-1");
+        started.push(fleet.start_agent("host-1"));
+        fleet.wait_until("it has ended", is_over);
+    }
+    let mut found = Vec::new();
+    files_with(&fleet.state_dir(), CANARY, &mut found);
+    let belongs = |path: &PathBuf| {
+        let path = path.display().to_string();
+        path.contains("/servers/beta/") && (path.ends_with("/environment.json") || path.ends_with("/config/key"))
+    };
+    assert!(!found.is_empty() && found.iter().all(belongs), "{found:?}");
+    for mut agent in started {
+        let _ = agent.kill();
+        let _ = agent.wait();
+    }
 }

@@ -48,7 +48,8 @@ pub(super) fn text(server: &ServerLayout, layout: &ReleaseLayout, release: &Rele
     unit.set("Environment", &quoted(&format!("HOME={}", data.display())));
     if !image {
         unit.set("EnvironmentFile", &path(&layout.systemd_environment()));
-        for secret in release.secrets.keys() {
+        // A colon would end the name of the credential.
+        for secret in release.secrets.keys().filter(|secret| !secret.contains(':')) {
             let file = layout.secrets().join(secret);
             unit.set("LoadCredential", &format!("{secret}:{}", path(&file)));
         }

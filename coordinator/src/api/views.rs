@@ -12,7 +12,7 @@ use fleetwright_deploy::ids::{
     ServerName,
 };
 use fleetwright_deploy::plan::{Plan, PlanSummary, StepAction};
-use fleetwright_deploy::planning::{Circumstances, Present};
+use fleetwright_deploy::planning::{Circumstances, Files, Present};
 use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::report::MetricsSample;
@@ -339,6 +339,7 @@ impl PlanningView {
             secret_digests: None,
             artifacts: Some(self.artifacts),
             variables: std::env::vars().collect(),
+            files: Files::default(),
             now,
         }
     }

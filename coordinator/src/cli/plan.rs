@@ -140,6 +140,7 @@ pub(super) async fn make(project: &Project, client: Option<&Client>) -> Result<(
         None => offline(configuration),
     };
     circumstances.overrides = project.overrides.clone();
+    circumstances.files = project.files.clone();
     let checked = planning::plan(configuration, &circumstances)?;
     Ok((checked, circumstances))
 }

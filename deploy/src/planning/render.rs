@@ -17,7 +17,7 @@ use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
 use crate::release::{
     ConfigFile, Container, Database, Endpoint, MARKER_END, MARKER_START, Package, Release, Resources, RestartPolicy,
-    Run, SecretSource, SecretUse, ToolCall, Transport, Volume, masked,
+    Run, SecretSource, ToolCall, Transport, Volume, masked,
 };
 use crate::time::{Length, Timestamp};
 
@@ -88,15 +88,11 @@ fn build(
     );
     let mut release = rendered(source, server, host, templates)?;
     release.rendered_at = templates.clock_was_read().then_some(now);
-    for (name, secret) in templates.secrets_used() {
-        let digest = secret_digest(
-            circumstances,
-            environment.source_of(environment_source, Field::Secret, &name),
-            &name,
-            &secret,
-            warnings,
-        )?;
-        release.secrets.insert(name, SecretUse { source: secret, digest });
+    for (name, mut secret) in templates.secrets_used() {
+        let declared = secret.declared_name(&name);
+        let source = environment.source_of(environment_source, Field::Secret, declared);
+        secret.digest = secret_digest(circumstances, source, declared, &secret.source, warnings)?;
+        release.secrets.insert(name, secret);
     }
     Ok(release)
 }

@@ -10,7 +10,7 @@ use crate::config::{
     Condition, DependencyWritten, Field, ManifestServer, PackageWritten, Problem, SecretWritten, Server, Source,
 };
 use crate::plan::Rollout;
-use crate::release::{ARTIFACT_SCHEME, RestartPolicy, RuntimeChoice, Transport, is_artifact};
+use crate::release::{ARTIFACT_SCHEME, RestartPolicy, RuntimeChoice, Transport, is_artifact, is_secret_name};
 
 /// Everything that is wrong and can be said without rendering.
 pub(super) fn problems(configuration: &Configuration, rollout: &Rollout) -> Vec<Problem> {
@@ -89,6 +89,10 @@ fn secrets(configuration: &Configuration, problems: &mut Vec<Problem>) {
     for (name, written) in &environment.secrets {
         let source = environment.source_of(own, Field::Secret, name);
         let SecretWritten { env, file, age, command, fallback } = &written.value;
+        if !is_secret_name(name) {
+            let problem = Problem::at(source, written, format!("`{name}` is not the name of a secret"));
+            problems.push(problem.hint("letters, digits, `-` and `_`, at most 64: it is also the name of a file"));
+        }
         let said =
             [env.is_some(), file.is_some(), age.is_some(), command.is_some()].iter().filter(|said| **said).count();
         if said != 1 {

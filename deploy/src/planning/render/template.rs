@@ -8,10 +8,12 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_saphyr::Spanned;
 use sha2::{Digest, Sha256};
+use strum::VariantNames;
 use tera::{Context, ErrorKind, Kwargs, State, Tera};
 
 use crate::config::{Problem, Problems, Source, near_miss};
-use crate::release::{MARKER_END, MARKER_START, SecretSource, marker};
+use crate::planning::Files;
+use crate::release::{MARKER_END, MARKER_START, SecretEncoding, SecretSource, SecretUse, is_secret_name, marker};
 use crate::time::Timestamp;
 
 /// Longest text that `random_string` gives, in characters.
@@ -23,7 +25,7 @@ struct Used {
     scope: String,
     now: Timestamp,
     clock: bool,
-    secrets: BTreeMap<String, SecretSource>,
+    secrets: BTreeMap<String, SecretUse>,
 }
 
 /// The templates of a plan's releases. Making them is dear, so they are made once and begun anew for each release.
@@ -34,10 +36,11 @@ pub(in crate::planning) struct Templates {
 }
 
 impl Templates {
-    /// Templates whose function `env` sees `variables`, and whose `secret` knows `declared`.
+    /// Templates whose function `env` sees `variables`, whose `secret` knows `declared`, and whose `file` reads `files`.
     pub(in crate::planning) fn new(
         variables: &BTreeMap<String, String>,
         declared: &BTreeMap<String, SecretSource>,
+        files: &Files,
     ) -> Self {
         let used = Arc::new(Mutex::new(Used::default()));
         let mut tera = Tera::new();
@@ -45,6 +48,8 @@ impl Templates {
         register_secret(&mut tera, declared.clone(), Arc::clone(&used));
         register_random_string(&mut tera, Arc::clone(&used));
         register_now(&mut tera, Arc::clone(&used));
+        register_file(&mut tera, files.clone());
+        register_required(&mut tera);
         register_filters(&mut tera);
         Self { tera, context: Context::new(), used }
     }
@@ -89,7 +94,7 @@ impl Templates {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).clock
     }
 
-    pub(super) fn secrets_used(&self) -> BTreeMap<String, SecretSource> {
+    pub(super) fn secrets_used(&self) -> BTreeMap<String, SecretUse> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).secrets.clone()
     }
 }
@@ -102,7 +107,7 @@ pub(super) struct TemplateError {
 }
 
 /// Whether every marker of a secret is as it was made: a filter works on the marker, not on the value.
-fn are_whole(rendered: &str, used: &BTreeMap<String, SecretSource>) -> bool {
+fn are_whole(rendered: &str, used: &BTreeMap<String, SecretUse>) -> bool {
     let mut rest = rendered;
     let sign = MARKER_START.chars().next().unwrap_or_default();
     while let Some(at) = rest.find([sign, MARKER_END]) {
@@ -170,13 +175,25 @@ fn register_env(tera: &mut Tera, variables: BTreeMap<String, String>) {
 fn register_secret(tera: &mut Tera, declared: BTreeMap<String, SecretSource>, used: Arc<Mutex<Used>>) {
     tera.register_function("secret", move |kwargs: Kwargs, _: &State| {
         let name: String = kwargs.must_get("name")?;
+        let encode = match kwargs.get::<String>("encode")? {
+            None => None,
+            Some(encode) => Some(encode.parse::<SecretEncoding>().map_err(|_| {
+                let known = SecretEncoding::VARIANTS.join(", ");
+                error(format!("there is no encoding `{encode}`"), Some(format!("`encode` is one of {known}")))
+            })?),
+        };
         let Some(source) = declared.get(&name) else {
             let near = near_miss(&name, declared.keys().map(String::as_str));
             let hint = near.unwrap_or_else(|| format!("declare it under `secrets:` as `{name}: {{ env: VARIABLE }}`"));
             return Err(error(format!("the environment declares no secret `{name}`"), Some(hint)));
         };
-        used.lock().unwrap_or_else(PoisonError::into_inner).secrets.insert(name.clone(), source.clone());
-        Ok(marker(&name))
+        let key = match encode {
+            Some(encode) => format!("{name}.{}", <&'static str>::from(encode)),
+            None => name,
+        };
+        let secret = SecretUse { source: source.clone(), digest: None, encode };
+        used.lock().unwrap_or_else(PoisonError::into_inner).secrets.insert(key.clone(), secret);
+        Ok(marker(&key))
     });
 }
 
@@ -190,11 +207,49 @@ fn register_random_string(tera: &mut Tera, used: Arc<Mutex<Used>>) {
                 None,
             ));
         }
-        let key = format!("random:{name}:{length}");
+        if !is_secret_name(&name) {
+            let hint = "letters, digits, `-` and `_`, at most 64".to_owned();
+            return Err(error(format!("`{name}` is not the name of a random text"), Some(hint)));
+        }
+        let key = format!("random.{name}.{length}");
         let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
         let source = SecretSource::Generated { context: format!("{}/{name}", used.scope), length };
-        used.secrets.insert(key.clone(), source);
+        used.secrets.insert(key.clone(), SecretUse { source, digest: None, encode: None });
         Ok(marker(&key))
+    });
+}
+
+fn register_file(tera: &mut Tera, files: Files) {
+    tera.register_function("file", move |kwargs: Kwargs, _: &State| {
+        let path: String = kwargs.must_get("path")?;
+        let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\0', '\n']);
+        if !path.split('/').all(plain) {
+            let hint = "write a path below the folder `files` beside `config`, without `..`".to_owned();
+            return Err(error(format!("`{path}` is not the path of a file"), Some(hint)));
+        }
+        let text = files.read(&path).map_err(|why| {
+            error(
+                format!("the file `{path}` cannot be read: {why}"),
+                Some("it is looked for in `files`, beside `config`".to_owned()),
+            )
+        })?;
+        // What looks like a marker would be taken for one.
+        if text.contains([MARKER_END]) || text.contains(MARKER_START) {
+            return Err(error(format!("the file `{path}` has characters that mark secrets"), None));
+        }
+        Ok(text)
+    });
+}
+
+fn register_required(tera: &mut Tera) {
+    tera.register_function("required", |kwargs: Kwargs, _: &State| {
+        let message: String =
+            kwargs.get("message")?.unwrap_or_else(|| "a value that is required is not there".to_owned());
+        let value: Option<tera::Value> = kwargs.get("value")?;
+        match value.filter(|value| !value.is_none() && !value.is_undefined() && value.as_str() != Some("")) {
+            Some(value) => Ok(value),
+            None => Err(error(message, None)),
+        }
     });
 }
 
