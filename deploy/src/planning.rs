@@ -10,6 +10,7 @@ mod locks;
 mod placement;
 mod policies;
 mod render;
+mod risk;
 mod rules;
 mod saved;
 mod schema;
@@ -32,6 +33,7 @@ pub use diff::{Change, changes};
 pub use explain::{Explanation, explain};
 pub use graph::groups;
 pub use locks::LOCK_BYTES_MAX;
+pub use risk::{Risk, RiskLevel, risk};
 pub use saved::{SAVED_PLAN_BYTES_MAX, SavedArtifact, SavedPlan, SavedPlanError, moved_on};
 pub use schema::{SchemaKind, schema, schema_files};
 
@@ -76,9 +78,12 @@ pub struct Circumstances {
     pub now: Timestamp,
 }
 
+/// From a path to the text, or why there is none.
+type ReadFile = dyn Fn(&str) -> Result<String, String> + Send + Sync;
+
 /// Files by their paths, as whoever plans finds them.
 #[derive(Clone)]
-pub struct Files(Arc<dyn Fn(&str) -> Result<String, String> + Send + Sync>);
+pub struct Files(Arc<ReadFile>);
 
 impl Files {
     /// Files that are read like this: from a path to the text, or why there is none.

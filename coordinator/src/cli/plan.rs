@@ -9,8 +9,8 @@ use fleetwright_deploy::host::{Facts, HostView};
 use fleetwright_deploy::ids::{EnvironmentName, ServerName};
 use fleetwright_deploy::plan::{OnFailure, OnTimeout, Pace, PauseAt, PausePoint, PlannedStep, StepAction};
 use fleetwright_deploy::planning::{
-    self, Change, CheckedPlan, Circumstances, Configuration, Explanation, SavedArtifact, SavedPlan, changes,
-    secret_sources,
+    self, Change, CheckedPlan, Circumstances, Configuration, Explanation, Risk, RiskLevel, SavedArtifact, SavedPlan,
+    changes, secret_sources,
 };
 use fleetwright_deploy::time::Length;
 use serde_json::json;
@@ -219,7 +219,8 @@ pub(super) fn show(checked: &CheckedPlan, circumstances: &Circumstances, ui: &Ui
     }
     let plan = checked.plan();
     let value = json!({
-        "id": checked.id(), "summary": plan.summary(), "warnings": checked.warnings(), "plan": plan,
+        "id": checked.id(), "summary": plan.summary(), "risk": planning::risk(plan), "warnings": checked.warnings(),
+        "plan": plan,
     });
     ui.data(&value, || human(checked, circumstances, ui));
 }
@@ -334,6 +335,19 @@ fn human(checked: &CheckedPlan, circumstances: &Circumstances, ui: &Ui) -> Strin
         "{} to create, {} to update, {} to remove, {} unchanged",
         summary.create, summary.update, summary.remove, summary.unchanged
     );
+    if summary.changes() > 0 {
+        let Risk { level, reasons } = planning::risk(plan);
+        let color = match level {
+            RiskLevel::Low => Color::Green,
+            RiskLevel::Medium => Color::Yellow,
+            RiskLevel::High => Color::Red,
+        };
+        let _ = write!(text, "\nrisk: {}", ui.paint(color, level.into()));
+        for (level, reason) in reasons {
+            let level: &'static str = level.into();
+            let _ = write!(text, "\n  {level:<6} {reason}");
+        }
+    }
     text
 }
 

@@ -212,6 +212,7 @@ fn forget(path: &str, origins: &mut BTreeMap<String, String>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -275,5 +276,41 @@ mod tests {
         assert!(unknown.contains("time.yaml with prod.yaml:") && unknown.contains("prot"), "{unknown}");
         assert!(told(json!({ "name": "other" })).contains("another name"));
         assert!(told(json!({ "run": { "port": "many" } })).contains("prod.yaml"));
+    }
+
+    /// What a layer may say: some fields, of which some are taken away.
+    fn any_layer() -> impl Strategy<Value = Value> {
+        let port = prop::option::of((1_u16..9_000).prop_map(Value::from));
+        let variable = prop::option::of("[a-z: #'{}-]{0,8}").prop_map(Value::from);
+        let environment = prop::collection::btree_map("[A-C]", variable, 0..3);
+        let interval = prop::sample::select(vec!["1s", "250ms", "1h30m"]);
+        let checks = prop::collection::btree_map("[a-c]", interval, 0..3);
+        (port, environment, checks, any::<bool>()).prop_map(|(port, environment, checks, limited)| {
+            let checks = checks.into_iter().map(|(name, interval)| {
+                json!({ "name": name, "type": "tcp", "config": { "address": "h:1" }, "interval": interval })
+            });
+            let checks: Vec<Value> = checks.collect();
+            let mut layer = json!({ "run": { "environment": environment }, "health_checks": checks });
+            if let Some(port) = port {
+                layer["run"]["port"] = port;
+            }
+            if limited {
+                layer["resources"] = json!({ "memory": "1GiB" });
+            }
+            layer
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn resolving_again_with_the_same_layers_changes_nothing(layers in prop::collection::vec(any_layer(), 0..4)) {
+            let layers: Vec<Layer> = layers.into_iter().map(|value| layer("e.yaml", value)).collect();
+            let once = Server::resolve(&source(), &layers, None).expect("it resolves");
+            let again = Source { path: "servers/time.yaml".to_owned(), text: once.source.text.clone() };
+            let twice = Server::resolve(&again, &layers, None).expect("it resolves");
+            prop_assert_eq!(&once.source.text, &twice.source.text);
+            let alone = Server::resolve(&again, &[], None).expect("it resolves");
+            prop_assert_eq!(format!("{:?}", once.server.run.environment.keys()), format!("{:?}", alone.server.run.environment.keys()));
+        }
     }
 }

@@ -15,6 +15,18 @@ pub struct Source {
 }
 
 impl Source {
+    /// Its lines as YAML breaks them (YAML 1.2.2, section 5.4): a carriage return alone ends one, too.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        let mut rest = Some(self.text.as_str());
+        std::iter::from_fn(move || {
+            let text = rest.take().filter(|text| !text.is_empty())?;
+            let end = text.find(['\n', '\r']).unwrap_or(text.len());
+            let after = &text[end..];
+            rest = after.strip_prefix("\r\n").or_else(|| after.strip_prefix(['\n', '\r']));
+            Some(&text[..end])
+        })
+    }
+
     /// A file that defines something must bear its name, so that the definition is found by name.
     pub(super) fn check_name<T>(&self, written: &Spanned<T>, name: &str) -> Result<(), Problems> {
         let file = self.path.rsplit('/').next().unwrap_or(&self.path);
@@ -59,7 +71,7 @@ impl Problem {
     /// A problem of a field of the whole file, where that is written on a line of its own.
     pub fn at_field(source: &Source, field: &str, message: impl Into<String>) -> Self {
         let is_field = |line: &str| line.strip_prefix(field).is_some_and(|rest| rest.starts_with(':'));
-        match source.text.lines().position(is_field) {
+        match source.lines().position(is_field) {
             Some(index) => Self::at_line(source, index as u64 + 1, 1, message),
             None => Self::in_file(source, message),
         }
@@ -89,6 +101,9 @@ impl Problem {
             let line = start.line() + lines;
             let indent = source_line(source, line).map_or(0, |text| text.len() - text.trim_start().len()) as u64;
             Self::at_line(source, line, indent + columns + 1, message)
+        } else if lines > 1 && !stands_there(source, start.line() + lines - 1, value.value.lines().nth(line - 1)) {
+            // Its line breaks are escapes, or folded: they are no lines of the file.
+            Self::at(source, value, message)
         } else {
             let header = source_line(source, start.line())
                 .and_then(|text| text.get(start.column().saturating_sub(1) as usize..));
@@ -205,9 +220,17 @@ impl Problems {
     }
 }
 
+/// Whether a line of the file is this line of a text, but for its indentation.
+fn stands_there(source: &Source, line: u64, text: Option<&str>) -> bool {
+    match (source_line(source, line), text) {
+        (Some(there), Some(text)) => there.trim() == text.trim(),
+        _ => false,
+    }
+}
+
 fn source_line(source: &Source, line: u64) -> Option<&str> {
     let index = usize::try_from(line.checked_sub(1)?).ok()?;
-    source.text.lines().nth(index)
+    source.lines().nth(index)
 }
 
 /// The known name that a mistyped one was probably meant to be, as a hint.

@@ -167,3 +167,26 @@ proptest! {
         prop_assert_eq!(one.id(), two.id());
     }
 }
+
+#[test]
+fn what_could_go_wrong_is_told_the_worst_first() {
+    let two = "  - { server: a, place: { count: 2 }, rollout: { max_unavailable: 2 } }\n  - { server: b }\n";
+    let other = SERVER.replace("8801", "8802");
+    let first = plan_of(two, &[("a", SERVER), ("b", &other)]).expect("a plan");
+    let told = |plan: &Plan| -> Vec<(RiskLevel, String)> { risk(plan).reasons };
+    // The checks of both are critical unless it is said otherwise, and nothing of them runs yet.
+    assert_eq!((risk(first.plan()).level, told(first.plan())), (RiskLevel::Low, Vec::new()));
+    let changed = SERVER.replace("2026.10.19", "2026.10.20") + "irreversible: it migrates\n";
+    let configuration = read(&manifest(two), ENVIRONMENT, &[("a", &changed), ("b", &other)]).expect("readable");
+    let second = plan(&configuration, &deployed(first.plan(), circumstances())).expect("a plan");
+    assert_eq!(
+        told(second.plan()),
+        [
+            (RiskLevel::High, "a cannot be undone once it has run: it migrates".to_owned()),
+            (RiskLevel::Medium, "all 2 instances of a may be out of service at once".to_owned()),
+        ]
+    );
+    let one = read(&manifest("  - { server: b }\n"), ENVIRONMENT, &[("b", &other)]).expect("readable");
+    let third = plan(&one, &deployed(first.plan(), circumstances())).expect("a plan");
+    assert_eq!(told(third.plan()), [(RiskLevel::Medium, "a is removed from every host".to_owned())]);
+}
