@@ -197,16 +197,16 @@ pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Res
     if let Some(known) = &circumstances.artifacts {
         problems.extend(validity::missing_artifacts(configuration, known));
     }
-    let mut warnings = Vec::new();
+    let mut warnings = Warnings::default();
     let planned = Problems::none_or(problems)
         .and_then(|()| unchecked(configuration, circumstances, rollout, rollback, &mut warnings))
         .and_then(|plan| findings.of_instances(&plan, circumstances).map(|()| plan));
     // All that is wrong is told at once.
     match (planned, findings.judge(&circumstances.overrides)) {
         (Ok(mut plan), Ok(verdict)) => {
-            warnings.extend(verdict.warnings);
+            verdict.warnings.into_iter().for_each(|warning| warnings.add(warning));
             plan.overrides = verdict.overrides;
-            Ok(CheckedPlan { id: plan.id(), plan, warnings })
+            Ok(CheckedPlan { id: plan.id(), plan, warnings: warnings.told })
         }
         (Ok(_), Err(problems)) | (Err(problems), Ok(_)) => Err(problems),
         (Err(problems), Err(broken)) => Err(Problems(problems.0.into_iter().chain(broken.0).collect())),
@@ -219,37 +219,29 @@ fn unchecked(
     circumstances: &Circumstances,
     rollout: Rollout,
     rollback: RollbackPolicy,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<Plan, Problems> {
     let (source, manifest) = &configuration.manifest;
     let order = graph::order(source, manifest)?;
     let placed = placement::place(configuration, circumstances, &order.groups)?;
-    warnings.extend(placed.warnings);
+    placed.warnings.into_iter().for_each(|warning| warnings.add(warning));
+    let ids = order.groups.iter().flatten().filter_map(|server| Some((server, placed.hosts.get(server)?)));
+    let ids = ids.flat_map(|(server, hosts)| hosts.iter().map(|host| InstanceId::new(server.clone(), host.clone())));
+    let ids: Vec<InstanceId> = ids.collect();
+    let mut steps = all_steps(configuration, circumstances, &ids, warnings)?.into_iter();
     let mut groups = Vec::new();
-    let mut planned = BTreeSet::new();
-    let declared = secret_sources(&configuration.environment.1);
-    let mut templates = render::Templates::new(&circumstances.variables, &declared, &circumstances.files);
     for servers in order.groups {
         let mut group = Group { servers: Vec::new(), steps: Vec::new() };
         for server in servers {
             let Some(hosts) = placed.hosts.get(&server) else { continue };
-            for host in hosts {
-                let id = InstanceId::new(server.clone(), host.clone());
-                let release = render::release(configuration, circumstances, &id, &mut templates, warnings)?;
-                let irreversible = release.irreversible.clone();
-                let step = step(id.clone(), release, circumstances.present.get(&id));
-                if let Some(why) = irreversible.filter(|_| step.action != StepAction::Unchanged) {
-                    warnings.push(format!("{id} cannot be undone once it has run: {why}"));
-                }
-                group.steps.push(step);
-                planned.insert(id);
-            }
+            group.steps.extend(steps.by_ref().take(hosts.len()));
             group.servers.push(server);
         }
         if !group.steps.is_empty() {
             groups.push(group);
         }
     }
+    let planned: BTreeSet<InstanceId> = ids.into_iter().collect();
     let steps = groups.iter().flat_map(|group| &group.steps);
     let changing = steps.filter(|step| step.action != StepAction::Unchanged).map(|step| &step.instance.server);
     let changing = changing.collect();
@@ -270,6 +262,99 @@ fn unchecked(
         externals,
         overrides: Vec::new(),
     })
+}
+
+/// The steps of instances, in their order. Many are made by all processors together, which changes nothing of what they
+/// are.
+fn all_steps(
+    configuration: &Configuration,
+    circumstances: &Circumstances,
+    ids: &[InstanceId],
+    warnings: &mut Warnings,
+) -> Result<Vec<PlannedStep>, Problems> {
+    let declared = secret_sources(&configuration.environment.1);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let part = ids.len().div_ceil(processors).max(ALONE_MAX);
+    let made: Vec<Made> = std::thread::scope(|scope| {
+        let mut parts = ids.chunks(part);
+        let own = parts.next().unwrap_or_default();
+        let others: Vec<_> =
+            parts.map(|ids| scope.spawn(|| some_steps(configuration, circumstances, ids, &declared))).collect();
+        let own = some_steps(configuration, circumstances, own, &declared);
+        let joined =
+            others.into_iter().map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        std::iter::once(own).chain(joined).collect()
+    });
+    let (mut steps, mut problems) = (Vec::with_capacity(ids.len()), Vec::new());
+    for part in made {
+        steps.extend(part.steps);
+        problems.extend(part.problems);
+        part.warnings.told.into_iter().for_each(|warning| warnings.add(warning));
+    }
+    // What is wrong on every host is told once.
+    let mut told = Vec::new();
+    for problem in problems {
+        if !told.contains(&problem) {
+            told.push(problem);
+        }
+    }
+    Problems::none_or(told)?;
+    Ok(steps)
+}
+
+/// Steps that were made, or what is wrong with them.
+#[derive(Default)]
+struct Made {
+    steps: Vec<PlannedStep>,
+    problems: Vec<Problem>,
+    warnings: Warnings,
+}
+
+/// What is worth a look, each told once, in the order in which it was found.
+#[derive(Default)]
+struct Warnings {
+    told: Vec<String>,
+    known: BTreeSet<String>,
+}
+
+impl Warnings {
+    fn add(&mut self, warning: String) {
+        if self.known.insert(warning.clone()) {
+            self.told.push(warning);
+        }
+    }
+}
+
+/// How many steps one processor makes alone.
+const ALONE_MAX: usize = 1_000;
+/// After so many problems nothing more is looked at.
+const PROBLEMS_MAX: usize = 100;
+
+fn some_steps(
+    configuration: &Configuration,
+    circumstances: &Circumstances,
+    ids: &[InstanceId],
+    declared: &BTreeMap<String, SecretSource>,
+) -> Made {
+    let mut templates = render::Templates::new(&circumstances.variables, declared, &circumstances.files);
+    let mut made = Made { steps: Vec::with_capacity(ids.len()), ..Made::default() };
+    for id in ids {
+        match render::release(configuration, circumstances, id, &mut templates, &mut made.warnings) {
+            Ok(release) => {
+                let irreversible = release.irreversible.clone();
+                let step = step(id.clone(), release, circumstances.present.get(id));
+                if let Some(why) = irreversible.filter(|_| step.action != StepAction::Unchanged) {
+                    made.warnings.add(format!("{} cannot be undone once it has run: {why}", id.server));
+                }
+                made.steps.push(step);
+            }
+            Err(problems) => made.problems.extend(problems.0),
+        }
+        if made.problems.len() >= PROBLEMS_MAX {
+            break;
+        }
+    }
+    made
 }
 
 /// Makes the plan that takes the instances of a server to what an older plan had for them. Its rules were checked

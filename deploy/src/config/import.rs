@@ -8,10 +8,13 @@ use std::fmt::Write as _;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::text::quoted;
 use crate::ids::ServerName;
 
 /// Largest entry, in bytes.
 const ENTRY_BYTES_MAX: usize = 1024 * 1024;
+/// Longest name of an environment variable, in bytes.
+const VARIABLE_BYTES_MAX: usize = 256;
 /// What a digest that an entry does not give is written as: no digest, so that nothing is deployed before it is filled in.
 const DIGEST_WANTED: &str = "sha256:FILL-IN";
 
@@ -142,8 +145,8 @@ fn definition(entry: &Entry, package: &EntryPackage, name: ServerName, port: u16
     let version = package.version.clone().unwrap_or_else(|| entry.version.clone());
     let mut text = format!(
         "# From {} {} of the MCP registry.\napiVersion: fleetwright/v1\nname: {name}\ndescription: {}\n",
-        entry.name,
-        entry.version,
+        one_line(&entry.name),
+        one_line(&entry.version),
         quoted(entry.description.trim())
     );
     let mut command = Vec::new();
@@ -210,8 +213,12 @@ fn definition(entry: &Entry, package: &EntryPackage, name: ServerName, port: u16
     let mut environment = String::new();
     for variable in &package.environment_variables {
         let Some(name) = &variable.name else { continue };
+        if name.is_empty() || name.len() > VARIABLE_BYTES_MAX || name.contains(|c: char| c == '=' || c.is_control()) {
+            notes.push(format!("left out, since this is no name of a variable: {}", described(variable)));
+            continue;
+        }
         match value(variable, name, &mut notes) {
-            Some(value) => drop(writeln!(environment, "    {name}: {}", quoted(&value))),
+            Some(value) => drop(writeln!(environment, "    {}: {}", key(name), quoted(&value))),
             None => drop(writeln!(environment, "    # {}", described(variable))),
         }
     }
@@ -258,8 +265,24 @@ fn value(argument: &Argument, name: &str, notes: &mut Vec<String>) -> Option<Str
 fn described(argument: &Argument) -> String {
     let name = argument.name.as_deref().or(argument.value_hint.as_deref()).unwrap_or("an argument");
     let what = argument.description.as_deref().unwrap_or_default();
-    let line: String = what.lines().next().unwrap_or_default().chars().take(120).collect();
-    if line.is_empty() { name.to_owned() } else { format!("{name}: {line}") }
+    let line: String = one_line(what.trim().lines().next().unwrap_or_default()).chars().take(120).collect();
+    let name = one_line(name);
+    if line.is_empty() { name } else { format!("{name}: {line}") }
+}
+
+/// A text for a comment, which it must not leave.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { ' ' } else { c }).collect()
+}
+
+/// The name of a variable, as a field.
+fn key(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(plain) {
+        name.to_owned()
+    } else {
+        quoted(name)
+    }
 }
 
 /// An image's name, tag and digest.
@@ -280,11 +303,6 @@ fn path_of(url: &str) -> Option<String> {
     let after = url.split_once("://")?.1;
     let path = &after[after.find('/')?..];
     (path.len() > 1 && !path.contains('{')).then(|| path.to_owned())
-}
-
-/// A text as YAML takes it, whatever is in it: JSON's way to write it.
-fn quoted(text: &str) -> String {
-    serde_json::to_string(text).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -363,5 +381,16 @@ mod tests {
         assert!(told("[]", None).contains("no entry") && told("{", None).contains("no entry"));
         assert!(told(&PYPI.replace("Weather_Server", "---"), None).contains("cannot be made the name"));
         assert!(told(&" ".repeat(2 << 20), None).contains("larger"));
+    }
+
+    #[test]
+    fn what_an_entry_says_stays_a_text() {
+        let entry = r#"{"name":"io.github.a/b","version":"1.0\nrun: { command: [evil] }","packages":[{"registryType":"npm",
+            "identifier":"a\u007fb\u2028","version":"1","transport":{"type":"stdio"},
+            "environmentVariables":[{"name":"A: x","value":"c","description":"d\ne"},{"name":"C\nD","isSecret":true}]}]}"#;
+        let imported = import(entry, None, None, 8800).expect("an entry");
+        let server = parsed(&imported);
+        assert_eq!(server.run.command[0].value, "a\u{7f}b\u{2028}");
+        assert_eq!(server.run.environment.keys().collect::<Vec<_>>(), ["A: x"]);
     }
 }

@@ -8,6 +8,7 @@ use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
 use super::problem::{Problem, Source, said};
 use super::read;
+use super::text::quoted;
 
 /// Larger files are told their first error alone, in bytes.
 const BYTES_MAX: usize = 256 * 1024;
@@ -254,7 +255,7 @@ fn node<'a>(event: Event<'a>, span: Span, events: &mut Events<'_, 'a>, depth: us
     let content = match event {
         Event::Scalar(text, style, 0, None) => {
             let plain = style == ScalarStyle::Plain && !text.contains('\n');
-            Content::Scalar(if plain { text.into_owned() } else { serde_json::to_string(&text).ok()? })
+            Content::Scalar(if plain { text.into_owned() } else { quoted(&text) })
         }
         Event::SequenceStart(_, 0, None) => {
             let mut items = Vec::new();

@@ -1,4 +1,4 @@
-//! How texts are described to editors.
+//! Texts: how they are written so that YAML reads them as they are, and how they are described to editors.
 
 use std::borrow::Cow;
 
@@ -19,4 +19,27 @@ impl JsonSchema for Text {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": ["string", "number", "boolean"] })
     }
+}
+
+/// A text as YAML writes it whatever is in it: within double quotes (YAML 1.2.2, section 7.3.1).
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '\n' => quoted.push_str("\\n"),
+            '\u{0}'..='\u{1f}'
+            | '\u{7f}'..='\u{9f}'
+            | '\u{2028}'
+            | '\u{2029}'
+            | '\u{fdd0}'..='\u{fdef}'
+            | '\u{feff}'..='\u{ffff}' => {
+                quoted.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
 }

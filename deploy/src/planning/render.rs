@@ -5,13 +5,14 @@ mod template;
 
 pub(super) use self::checks::config_schemas;
 pub(super) use self::template::Templates;
+use self::template::is_template;
 
 use std::collections::BTreeMap;
 
 use serde_json::json;
 use serde_saphyr::Spanned;
 
-use super::{Circumstances, Configuration, secret_key};
+use super::{Circumstances, Configuration, Warnings, secret_key};
 use crate::config::{ContainerWritten, Field, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
 use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
@@ -34,11 +35,11 @@ pub(super) fn release(
     circumstances: &Circumstances,
     id: &InstanceId,
     templates: &mut Templates,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<Release, Problems> {
     let present = circumstances.present.get(id);
     if let Some((present, then)) = present.and_then(|p| Some((p, p.release.rendered_at?))) {
-        let same = build(configuration, circumstances, id, then, templates, &mut Vec::new())?;
+        let same = build(configuration, circumstances, id, then, templates, &mut Warnings::default())?;
         if same.id() == present.release_id {
             return Ok(same);
         }
@@ -52,7 +53,7 @@ fn build(
     id: &InstanceId,
     now: Timestamp,
     templates: &mut Templates,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<Release, Problems> {
     let (environment_source, environment) = &configuration.environment;
     let own = configuration.on_hosts.get(id);
@@ -65,26 +66,28 @@ fn build(
         return Err(Problem::in_file(&configuration.manifest.0, format!("there is no host `{}`", id.host)).into());
     };
     templates.begin(format!("{}/{}", environment.name.value, id.server), now);
-    let mut variables = BTreeMap::new();
-    for (name, written) in &environment.variables {
-        variables.insert(
-            name.clone(),
-            templates.render(environment.source_of(environment_source, Field::Variable, name), written)?,
-        );
+    if environment.variables.values().any(|written| is_template(&written.value)) {
+        let mut variables = BTreeMap::new();
+        for (name, written) in &environment.variables {
+            let source = environment.source_of(environment_source, Field::Variable, name);
+            variables.insert(name, templates.render(source, written)?);
+        }
+        templates.set("env", &variables);
+    } else {
+        templates.set_kept("env", "", || {
+            environment.variables.iter().map(|(name, written)| (name, &written.value)).collect::<BTreeMap<_, _>>()
+        });
     }
-    templates.set("env", &variables);
-    templates.set(
+    templates.set_kept(
         "host",
-        &json!({
-            "name": id.host, "address": host.address, "labels": host.labels, "state_dir": host.state_dir,
-        }),
+        id.host.as_str(),
+        || json!({ "name": id.host, "address": host.address, "labels": host.labels, "state_dir": host.state_dir }),
     );
     templates.set("server", &server_context(server, id, host));
-    templates.set(
+    templates.set_kept(
         "deployment",
-        &json!({
-            "manifest": configuration.manifest.1.name.value, "environment": environment.name.value,
-        }),
+        "",
+        || json!({ "manifest": configuration.manifest.1.name.value, "environment": environment.name.value }),
     );
     let mut release = rendered(source, server, host, templates)?;
     release.rendered_at = templates.clock_was_read().then_some(now);
@@ -115,7 +118,7 @@ fn secret_digest(
     source: &Source,
     name: &str,
     secret: &SecretSource,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<Option<String>, Problems> {
     if matches!(secret, SecretSource::Generated { .. }) {
         return Ok(Some("generated".to_owned()));
@@ -123,9 +126,7 @@ fn secret_digest(
     match &circumstances.secret_digests {
         None => {
             let warning = format!("secret `{name}` was not looked up: this plan is made without a coordinator");
-            if !warnings.contains(&warning) {
-                warnings.push(warning);
-            }
+            warnings.add(warning);
             Ok(None)
         }
         Some(digests) => match digests.get(&secret_key(secret)) {

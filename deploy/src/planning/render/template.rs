@@ -1,6 +1,6 @@
 //! Templates: Tera with Fleetwright's context and functions. A missing value is an error with its place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_saphyr::Spanned;
 use sha2::{Digest, Sha256};
 use strum::VariantNames;
-use tera::{Context, ErrorKind, Kwargs, State, Tera};
+use tera::{Context, ErrorKind, Kwargs, State, Tera, Value};
 
 use crate::config::{Problem, Problems, Source, near_miss};
 use crate::planning::Files;
@@ -32,6 +32,8 @@ struct Used {
 pub(in crate::planning) struct Templates {
     tera: Tera,
     context: Context,
+    /// What is the same for many releases, by what it is the same for.
+    kept: HashMap<String, Value>,
     used: Arc<Mutex<Used>>,
 }
 
@@ -51,7 +53,7 @@ impl Templates {
         register_file(&mut tera, files.clone());
         register_required(&mut tera);
         register_filters(&mut tera);
-        Self { tera, context: Context::new(), used }
+        Self { tera, context: Context::new(), kept: HashMap::new(), used }
     }
 
     /// Begins a release, for which `random_string` gives the same text for the same `scope` and name, and `now` is
@@ -64,6 +66,13 @@ impl Templates {
     /// Makes a value visible to the templates rendered from now on.
     pub(super) fn set(&mut self, name: &'static str, value: &impl Serialize) {
         self.context.insert(name, value);
+    }
+
+    /// The same with a value that is made once for all releases of which it is the same.
+    pub(super) fn set_kept<T: Serialize>(&mut self, name: &'static str, of: &str, value: impl FnOnce() -> T) {
+        let key = format!("{name} {of}");
+        let value = self.kept.entry(key).or_insert_with(|| Value::from_serializable(&value()));
+        self.context.insert_value(name, value.clone());
     }
 
     /// Renders a text that was written in a file.
@@ -82,7 +91,7 @@ impl Templates {
 
     /// Renders a text whose own place is not known.
     pub(super) fn render_text(&self, text: &str) -> Result<String, TemplateError> {
-        if !text.contains("{{") && !text.contains("{%") {
+        if !is_template(text) {
             return Ok(text.to_owned());
         }
         let rendered = self.tera.render_str(text, &self.context, false).map_err(|error| TemplateError::new(&error))?;
@@ -97,6 +106,11 @@ impl Templates {
     pub(super) fn secrets_used(&self) -> BTreeMap<String, SecretUse> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).secrets.clone()
     }
+}
+
+/// Whether a text is more than itself.
+pub(super) fn is_template(text: &str) -> bool {
+    text.contains("{{") || text.contains("{%")
 }
 
 /// Why a template cannot be rendered.
@@ -245,7 +259,7 @@ fn register_required(tera: &mut Tera) {
     tera.register_function("required", |kwargs: Kwargs, _: &State| {
         let message: String =
             kwargs.get("message")?.unwrap_or_else(|| "a value that is required is not there".to_owned());
-        let value: Option<tera::Value> = kwargs.get("value")?;
+        let value: Option<Value> = kwargs.get("value")?;
         match value.filter(|value| !value.is_none() && !value.is_undefined() && value.as_str() != Some("")) {
             Some(value) => Ok(value),
             None => Err(error(message, None)),
@@ -267,10 +281,10 @@ fn register_filters(tera: &mut Tera) {
         String::from_utf8(bytes).map_err(|_| error("what the base64 holds is no text".to_owned(), None))
     });
     tera.register_filter("sha256", |text: &str, _: Kwargs, _: &State| Ok(hex::encode(Sha256::digest(open(text)?))));
-    tera.register_filter("to_json", |value: tera::Value, _: Kwargs, _: &State| {
+    tera.register_filter("to_json", |value: Value, _: Kwargs, _: &State| {
         serde_json::to_string(&value).map_err(|failed| error(failed.to_string(), None))
     });
-    tera.register_filter("to_yaml", |value: tera::Value, _: Kwargs, _: &State| {
+    tera.register_filter("to_yaml", |value: Value, _: Kwargs, _: &State| {
         serde_saphyr::to_string(&value).map_err(|failed| error(failed.to_string(), None))
     });
 }
