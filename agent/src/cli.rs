@@ -15,7 +15,7 @@ use crate::embedded::Agent;
 use crate::enroll::{Enrolment, enroll};
 use crate::layout::Layout;
 use crate::this_host::ThisHost;
-use crate::{bridge, clock, container, handover, runtime, supervise};
+use crate::{bridge, clock, container, handover, pages, runtime, supervise};
 
 /// Fleetwright's agent: stages, switches, checks and restores the servers of this host.
 #[derive(Parser)]
@@ -182,6 +182,7 @@ async fn run(state_dir: &Path, coordinator: Option<String>) -> Result<ExitCode> 
     let agent = Agent::open(state_dir, identity, Arc::new(machine), client()?, clock::system(), steady)?;
     tokio::select! {
         ended = agent.run() => ended.map(|()| ExitCode::FAILURE),
+        () = pages::keep_giving_back() => Ok(ExitCode::FAILURE),
         _ = terminate.recv() => Ok(ExitCode::SUCCESS),
         _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
     }

@@ -21,6 +21,7 @@ mod machine;
 mod metrics;
 mod notify;
 mod output;
+mod pages;
 mod preflight;
 mod process;
 mod runtime;
