@@ -1,11 +1,10 @@
 //! Asking endpoints outside the fleet whether they answer.
 
-use std::error::Error;
 use std::time::Duration;
 
 use fleetwright_deploy::deployment::no_answer;
 use fleetwright_deploy::failure::Failure;
-use fleetwright_deploy::plan::{External, ExternalEndpoint};
+use fleetwright_deploy::plan::{EXTERNAL_TIMEOUT_MAX, External, ExternalEndpoint};
 use reqwest::Client;
 use reqwest::redirect::Policy;
 use tokio::net::TcpStream;
@@ -13,7 +12,7 @@ use tokio::time::timeout;
 
 /// Asks once, as the coordinator reaches it.
 pub(crate) async fn ask(external: &External) -> Result<(), Failure> {
-    let patience = Duration::from(external.timeout);
+    let patience = Duration::from(external.timeout.min(EXTERNAL_TIMEOUT_MAX));
     let asked = async {
         match &external.endpoint {
             ExternalEndpoint::Tcp { address } => {
@@ -32,24 +31,11 @@ async fn get(url: &str, statuses: &[u16]) -> Result<(), String> {
     // Without certificates of authorities nobody is trusted, and plain HTTP can be asked all the same.
     let client =
         client().build().or_else(|_| client().tls_certs_only([]).build()).map_err(|error| error.to_string())?;
-    let response = client.get(url).send().await.map_err(|error| chain(&error))?;
+    let response = client.get(url).send().await.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
     let status = response.status().as_u16();
     if statuses.contains(&status) { Ok(()) } else { Err(format!("it answers {status}, not {}", words(statuses))) }
 }
 
 fn words(statuses: &[u16]) -> String {
     statuses.iter().map(u16::to_string).collect::<Vec<_>>().join(" or ")
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = inner.source();
-    }
-    text
 }

@@ -16,7 +16,7 @@ use crate::health::{HealthReport, HealthStatus};
 use crate::host::HostView;
 use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ManifestName, ReleaseId};
 use crate::mutant::{Mutant, is_active};
-use crate::plan::{External, Plan, PlannedStep, RollbackStrategy, StepAction};
+use crate::plan::{EXTERNALS_MAX, External, Plan, PlannedStep, RollbackStrategy, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
 
@@ -318,6 +318,10 @@ impl Fleet {
                 "the plan changes nothing".to_owned(),
                 "there is nothing to do",
             );
+        }
+        if plan.externals.len() > EXTERNALS_MAX {
+            let message = format!("the plan has {} externals; at most {EXTERNALS_MAX} are asked", plan.externals.len());
+            return refuse(FailureKind::ConfigurationError, message, "plan again, with fewer of them");
         }
         for (_, step) in plan.changes() {
             let id = &step.instance;

@@ -13,7 +13,7 @@ mod retry;
 mod rollback;
 mod rollout;
 
-pub use external::{EXTERNALS_MAX, External, ExternalEndpoint};
+pub use external::{EXTERNAL_TIMEOUT_MAX, EXTERNALS_MAX, External, ExternalEndpoint};
 pub use retry::RetryPolicy;
 pub use rollback::{RollbackAction, RollbackPolicy, RollbackStep, RollbackStrategy};
 pub use rollout::{OnFailure, OnTimeout, Pace, PauseAt, PausePoint, Rollout};

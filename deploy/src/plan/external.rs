@@ -10,6 +10,9 @@ use crate::time::Length;
 /// Most externals that a manifest may name.
 pub const EXTERNALS_MAX: usize = 100;
 
+/// How long one attempt to reach one may take at most.
+pub const EXTERNAL_TIMEOUT_MAX: Length = Length::from_secs(60);
+
 /// An endpoint outside the fleet that must answer before anything is got ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct External {

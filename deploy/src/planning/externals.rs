@@ -4,13 +4,11 @@ use std::collections::BTreeSet;
 
 use crate::config::{ExternalWritten, Manifest, Problem, Source};
 use crate::ids::ServerName;
-use crate::plan::{EXTERNALS_MAX, External, ExternalEndpoint};
+use crate::plan::{EXTERNAL_TIMEOUT_MAX, EXTERNALS_MAX, External, ExternalEndpoint};
 use crate::time::Length;
 
 /// How long one attempt may take, unless it is said.
 const TIMEOUT: Length = Length::from_secs(5);
-/// How long one attempt may take at most.
-const TIMEOUT_MAX: Length = Length::from_secs(60);
 
 /// What is wrong with the externals of a manifest.
 pub(super) fn problems(source: &Source, manifest: &Manifest) -> Vec<Problem> {
@@ -30,9 +28,9 @@ pub(super) fn problems(source: &Source, manifest: &Manifest) -> Vec<Problem> {
             problems.push(problem);
         }
         if let Some(timeout) = external.timeout.as_ref()
-            && (timeout.value == Length::ZERO || timeout.value > TIMEOUT_MAX)
+            && (timeout.value == Length::ZERO || timeout.value > EXTERNAL_TIMEOUT_MAX)
         {
-            problems.push(Problem::at(source, timeout, format!("an attempt takes 1 ms to {TIMEOUT_MAX}")));
+            problems.push(Problem::at(source, timeout, format!("an attempt takes 1 ms to {EXTERNAL_TIMEOUT_MAX}")));
         }
     }
     problems
