@@ -144,6 +144,11 @@ impl ServerLayout {
         self.folder.join("runtime.json")
     }
 
+    /// Names the release that was begun, of those that end by themselves: how it ended counts from then on.
+    pub(crate) fn begun(&self) -> PathBuf {
+        self.folder.join("begun")
+    }
+
     /// Names the release that has done its work, of those that end by themselves.
     pub(crate) fn completed(&self) -> PathBuf {
         self.folder.join("completed")

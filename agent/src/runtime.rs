@@ -13,6 +13,7 @@ pub(crate) mod users;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
@@ -117,33 +118,40 @@ const ENDED_WELL: &str = "exit status 0";
 
 /// Whether a release that ends by itself has done its work. That is remembered, for the host may be started anew.
 pub(crate) fn has_completed(server: &ServerLayout, release: &ReleaseId, state: &State) -> bool {
-    if fs::read_to_string(server.completed()).is_ok_and(|known| known == release.to_string()) {
+    if names(&server.completed(), release) {
         return true;
     }
-    let done = state.given_up && state.last_exit.as_deref() == Some(ENDED_WELL);
-    if done && let Err(failure) = complete(server, release) {
+    // How something ended that was begun before says nothing of this one.
+    let done = state.given_up && state.last_exit.as_deref() == Some(ENDED_WELL) && names(&server.begun(), release);
+    if done && let Err(failure) = name(&server.completed(), release) {
         tracing::error!(%failure, server = server.name(), "that it has done its work could not be written down");
     }
     done
 }
 
-/// Remembers that a release has done its work, so that nothing starts it again.
-fn complete(server: &ServerLayout, release: &ReleaseId) -> Result<(), Failure> {
-    let (path, fresh) = (server.completed(), server.folder().join("completed.new"));
-    let written = fs::write(&fresh, release.to_string()).and_then(|()| fs::File::open(&fresh)?.sync_all());
-    written.and_then(|()| fs::rename(&fresh, &path)).map_err(|error| file_failure(&path, &error))
+fn names(path: &Path, release: &ReleaseId) -> bool {
+    fs::read_to_string(path).is_ok_and(|known| known == release.as_str())
+}
+
+fn name(path: &Path, release: &ReleaseId) -> Result<(), Failure> {
+    let fresh = path.with_extension("new");
+    let written = fs::write(&fresh, release.as_str()).and_then(|()| fs::File::open(&fresh)?.sync_all());
+    written.and_then(|()| fs::rename(&fresh, path)).map_err(|error| file_failure(path, &error))
 }
 
 /// Has the current release do its work, if it is one that ends: a new one from the beginning, while one that is only
 /// put back has done it already.
 pub(crate) fn begin(server: &ServerLayout, release: &ReleaseId, anew: bool) -> Result<(), Failure> {
+    for path in [server.begun(), server.completed()] {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(file_failure(&path, &error)),
+            Ok(()) | Err(_) => {}
+        }
+    }
     if !anew && stage::load(&server.release(release)).is_some_and(|release| release.run.completes) {
-        return complete(server, release);
+        return name(&server.completed(), release);
     }
-    match fs::remove_file(server.completed()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file_failure(&server.completed(), &error)),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    Ok(())
 }
 
 /// Starts the current release of a server, unless it runs already, or has done its work.
@@ -159,7 +167,8 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
         container::remove_leftover(server).await?;
         runtime(other).forget(server).await?;
     }
-    if release.run.completes && has_completed(server, &release.id(), &State::default()) {
+    let id = release.id();
+    if release.run.completes && has_completed(server, &id, &last(server).state(server).await) {
         return Ok(());
     }
     // The agent always runs: what it is to start as is another matter.
@@ -171,7 +180,8 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
     }
     let _ = fs::remove_file(server.stopped());
     remember(server, kind)?;
-    runtime(kind).start(server, &release).await
+    runtime(kind).start(server, &release).await?;
+    if release.run.completes { name(&server.begun(), &id) } else { Ok(()) }
 }
 
 /// Stops a server with everything it has started.

@@ -68,6 +68,11 @@ fn read<T: DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {
     serde_saphyr::from_str_with_options(text, options)
 }
 
+/// What a file says, as it is written; it was read before, so it can be read.
+pub(crate) fn value_of(source: &Source) -> serde_json::Value {
+    read(&source.text).unwrap_or_default()
+}
+
 /// Every file says which version of the format it is written in.
 fn check_api_version(source: &Source, written: &Spanned<String>) -> Result<(), Problems> {
     if written.value == API_VERSION {

@@ -70,6 +70,29 @@ fn what_completes_runs_once_for_each_release_before_what_waits_for_it() {
 }
 
 #[test]
+fn what_ends_while_its_agent_is_away_is_not_run_again() {
+    let fleet = Fleet::new();
+    let gate = fleet.path().join("gate");
+    let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", gate.display());
+    fleet.up(&manifest(&fleet, 1, "exit 0", ""), &["--agents", "1"]).expect_code(0);
+    let path = manifest(&fleet, 2, &wait, "");
+    let id = text(&fleet.json(&["deploy", "start", &path.to_string_lossy()])["id"]).to_owned();
+    let shown = || fleet.json(&["deploy", "show", &id]);
+    fleet.wait_until("it has been started", || runs(&fleet) == "1 2");
+    fleet.kill_agent("host-1");
+    fs::write(&gate, "").expect("write");
+    fleet.wait_until("it has ended", || {
+        fleet.supervisor("host-1", "migrate").is_some_and(|status| status["given_up"] == true)
+    });
+    let mut agent = fleet.start_agent("host-1");
+    fleet.wait_until("the deployment has ended", || shown()["summary"]["outcome"].is_string());
+    assert_eq!(text(&shown()["summary"]["outcome"]), "succeeded");
+    assert_eq!(runs(&fleet), "1 2");
+    let _ = agent.kill();
+    let _ = agent.wait();
+}
+
+#[test]
 fn externals_must_answer_before_anything_is_got_ready() {
     let fleet = Fleet::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -1,14 +1,17 @@
 //! Rules of the operators' own: expressions of the Common Expression Language (CEL).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use cel::common::ast::{EntryExpr, Expr, IdedEntryExpr, IdedExpr};
 use cel::{Context, Program};
 use serde::Serialize;
 use serde_json::{Value, json};
 use serde_saphyr::Spanned;
 
 use super::super::{Circumstances, Configuration};
-use crate::config::{Environment, Field, ManifestServer, Problem, RuleScope, RuleWritten, Server, Source, near_miss};
+use crate::config::{
+    Environment, Field, ManifestServer, Problem, RuleScope, RuleWritten, Server, Source, near_miss, value_of,
+};
 use crate::ids::ServerName;
 use crate::plan::{Plan, RollbackPolicy, Rollout};
 
@@ -196,7 +199,10 @@ fn compiled(source: &Source, id: &str, written: &Spanned<RuleWritten>) -> Result
         None => wrong("it is no CEL expression".to_owned()),
     })?;
     let (seen, references) = (variables(*scope), program.references());
-    let unknown = references.variables().into_iter().filter(|name| !seen.contains(name)).min().map(str::to_owned);
+    let mut bound = BTreeSet::new();
+    bound_in(program.expression(), &mut bound);
+    let known = |name: &str| seen.contains(&name) || bound.contains(name) || TYPES.contains(&name);
+    let unknown = references.variables().into_iter().filter(|name| !known(name)).min().map(str::to_owned);
     if let Some(unknown) = unknown {
         let hint = near_miss(&unknown, seen.iter().copied());
         let known = format!("it sees {}", seen.join(", "));
@@ -204,6 +210,39 @@ fn compiled(source: &Source, id: &str, written: &Spanned<RuleWritten>) -> Result
     }
     drop(references);
     Ok(program)
+}
+
+/// The names of types, which are values of CEL (`type(x) == string`).
+const TYPES: [&str; 10] = ["int", "uint", "double", "bool", "string", "bytes", "list", "map", "null_type", "type"];
+
+/// The names that macros such as `all` give to the items that they go through.
+fn bound_in<'e>(expression: &'e IdedExpr, bound: &mut BTreeSet<&'e str>) {
+    let entries = |entries: &'e [IdedEntryExpr], bound: &mut BTreeSet<&'e str>| {
+        for entry in entries {
+            match &entry.expr {
+                EntryExpr::StructField(field) => bound_in(&field.value, bound),
+                EntryExpr::MapEntry(entry) => {
+                    bound_in(&entry.key, bound);
+                    bound_in(&entry.value, bound);
+                }
+            }
+        }
+    };
+    match &expression.expr {
+        Expr::Comprehension(of) => {
+            bound.insert(&of.iter_var);
+            bound.extend(of.iter_var2.as_deref());
+            for part in [&of.iter_range, &of.accu_init, &of.loop_cond, &of.loop_step, &of.result] {
+                bound_in(part, bound);
+            }
+        }
+        Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).for_each(|part| bound_in(part, bound)),
+        Expr::List(list) => list.elements.iter().for_each(|part| bound_in(part, bound)),
+        Expr::Select(select) => bound_in(&select.operand, bound),
+        Expr::Map(map) => entries(&map.entries, bound),
+        Expr::Struct(of) => entries(&of.entries, bound),
+        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => {}
+    }
 }
 
 /// What is said of an environment: secrets only by their names.
@@ -217,12 +256,24 @@ fn about(environment: &Environment) -> Value {
     })
 }
 
-/// What a file says, as it is written.
-fn value_of(source: &Source) -> Value {
-    serde_saphyr::from_str(&source.text).unwrap_or_default()
+fn set(context: &mut Context<'_, '_>, name: &str, value: &impl Serialize) {
+    context.add_variable_from_value(name, of_json(serde_json::to_value(value).unwrap_or_default()));
 }
 
-fn set(context: &mut Context<'_, '_>, name: &str, value: &impl Serialize) {
-    let value = cel::to_value(value).unwrap_or(cel::Value::Null);
-    context.add_variable_from_value(name, value);
+/// A value as CEL takes it from JSON: whole numbers are integers, so that they can be added to the numbers of a rule.
+fn of_json(value: Value) -> cel::Value {
+    match value {
+        Value::Null => cel::Value::Null,
+        Value::Bool(value) => value.into(),
+        Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => number.into(),
+            (None, Some(number)) => number.into(),
+            (None, None) => number.as_f64().unwrap_or(f64::NAN).into(),
+        },
+        Value::String(text) => text.into(),
+        Value::Array(items) => items.into_iter().map(of_json).collect::<Vec<_>>().into(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (name, of_json(value))).collect::<HashMap<_, _>>().into()
+        }
+    }
 }

@@ -81,6 +81,15 @@ fn own_rules_see_manifest_server_and_instance() {
         let told = told(&format!("  custom:\n    mine: {broken}\n"));
         assert!(told.contains(": wrong (rule `mine` of environment test)"), "{broken}: {told}");
     }
+    for holding in [
+        "manifest.servers.all(s, s.server.startsWith(\\\"a\\\"))",
+        "server.health_checks.exists(c, has(c.type) && c.type == \\\"mcp\\\")",
+        "size(server.health_checks.filter(c, c.name == \\\"tools\\\").map(c, c.type)) == 1",
+        "type(server.run.port) == int && server.run.port + 1 == 8802",
+        "\\\"a\\\" in manifest.servers.map(s, s.server)",
+    ] {
+        judged(&format!("  custom:\n    mine: {{ check: \"{holding}\", message: wrong }}\n"), &[]).expect(holding);
+    }
     let holding =
         "  custom:\n    mine: { for: instance, check: 'release.run.command[0] == \"serve\"', message: wrong }\n";
     judged(holding, &[]).expect("it holds");
