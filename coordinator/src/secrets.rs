@@ -112,6 +112,16 @@ impl Secrets {
         Some(self.digest_of(name, &self.value(name, source)?))
     }
 
+    /// Whether there is no value but the stand-in that the environment names.
+    pub(crate) fn is_stand_in(&self, name: &str, source: &SecretSource) -> bool {
+        match source {
+            SecretSource::Named { variable, fallback: Some(_) } => {
+                std::env::var(variable).is_err() && self.file(name).is_none()
+            }
+            _ => false,
+        }
+    }
+
     /// When a value was written last that is in a file.
     pub(crate) fn written_at(&self, name: &str, source: &SecretSource) -> Option<Timestamp> {
         let path = match source {
@@ -283,6 +293,11 @@ mod tests {
         let source = SecretSource::Named { variable: "FLEETWRIGHT_TEST_UNSET".to_owned(), fallback: None };
         assert_eq!(secrets(folder.path()).value("api_key", &source).as_deref(), Some("s3cret"));
         assert_eq!(secrets(folder.path()).value("../outside", &source), None);
+        let with =
+            SecretSource::Named { variable: "FLEETWRIGHT_TEST_UNSET".to_owned(), fallback: Some("demo".to_owned()) };
+        assert!(!secrets(folder.path()).is_stand_in("api_key", &with), "its file has a value");
+        assert!(secrets(folder.path()).is_stand_in("another", &with));
+        assert!(!secrets(folder.path()).is_stand_in("another", &source), "it has no value at all");
         let digest = secrets(folder.path()).digest("api_key", &source).expect("digest");
         assert!(!digest.contains("s3cret"));
         std::fs::write(folder.path().join("api_key"), "rotated\n").expect("write");

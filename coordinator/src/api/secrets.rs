@@ -27,6 +27,9 @@ pub(crate) struct SecretRow {
     /// When its value was written last, where it is in a file.
     pub(crate) written_at: Option<Timestamp>,
     pub(crate) state: SecretState,
+    /// Whether its value is only the stand-in of its environment.
+    #[serde(default)]
+    pub(crate) stand_in: bool,
 }
 
 /// How a secret stands.
@@ -73,6 +76,7 @@ pub(super) async fn list(
     }
     let rows = tokio::task::spawn_blocking(move || {
         let rows = uses.into_values().map(|Use { mut row, digests }| {
+            row.stand_in = api.secrets.is_stand_in(&row.name, &row.source);
             row.written_at = api.secrets.written_at(&row.name, &row.source);
             row.state = match api.secrets.digest(&row.name, &row.source) {
                 None => SecretState::Missing,
@@ -90,7 +94,8 @@ pub(super) async fn list(
 impl Use {
     fn new(name: String, source: SecretSource) -> Self {
         let (used_by, state) = (BTreeSet::new(), SecretState::Unused);
-        let row = SecretRow { name, source, used_by, deployed_at: None, written_at: None, state };
+        let (deployed_at, written_at, stand_in) = (None, None, false);
+        let row = SecretRow { name, source, used_by, deployed_at, written_at, state, stand_in };
         Self { row, digests: BTreeSet::new() }
     }
 }

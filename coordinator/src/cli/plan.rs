@@ -53,7 +53,7 @@ pub(crate) struct PlanArguments {
     #[arg(long, value_enum, value_name = "FORMAT", conflicts_with_all = ["rollback", "explain"])]
     graph: Option<graph::Format>,
     /// Say why a server is in its group and on its hosts instead.
-    #[arg(long, value_name = "SERVER", conflicts_with = "rollback")]
+    #[arg(long, value_name = "SERVER", conflicts_with_all = ["rollback", "out"])]
     explain: Option<ServerName>,
     #[command(flatten)]
     overrides: OverrideArguments,
@@ -94,6 +94,13 @@ pub(super) async fn plan(arguments: &PlanArguments, context: &Context) -> Result
     let mut project = project::load(&arguments.manifest, arguments.environment.as_ref())?;
     project.overrides = arguments.overrides.reasons()?;
     let client = if arguments.offline { None } else { reachable(context).await };
+    if let Some(server) = &arguments.explain {
+        // Also of a configuration that breaks a rule.
+        let circumstances = circumstances(&project, client.as_ref()).await?;
+        let explanation = planning::explain(&project.configuration, &circumstances, server)?;
+        context.ui.data(&explanation, || explained(&explanation));
+        return Ok(exit::DONE);
+    }
     let (checked, circumstances) = make(&project, client.as_ref()).await?;
     if let Some(file) = &arguments.out {
         save(file, &checked, &project, &context.ui)?;
@@ -101,9 +108,6 @@ pub(super) async fn plan(arguments: &PlanArguments, context: &Context) -> Result
     if let Some(format) = arguments.graph {
         let text = graph::draw(format, &project.configuration.manifest.1, checked.plan());
         context.ui.data(&json!({ "graph": text }), || text.trim_end().to_owned());
-    } else if let Some(server) = &arguments.explain {
-        let explanation = planning::explain(&project.configuration, &circumstances, server)?;
-        context.ui.data(&explanation, || explained(&explanation));
     } else {
         show(&checked, &circumstances, &context.ui);
     }
@@ -126,6 +130,13 @@ async fn reachable(context: &Context) -> Option<Client> {
 
 /// Makes a plan, against what runs if there is a coordinator.
 pub(super) async fn make(project: &Project, client: Option<&Client>) -> Result<(CheckedPlan, Circumstances)> {
+    let circumstances = circumstances(project, client).await?;
+    let checked = planning::plan(&project.configuration, &circumstances)?;
+    Ok((checked, circumstances))
+}
+
+/// What a plan is made from besides the configuration.
+async fn circumstances(project: &Project, client: Option<&Client>) -> Result<Circumstances> {
     let configuration = &project.configuration;
     let mut circumstances = match client {
         Some(client) => {
@@ -141,8 +152,7 @@ pub(super) async fn make(project: &Project, client: Option<&Client>) -> Result<(
     };
     circumstances.overrides = project.overrides.clone();
     circumstances.files = project.files.clone();
-    let checked = planning::plan(configuration, &circumstances)?;
-    Ok((checked, circumstances))
+    Ok(circumstances)
 }
 
 /// Saves a plan to a file, whole or not at all.

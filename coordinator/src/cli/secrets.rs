@@ -58,7 +58,7 @@ fn listed(rows: &[SecretRow]) -> String {
         vec![
             row.name.clone(),
             row.source.to_string(),
-            state.to_owned(),
+            if row.stand_in { format!("{state} (stand-in)") } else { state.to_owned() },
             age(row.written_at),
             age(row.deployed_at),
             if users.is_empty() { "-".to_owned() } else { users.join(", ") },

@@ -93,8 +93,9 @@ impl Deployment {
         if let Some(inquiry) = self.externals.get_mut(name) {
             inquiry.failed_at = Some(first);
         }
-        let what = if again { "retry" } else { "external_failed" };
-        let mut note = self.note(None, what, failure.message.clone());
+        let (what, then) = if again { ("retry", "; it is asked again") } else { ("external_failed", "") };
+        let message = format!("{name}: attempt {attempt} of {attempts} failed{then}");
+        let mut note = self.note(None, what, message);
         note.failure = Some(failure.clone());
         effects.notes.push(note);
         self.failures.push(failure.clone());

@@ -73,8 +73,9 @@ fn of_server(plan: &Plan, server: &ServerName, steps: &[&PlannedStep], reasons: 
         (removed, all) if removed == all => add(RiskLevel::Medium, format!("{server} is removed from every host")),
         (removed, all) => add(RiskLevel::Low, format!("{removed} of {all} instances of {server} are removed")),
     }
-    let watched =
-        releases().all(|release| release.health_checks.iter().any(|check| check.severity == Severity::Critical));
+    let watched = releases().all(|release| {
+        release.run.completes || release.health_checks.iter().any(|check| check.severity == Severity::Critical)
+    });
     if releases().next().is_some() && !watched {
         add(RiskLevel::Medium, format!("no check of {server} is critical: it counts as healthy when it only runs"));
     }

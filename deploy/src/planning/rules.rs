@@ -232,7 +232,9 @@ impl<'a> Findings<'a> {
         let rules = self.rules();
         let is_agent = server.run.runtime == RuntimeChoice::Agent;
         let critical = server.checks.iter().any(|check| check.value.severity == Severity::Critical);
-        if rules.critical_check == Some(true) && !critical {
+        // How it ends says whether it has done its work.
+        let says_itself = server.run.completes;
+        if rules.critical_check == Some(true) && !critical && !says_itself {
             let problem = Problem::at(source, &server.name, "no critical health check");
             self.add("critical_check", problem.hint("add a check, for example `type: mcp`"));
         }
