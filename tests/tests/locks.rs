@@ -25,7 +25,10 @@ fn is_locked(package: &str, version: &str, command: &str, spoil: impl Fn(&str) -
     let written = definition(&fleet, &format!("{package}, version: {version}"), command);
     let (manifest_path, path) = (manifest.to_string_lossy().into_owned(), written.to_string_lossy().into_owned());
     let refused = fleet.run(&["plan", &manifest_path]).expect_code(1).stderr;
-    assert!(refused.contains("it has no lock (rule `locked`)") && refused.contains("fleetwright lock"), "{refused}");
+    assert!(
+        refused.contains("it has no lock (rule `locked` of environment test)") && refused.contains("fleetwright lock"),
+        "{refused}"
+    );
     let locked = fleet.run(&["lock", &path]).expect_code(0).stdout;
     assert!(locked.contains("wrote ") && locked.contains("alpha.lock"), "{locked}");
     assert!(fleet.run(&["lock", &path]).expect_code(0).stdout.contains("is as it was"));
