@@ -240,3 +240,44 @@ fn a_port_is_published_and_a_network_made_and_stopping_lets_the_server_say_goodb
     fleet.run(&["down"]).expect_code(0);
     assert!(images.containers().is_empty());
 }
+
+/// Does its work, and ends as its arguments say.
+const JOB: &str = r#"
+import os, sys
+open(os.environ["DATA"] + "/runs", "a").write("once\n")
+sys.exit(int(sys.argv[1]))
+"#;
+
+#[test]
+fn an_image_that_completes_has_come_through_when_its_container_ends_well() {
+    if !have(&[Tool::Python, Tool::Engine, Tool::Registry]) {
+        return;
+    }
+    let images = Images::new();
+    let digest = images.publish("job", JOB, 1, false);
+    let environment = [("DOCKER_HOST", images.engine.host())];
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let fleet = Fleet::within(images.engine.namespace(), &environment);
+    let manifest = fleet.configure(&[], "servers:\n  - { server: job }\n");
+    let define = |exit: u8| {
+        fleet.write(
+            "config/servers/job.yaml",
+            &format!(
+                "apiVersion: fleetwright/v1\nname: job\npackage: {{ oci: '{REGISTRY}/job', digest: '{digest}', version: '1' }}\n\
+                 run:\n  command: ['{exit}']\n  completes: true\n  environment: {{ DATA: '{{{{ server.data_dir }}}}' }}\n\
+                 snapshot: {{ data: true }}\n"
+            ),
+        );
+    };
+    let runs = || fs::read_to_string(fleet.host("host-1").join("servers/job/data/runs")).unwrap_or_default();
+    define(0);
+    fleet.up(&manifest, &["--agents", "1"]).expect_code(0);
+    assert_eq!(runs(), "once\n");
+    fleet.wait_until("it is told as completed", || {
+        fleet.run(&["servers", "list"]).expect_code(0).stdout.contains("completed")
+    });
+    define(3);
+    let failed = fleet.deploy(&manifest, &[]).expect_code(4);
+    assert!(failed.stderr.contains("exit status 3"), "{}", failed.stderr);
+    assert_eq!(runs(), "once\n", "what it did is put back, and the release before is not run again");
+}
