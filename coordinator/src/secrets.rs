@@ -6,8 +6,8 @@ use std::io::{BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
@@ -24,7 +24,6 @@ const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 
 /// How long a program may take to print a value.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
-const COMMAND_POLL: Duration = Duration::from_millis(20);
 /// Largest value, in bytes.
 const VALUE_BYTES_MAX: u64 = 64 * 1024;
 /// The file with the identities that open what is encrypted with age.
@@ -245,19 +244,15 @@ fn run(command: &[String]) -> Result<String> {
         stderr.map(|stderr| stderr.take(4 * 1024).read_to_end(&mut said));
         String::from_utf8_lossy(&said).into_owned()
     });
-    let deadline = Instant::now() + COMMAND_TIMEOUT;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if Instant::now() > deadline {
-            end_all();
-            child.wait()?;
-            bail!("`{program}` has not ended within {} s", COMMAND_TIMEOUT.as_secs());
-        }
-        std::thread::sleep(COMMAND_POLL);
-    };
+    let (ended, end) = mpsc::sync_channel(1);
+    // It ends with the program, which is killed where nobody waits for it any more.
+    std::thread::spawn(move || ended.send(child.wait()));
+    let outcome = end.recv_timeout(COMMAND_TIMEOUT);
     end_all();
+    let Ok(status) = outcome else {
+        bail!("`{program}` has not ended within {} s", COMMAND_TIMEOUT.as_secs());
+    };
+    let status = status?;
     if !status.success() {
         bail!("`{program}` failed with {status}: {}", said.join().unwrap_or_default().trim());
     }

@@ -16,7 +16,7 @@ mod written;
 
 pub use checks::{Check, CheckType, CheckWritten, StandardCheck, StandardChecks};
 pub use dependency::{Condition, DependencyWritten, ExternalWritten};
-pub use import::{ImportError, Imported, import};
+pub use import::{ENTRY_BYTES_MAX, ImportError, Imported, import};
 pub use layers::{Field, Layer, Resolved};
 pub use problem::{Problem, Problems, Source, near_miss};
 pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, RolloutWritten, Share};

@@ -81,10 +81,33 @@ fn value_at<'a>(value: &'a Value, path: &str) -> &'a Value {
             found.unwrap_or(&Value::Null)
         }
         Value::Array(items) => {
-            let name = |item: &'a Value| ["name", "path", "tool"].iter().find_map(|key| item[key].as_str());
+            let name = |item: &'a Value| ["name", "use", "path", "tool"].iter().find_map(|key| item[key].as_str());
             let found = items.iter().find_map(|item| Some(value_at(item, below(name(item)?)?)));
             found.unwrap_or(&Value::Null)
         }
         _ => &Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_value_is_found_by_its_path_also_in_a_check_that_has_no_name_of_its_own() {
+        let definition = json!({
+            "run": { "environment": { "a.b": "dotted" } },
+            "health_checks": [{ "use": "mcp-tools", "interval": "1s" }, { "use": "page", "name": "front", "timeout": "2s" }],
+        });
+        for (path, expected) in [
+            ("run.environment.a.b", "dotted"),
+            ("health_checks.mcp-tools.interval", "1s"),
+            ("health_checks.front.timeout", "2s"),
+        ] {
+            assert_eq!(value_at(&definition, path), expected, "{path}");
+        }
+        assert_eq!(value_at(&definition, "health_checks.page.timeout"), &Value::Null);
     }
 }

@@ -1,6 +1,6 @@
 //! `fleetwright import`
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -35,18 +35,21 @@ pub(crate) struct ImportArguments {
 
 pub(super) fn import(arguments: &ImportArguments, context: &Context) -> Result<u8> {
     let shown = arguments.entry.display();
-    let entry = std::fs::read_to_string(&arguments.entry).with_context(|| format!("{shown} cannot be read"))?;
+    let mut entry = String::new();
+    // One byte more than is read shows that there is too much.
+    std::fs::File::open(&arguments.entry)
+        .and_then(|file| file.take(config::ENTRY_BYTES_MAX as u64 + 1).read_to_string(&mut entry))
+        .with_context(|| format!("{shown} cannot be read"))?;
     let imported = config::import(&entry, arguments.registry.as_deref(), arguments.name.as_ref(), arguments.port);
     let imported = imported.map_err(|error| {
         Failure::new(FailureKind::ConfigurationError, "import", format!("{shown}: {error}"))
             .hint("`server.json` is described at https://github.com/modelcontextprotocol/registry")
     })?;
     if let Some(file) = &arguments.out {
-        let mut written = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(file)
-            .with_context(|| format!("{} cannot be made", file.display()))?;
+        let mut written = std::fs::OpenOptions::new().write(true).create_new(true).open(file).with_context(|| {
+            let hint = "what is there already is left alone: name another file, or remove that one";
+            format!("{} cannot be made\n  hint: {hint}", file.display())
+        })?;
         written.write_all(imported.text.as_bytes()).with_context(|| format!("{} cannot be written", file.display()))?;
         context.ui.say(&format!("wrote {}", file.display()));
     }

@@ -12,7 +12,7 @@ use super::text::quoted;
 use crate::ids::ServerName;
 
 /// Largest entry, in bytes.
-const ENTRY_BYTES_MAX: usize = 1024 * 1024;
+pub const ENTRY_BYTES_MAX: usize = 1024 * 1024;
 /// Longest name of an environment variable, in bytes.
 const VARIABLE_BYTES_MAX: usize = 256;
 /// What a digest that an entry does not give is written as: no digest, so that nothing is deployed before it is filled in.
