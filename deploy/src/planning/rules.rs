@@ -85,10 +85,10 @@ impl<'a> Findings<'a> {
             let known = BUILT_IN_RULES.into_iter().chain(rules.custom.keys().map(String::as_str));
             if !known.clone().any(|known| known == rule) {
                 let problem = Problem::in_file(manifest, format!("there is no rule `{rule}` to set aside"));
-                problems.push(match near_miss(rule, known) {
-                    Some(hint) => problem.hint(hint),
-                    None => problem,
-                });
+                let of = &source.path;
+                let hint = near_miss(rule, known)
+                    .unwrap_or_else(|| format!("`rules.overridable` of {of} lists those that may be set aside"));
+                problems.push(problem.hint(hint));
             } else if !among(&rules.overridable, rule) {
                 let message = format!("rule `{rule}` may not be set aside in environment {}", environment.name.value);
                 let hint = format!("only those that `rules.overridable` of {} lists may", source.path);

@@ -123,6 +123,8 @@ fn warnings_stop_nothing_and_overrides_are_recorded_where_they_are_allowed() {
     assert!(refused.contains("may not be set aside in environment test"), "{refused}");
     let unknown = judged("  locked: true\n", &["lockde"]).expect_err("unknown").to_string();
     assert!(unknown.contains("did you mean `locked`?"), "{unknown}");
+    let far = judged("  locked: true\n", &["nonsense"]).expect_err("unknown").to_string();
+    assert!(far.contains("`rules.overridable` of "), "{far}");
 
     let rules = "  locked: true\n  overridable: [locked, canary]\n";
     let aside = judged(rules, &["locked"]).expect("a plan");
