@@ -6,7 +6,7 @@ use fleetwright_certs::{Signer, TrustedKeys};
 use fleetwright_deploy::deployment::{Deployment, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::Fleet;
-use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, HostName, InstanceId, PlanId, ServerName};
+use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, HostName, InstanceId, ServerName};
 use fleetwright_deploy::plan::Plan;
 use fleetwright_deploy::time::{Length, Timestamp};
 use fleetwright_protocol::command::{COMMAND_LIFETIME, Command, CommandBody, CommandV1, IntentV1, StepOrder};
@@ -118,12 +118,13 @@ pub(crate) fn sign_intents(
     signer: &Signer,
     now: Timestamp,
 ) -> Result<std::collections::BTreeMap<HostName, String>, FrameError> {
+    let plan_id = plan.id();
     let signed = plan.per_host().into_iter().map(|(host, servers)| {
         let intent = IntentV1 {
             fleet: fleet.clone(),
             host: host.clone(),
             deployment: deployment.clone(),
-            plan: plan.id(),
+            plan: plan_id.clone(),
             generation,
             not_after: now.after(INTENT_LIFETIME),
             servers,
@@ -141,7 +142,7 @@ pub(crate) fn check_intents(
     generation: Generation,
     keys: &TrustedKeys,
 ) -> Result<(), String> {
-    let wanted = plan.per_host();
+    let (plan_id, wanted) = (plan.id(), plan.per_host());
     for (host, servers) in &wanted {
         let text = intents.get(host).ok_or_else(|| format!("there is no signed intent for host {host}"))?;
         let envelope = open_text(text).map_err(|error| error.to_string())?;
@@ -149,7 +150,6 @@ pub(crate) fn check_intents(
             .map_err(|error| format!("the intent for {host} is refused: {error}"))?;
         let Intent::V1(intent) = decode(&envelope.payload).map_err(|error| error.to_string())?;
         let same: Vec<(ServerName, Option<fleetwright_deploy::ids::ReleaseId>)> = intent.servers;
-        let plan_id: PlanId = plan.id();
         if intent.host != *host || intent.plan != plan_id || same != *servers || intent.generation != generation {
             return Err(format!("the intent for {host} was signed for another plan or generation"));
         }

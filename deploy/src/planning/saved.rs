@@ -1,9 +1,11 @@
 //! Plans in files: made now, executed later, and only if nothing has moved on.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{CheckedPlan, Circumstances};
-use crate::ids::PlanId;
+use crate::ids::{InstanceId, PlanId};
 use crate::plan::Plan;
 use crate::time::Timestamp;
 
@@ -110,8 +112,9 @@ pub fn moved_on(plan: &Plan, circumstances: &Circumstances) -> Vec<String> {
         );
         changes.push(format!("{} ran {then} when the plan was made, and runs {now} now", step.instance));
     }
+    let known: BTreeSet<&InstanceId> = plan.steps().map(|step| &step.instance).collect();
     let of_manifest = circumstances.present.iter().filter(|(_, present)| present.manifest == plan.manifest);
-    for (id, _) in of_manifest.filter(|(id, _)| !plan.steps().any(|step| step.instance == **id)) {
+    for (id, _) in of_manifest.filter(|(id, _)| !known.contains(id)) {
         changes.push(format!("{id} runs now, and the plan does not know it"));
     }
     if changes.is_empty() {
