@@ -195,7 +195,7 @@ fn plan(fleet: &Fleet, version: u64) -> Plan {
         let previous = fleet.instances().get(&instance).map(|record| record.release_id.clone());
         let release = release(&instance.server, version);
         let action = if previous.is_some() { StepAction::Update } else { StepAction::Create };
-        PlannedStep { instance, action, previous, release_id: Some(release.id()), release: Some(release) }
+        PlannedStep { instance, action, previous, release_id: Some(release.id()), release: Some(release.into()) }
     };
     let groups = servers.chunks(2).map(|servers| Group {
         servers: servers.to_vec(),

@@ -161,7 +161,8 @@ impl Deployment {
 
     /// The release that a stage order for this instance names.
     pub fn planned_release(&self, instance: &InstanceId) -> Option<&Release> {
-        self.plan.steps().find(|step| step.instance == *instance)?.release.as_ref()
+        let group = self.plan.groups.get(self.steps.get(instance)?.group)?;
+        group.steps.iter().find(|step| step.instance == *instance)?.release.as_deref()
     }
 
     /// Takes one event in: the new state, and what follows from it.

@@ -274,7 +274,7 @@ impl Fleet {
 
     /// The artifacts that what runs, and what is being deployed, is made of.
     pub fn artifacts(&self) -> BTreeSet<&str> {
-        let planned = self.steps_under_way().filter_map(|step| step.release.as_ref());
+        let planned = self.steps_under_way().filter_map(|step| step.release.as_deref());
         let present = self.instances.values().map(|record| &record.release);
         planned.chain(present).filter_map(|release| release.package.artifact()).collect()
     }
@@ -638,7 +638,7 @@ impl Fleet {
         let running = self.instances.values().find(|record| record.release_id == *id).map(|record| &record.release);
         let planned = || {
             let mut steps = self.deployments().rev().flat_map(|deployment| deployment.plan().steps());
-            steps.find(|step| step.release_id.as_ref() == Some(id)).and_then(|step| step.release.as_ref())
+            steps.find(|step| step.release_id.as_ref() == Some(id)).and_then(|step| step.release.as_deref())
         };
         running.or_else(planned).cloned()
     }

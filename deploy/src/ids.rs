@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Longest DNS-style label (RFC 1035, section 2.3.4), used for every name a person chooses.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -55,7 +55,7 @@ macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[serde(try_from = "String")]
         pub struct $name(String);
 
         impl $name {
@@ -165,6 +165,12 @@ impl PlanId {
         Self(blake3::hash(bytes).to_hex().to_string())
     }
 
+    /// The id of the plan whose bytes have this hash.
+    #[cfg(feature = "planning")]
+    pub(crate) fn from_hash(hash: blake3::Hash) -> Self {
+        Self(hash.to_hex().to_string())
+    }
+
     /// The first digits, for people.
     pub fn short(&self) -> &str {
         &self.0[..SHORT_HASH_DIGITS]
@@ -237,8 +243,8 @@ impl fmt::Display for Generation {
 }
 
 /// One server on one host, written `SERVER@HOST`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct InstanceId {
     /// The server.
     pub server: ServerName,
@@ -275,6 +281,12 @@ impl TryFrom<String> for InstanceId {
 
     fn try_from(text: String) -> Result<Self, InvalidId> {
         text.parse()
+    }
+}
+
+impl Serialize for InstanceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&[self.server.as_str(), "@", self.host.as_str()].concat())
     }
 }
 

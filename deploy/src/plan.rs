@@ -12,11 +12,15 @@ mod external;
 mod retry;
 mod rollback;
 mod rollout;
+#[cfg(feature = "planning")]
+mod written;
 
 pub use external::{EXTERNAL_TIMEOUT_MAX, EXTERNALS_MAX, External, ExternalEndpoint};
 pub use retry::RetryPolicy;
 pub use rollback::{RollbackAction, RollbackPolicy, RollbackStep, RollbackStrategy};
 pub use rollout::{OnFailure, OnTimeout, Pace, PauseAt, PausePoint, Rollout};
+#[cfg(feature = "planning")]
+pub(crate) use written::{PlanHash, add_step, begin_group};
 
 /// What a step does to its instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, IntoStaticStr)]
@@ -43,7 +47,7 @@ pub struct PlannedStep {
     /// The release it runs when the plan was made.
     pub previous: Option<ReleaseId>,
     /// The release it is to run; nothing for a removal.
-    pub release: Option<Release>,
+    pub release: Option<Box<Release>>,
     /// The hash of that release.
     pub release_id: Option<ReleaseId>,
 }
@@ -128,7 +132,7 @@ impl PlanSummary {
 }
 
 impl Plan {
-    /// The content hash of this plan.
+    /// The content hash of this plan: of its JSON, with its fields in a fixed order.
     pub fn id(&self) -> PlanId {
         PlanId::of(&serde_json::to_vec(self).unwrap_or_default())
     }

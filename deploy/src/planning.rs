@@ -3,6 +3,7 @@
 //! Everything is rendered here, once: the plan holds every file as its host will have it.
 
 mod diff;
+mod entries;
 mod explain;
 mod externals;
 mod graph;
@@ -14,20 +15,27 @@ mod risk;
 mod rules;
 mod saved;
 mod schema;
+mod steps;
 mod validity;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
-use crate::config::{Environment, Manifest, Problem, Problems, SecretWritten, Server, Source};
+use crate::config::{Environment, Manifest, Problems, SecretWritten, Server, Source};
 use crate::host::HostView;
 use crate::ids::{Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId, ServerName};
-use crate::plan::{Group, Plan, PlannedStep, RollbackPolicy, Rollout, StepAction};
+use crate::plan::{Group, Plan, PlanHash, PlannedStep, RollbackPolicy, Rollout, StepAction, add_step, begin_group};
 use crate::release::{Release, SecretSource};
 use crate::time::Timestamp;
 
+use self::entries::Entries;
+use self::graph::Order;
+use self::placement::Placed;
 use self::rules::Findings;
+use self::steps::Location;
 
 pub use diff::{Change, changes};
 pub use explain::{Explanation, explain};
@@ -179,10 +187,11 @@ pub fn secret_sources(environment: &Environment) -> BTreeMap<String, SecretSourc
 /// Checks a configuration as far as that goes without knowing the hosts: rules, dependencies, cycles. Gives what is
 /// worth a look.
 pub fn check(configuration: &Configuration, overrides: &BTreeMap<String, String>) -> Result<Vec<String>, Problems> {
+    let entries = Entries::of(configuration);
     let (rollout, rollback) = (policies::rollout(configuration), policies::rollback(configuration));
-    let mut problems = validity::problems(configuration, &rollout);
-    let findings = Findings::of(configuration, &rollout, &rollback, &mut problems);
-    let ordered = graph::order(&configuration.manifest.0, &configuration.manifest.1);
+    let mut problems = validity::problems(configuration, &entries, &rollout);
+    let findings = Findings::of(configuration, &entries, &rollout, &rollback, &mut problems);
+    let ordered = graph::order(&configuration.manifest.0, &configuration.manifest.1, &entries);
     let judged = findings.judge(overrides);
     problems.extend(ordered.err().into_iter().chain(judged.as_ref().err().cloned()).flat_map(|error| error.0));
     Problems::none_or(problems)?;
@@ -191,67 +200,121 @@ pub fn check(configuration: &Configuration, overrides: &BTreeMap<String, String>
 
 /// Makes the plan that takes the fleet from what runs to what the configuration says.
 pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Result<CheckedPlan, Problems> {
+    let entries = Entries::of(configuration);
     let (rollout, rollback) = (policies::rollout(configuration), policies::rollback(configuration));
-    let mut problems = validity::problems(configuration, &rollout);
-    let mut findings = Findings::of(configuration, &rollout, &rollback, &mut problems);
+    let planning = Planning { configuration, circumstances, entries: &entries };
+    let mut warnings = Warnings::default();
+    let (mut problems, mut findings, arranged) = thread::scope(|scope| {
+        // Of many servers the checks and the arrangement are made side by side: neither needs the other.
+        let aside = (entries.len() >= ALONE_MAX).then(|| scope.spawn(|| arrange(planning)));
+        let mut problems = validity::problems(configuration, &entries, &rollout);
+        let findings = Findings::of(configuration, &entries, &rollout, &rollback, &mut problems);
+        let arranged = aside.map(|aside| aside.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        (problems, findings, arranged)
+    });
     if let Some(known) = &circumstances.artifacts {
         problems.extend(validity::missing_artifacts(configuration, known));
     }
-    let mut warnings = Warnings::default();
     let planned = Problems::none_or(problems)
-        .and_then(|()| unchecked(configuration, circumstances, rollout, rollback, &mut warnings))
-        .and_then(|plan| findings.of_instances(&plan, circumstances).map(|()| plan));
+        .and_then(|()| arranged.unwrap_or_else(|| arrange(planning)))
+        .and_then(|arrangement| unchecked(planning, arrangement, rollout, rollback, &mut warnings))
+        .and_then(|made| findings.of_instances(&made.0, circumstances).map(|()| made));
     // All that is wrong is told at once.
     match (planned, findings.judge(&circumstances.overrides)) {
-        (Ok(mut plan), Ok(verdict)) => {
+        (Ok((mut plan, hash)), Ok(verdict)) => {
             verdict.warnings.into_iter().for_each(|warning| warnings.add(warning));
             plan.overrides = verdict.overrides;
-            Ok(CheckedPlan { id: plan.id(), plan, warnings: warnings.told })
+            let id = hash.finish(&plan);
+            debug_assert_eq!(id, plan.id());
+            Ok(CheckedPlan { id, plan, warnings: warnings.told })
         }
         (Ok(_), Err(problems)) | (Err(problems), Ok(_)) => Err(problems),
         (Err(problems), Err(broken)) => Err(Problems(problems.0.into_iter().chain(broken.0).collect())),
     }
 }
 
-/// A plan whose rules have not been looked at.
+/// With fewer servers than this one thread is as quick as several.
+const ALONE_MAX: usize = 500;
+
+/// What a plan is being made from.
+#[derive(Clone, Copy)]
+struct Planning<'a> {
+    configuration: &'a Configuration,
+    circumstances: &'a Circumstances,
+    entries: &'a Entries<'a>,
+}
+
+/// Which servers come when, and where they go.
+struct Arrangement<'a> {
+    order: Order,
+    placed: Placed<'a>,
+}
+
+fn arrange(planning: Planning<'_>) -> Result<Arrangement<'_>, Problems> {
+    let Planning { configuration, circumstances, entries } = planning;
+    let (source, manifest) = &configuration.manifest;
+    let order = graph::order(source, manifest, entries)?;
+    let placed = placement::place(configuration, circumstances, entries, &order.groups)?;
+    Ok(Arrangement { order, placed })
+}
+
+/// A plan whose rules have not been looked at, and its hash so far.
 fn unchecked(
-    configuration: &Configuration,
-    circumstances: &Circumstances,
+    planning: Planning<'_>,
+    arrangement: Arrangement<'_>,
     rollout: Rollout,
     rollback: RollbackPolicy,
     warnings: &mut Warnings,
-) -> Result<Plan, Problems> {
+) -> Result<(Plan, PlanHash), Problems> {
+    let Planning { configuration, circumstances, entries } = planning;
+    let Arrangement { order, placed } = arrangement;
     let (source, manifest) = &configuration.manifest;
-    let order = graph::order(source, manifest)?;
-    let placed = placement::place(configuration, circumstances, &order.groups)?;
-    placed.warnings.into_iter().for_each(|warning| warnings.add(warning));
-    let ids = order.groups.iter().flatten().filter_map(|server| Some((server, placed.hosts.get(server)?)));
-    let ids = ids.flat_map(|(server, hosts)| hosts.iter().map(|host| InstanceId::new(server.clone(), host.clone())));
-    let ids: Vec<InstanceId> = ids.collect();
-    let mut steps = all_steps(configuration, circumstances, &ids, warnings)?.into_iter();
-    let mut groups = Vec::new();
-    for servers in order.groups {
-        let mut group = Group { servers: Vec::new(), steps: Vec::new() };
-        for server in servers {
-            let Some(hosts) = placed.hosts.get(&server) else { continue };
-            group.steps.extend(steps.by_ref().take(hosts.len()));
-            group.servers.push(server);
-        }
-        if !group.steps.is_empty() {
-            groups.push(group);
+    placed.warnings.iter().cloned().for_each(|warning| warnings.add(warning));
+    let mut locations = Vec::with_capacity(entries.len());
+    let mut servers: Vec<Vec<ServerName>> = Vec::with_capacity(order.groups.len());
+    for numbers in &order.groups {
+        let mut begins = Some(servers.len());
+        let numbers = numbers.iter().copied().filter(|entry| placed.count(*entry) > 0);
+        let group = numbers.map(|entry| {
+            let on = placed.of(entry).map(|(host, view)| Location { begins: begins.take(), entry, host, view });
+            locations.extend(on);
+            entries.name(entry).clone()
+        });
+        let group: Vec<ServerName> = group.collect();
+        if !group.is_empty() {
+            servers.push(group);
         }
     }
-    let planned: BTreeSet<InstanceId> = ids.into_iter().collect();
-    let steps = groups.iter().flat_map(|group| &group.steps);
-    let changing = steps.filter(|step| step.action != StepAction::Unchanged).map(|step| &step.instance.server);
-    let changing = changing.collect();
-    let externals = externals::needed(source, manifest, &changing);
-    groups.extend(removals(&manifest.name.value, &planned, circumstances));
-    let paces = policies::paces(configuration, &groups);
-    let rollout = Rollout { pauses: policies::pauses(configuration, &groups, &paces), ..rollout };
-    Ok(Plan {
-        manifest: manifest.name.value.clone(),
-        environment: configuration.environment.1.name.value.clone(),
+    let (manifest_name, environment_name) = (&manifest.name.value, &configuration.environment.1.name.value);
+    let hash = PlanHash::new(manifest_name, environment_name, circumstances.generation);
+    let (steps, mut hash) = steps::of_all(planning, &locations, &servers, hash, warnings)?;
+    let mut steps = steps.into_iter().flatten().zip(&locations).peekable();
+    let mut changes = vec![false; entries.len()];
+    let mut groups = Vec::with_capacity(servers.len());
+    for servers in servers {
+        let mut group = Group { steps: Vec::with_capacity(servers.len()), servers };
+        while let Some((step, location)) =
+            steps.next_if(|(_, location)| group.steps.is_empty() || location.begins.is_none())
+        {
+            changes[location.entry] |= step.action != StepAction::Unchanged;
+            group.steps.push(step);
+        }
+        groups.push(group);
+    }
+    let removals = removals(planning, &groups);
+    let mut json = Vec::new();
+    for (number, group) in removals.iter().enumerate() {
+        begin_group(&mut json, groups.is_empty() && number == 0, group.servers.iter());
+        group.steps.iter().enumerate().for_each(|(number, step)| add_step(&mut json, number == 0, step, None));
+    }
+    hash.add(&json);
+    let instances = entries.by_name().map(|entry| (entry, placed.count(entry))).filter(|(_, count)| *count > 0);
+    let paces = policies::paces(configuration, entries, instances, &removals);
+    groups.extend(removals);
+    let rollout = Rollout { pauses: policies::pauses(configuration, entries, &groups, &paces), ..rollout };
+    let plan = Plan {
+        manifest: manifest_name.clone(),
+        environment: environment_name.clone(),
         parent: circumstances.generation,
         groups,
         skipped: placed.skipped,
@@ -259,55 +322,10 @@ fn unchecked(
         rollout,
         rollback,
         starts_after: order.starts_after,
-        externals,
+        externals: externals::needed(source, manifest, entries, |number| changes[number]),
         overrides: Vec::new(),
-    })
-}
-
-/// The steps of instances, in their order. Many are made by all processors together, which changes nothing of what they
-/// are.
-fn all_steps(
-    configuration: &Configuration,
-    circumstances: &Circumstances,
-    ids: &[InstanceId],
-    warnings: &mut Warnings,
-) -> Result<Vec<PlannedStep>, Problems> {
-    let declared = secret_sources(&configuration.environment.1);
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let part = ids.len().div_ceil(processors).max(ALONE_MAX);
-    let made: Vec<Made> = std::thread::scope(|scope| {
-        let mut parts = ids.chunks(part);
-        let own = parts.next().unwrap_or_default();
-        let others: Vec<_> =
-            parts.map(|ids| scope.spawn(|| some_steps(configuration, circumstances, ids, &declared))).collect();
-        let own = some_steps(configuration, circumstances, own, &declared);
-        let joined =
-            others.into_iter().map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        std::iter::once(own).chain(joined).collect()
-    });
-    let (mut steps, mut problems) = (Vec::with_capacity(ids.len()), Vec::new());
-    for part in made {
-        steps.extend(part.steps);
-        problems.extend(part.problems);
-        part.warnings.told.into_iter().for_each(|warning| warnings.add(warning));
-    }
-    // What is wrong on every host is told once.
-    let mut told = Vec::new();
-    for problem in problems {
-        if !told.contains(&problem) {
-            told.push(problem);
-        }
-    }
-    Problems::none_or(told)?;
-    Ok(steps)
-}
-
-/// Steps that were made, or what is wrong with them.
-#[derive(Default)]
-struct Made {
-    steps: Vec<PlannedStep>,
-    problems: Vec<Problem>,
-    warnings: Warnings,
+    };
+    Ok((plan, hash))
 }
 
 /// What is worth a look, each told once, in the order in which it was found.
@@ -325,45 +343,15 @@ impl Warnings {
     }
 }
 
-/// How many steps one processor makes alone.
-const ALONE_MAX: usize = 1_000;
-/// After so many problems nothing more is looked at.
-const PROBLEMS_MAX: usize = 100;
-
-fn some_steps(
-    configuration: &Configuration,
-    circumstances: &Circumstances,
-    ids: &[InstanceId],
-    declared: &BTreeMap<String, SecretSource>,
-) -> Made {
-    let mut templates = render::Templates::new(&circumstances.variables, declared, &circumstances.files);
-    let mut made = Made { steps: Vec::with_capacity(ids.len()), ..Made::default() };
-    for id in ids {
-        match render::release(configuration, circumstances, id, &mut templates, &mut made.warnings) {
-            Ok(release) => {
-                let irreversible = release.irreversible.clone();
-                let step = step(id.clone(), release, circumstances.present.get(id));
-                if let Some(why) = irreversible.filter(|_| step.action != StepAction::Unchanged) {
-                    made.warnings.add(format!("{} cannot be undone once it has run: {why}", id.server));
-                }
-                made.steps.push(step);
-            }
-            Err(problems) => made.problems.extend(problems.0),
-        }
-        if made.problems.len() >= PROBLEMS_MAX {
-            break;
-        }
-    }
-    made
-}
-
 /// Makes the plan that takes the instances of a server to what an older plan had for them. Its rules were checked
 /// when the older plan was made.
 pub fn go_back(older: &Plan, server: &ServerName, circumstances: &Circumstances) -> CheckedPlan {
     let steps = older.steps().filter(|step| step.instance.server == *server);
     let steps = steps.filter_map(|planned| {
         let release = planned.release.clone()?;
-        Some(step(planned.instance.clone(), release, circumstances.present.get(&planned.instance)))
+        let present = circumstances.present.get(&planned.instance);
+        let id = release.id();
+        Some(steps::step(planned.instance.clone(), release, id, present))
     });
     let group = Group { servers: vec![server.clone()], steps: steps.collect() };
     let plan = Plan {
@@ -382,22 +370,14 @@ pub fn go_back(older: &Plan, server: &ServerName, circumstances: &Circumstances)
     CheckedPlan { id: plan.id(), plan, warnings: Vec::new() }
 }
 
-/// What becomes of an instance that runs `present` and is to run `release`.
-fn step(instance: InstanceId, release: Release, present: Option<&Present>) -> PlannedStep {
-    let release_id = release.id();
-    let action = match present {
-        None => StepAction::Create,
-        Some(present) if present.release_id == release_id && !present.in_trouble => StepAction::Unchanged,
-        Some(_) => StepAction::Update,
-    };
-    let previous = present.map(|present| present.release_id.clone());
-    PlannedStep { instance, action, previous, release: Some(release), release_id: Some(release_id) }
-}
-
 /// Instances of this manifest that it no longer has, in the reverse order of their deployment.
-fn removals(manifest: &ManifestName, planned: &BTreeSet<InstanceId>, circumstances: &Circumstances) -> Vec<Group> {
-    let gone =
-        circumstances.present.iter().filter(|(id, present)| present.manifest == *manifest && !planned.contains(id));
+fn removals(planning: Planning<'_>, planned: &[Group]) -> Vec<Group> {
+    let (manifest, present) = (&planning.configuration.manifest.1.name.value, &planning.circumstances.present);
+    let of_manifest = present.iter().filter(|(_, present)| present.manifest == *manifest);
+    let mut gone: BTreeMap<&InstanceId, &Present> = of_manifest.collect();
+    for step in planned.iter().flat_map(|group| &group.steps) {
+        gone.remove(&step.instance);
+    }
     let mut by_group: BTreeMap<usize, Group> = BTreeMap::new();
     for (id, present) in gone {
         let group = by_group.entry(present.group).or_insert_with(|| Group { servers: Vec::new(), steps: Vec::new() });
@@ -414,18 +394,6 @@ fn removals(manifest: &ManifestName, planned: &BTreeSet<InstanceId>, circumstanc
         });
     }
     by_group.into_values().rev().collect()
-}
-
-/// The definition of a server, or the problem that there is none.
-fn definition<'a>(
-    configuration: &'a Configuration,
-    server: &serde_saphyr::Spanned<ServerName>,
-) -> Result<&'a (Source, Server), Problem> {
-    configuration.servers.get(&server.value).ok_or_else(|| {
-        let problem =
-            Problem::at(&configuration.manifest.0, server, format!("server `{}` is not defined", server.value));
-        problem.hint(format!("define it in config/servers/{}.yaml", server.value))
-    })
 }
 
 #[cfg(test)]

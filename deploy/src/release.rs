@@ -22,8 +22,8 @@ pub use kept::Database;
 pub use run::{Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
 use secret::secrets_in;
 pub use secret::{
-    MARKER_END, MARKER_START, MissingSecret, SecretEncoding, SecretSource, SecretUse, is_secret_name, marker, masked,
-    reveal,
+    MARKER_END, MARKER_SIGN, MARKER_START, MissingSecret, SecretEncoding, SecretSource, SecretUse, has_marker,
+    is_secret_name, marker, masked, reveal,
 };
 
 /// The desired state of one instance.
@@ -242,7 +242,15 @@ impl Release {
 
     /// The bytes that the id is the hash of: JSON with its fields in a fixed order.
     pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+        let mut bytes = Vec::with_capacity(1024);
+        self.write(&mut bytes);
+        bytes
+    }
+
+    /// Appends those bytes.
+    pub(crate) fn write(&self, bytes: &mut Vec<u8>) {
+        // Writing to memory what has no map with odd keys cannot fail.
+        let _ = serde_json::to_writer(bytes, self);
     }
 
     /// The content hash of this release.

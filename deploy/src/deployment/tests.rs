@@ -77,7 +77,7 @@ impl Shape {
                         action,
                         previous: previous.as_ref().map(Release::id),
                         release_id: Some(new.id()),
-                        release: Some(new),
+                        release: Some(new.into()),
                     });
                 }
                 group.servers.push(server);

@@ -31,7 +31,7 @@ fn plan(fleet: &Fleet, version: u32) -> Plan {
         action: if previous.is_some() { StepAction::Update } else { StepAction::Create },
         previous,
         release_id: Some(new.id()),
-        release: Some(new),
+        release: Some(new.into()),
     };
     Plan {
         manifest: "m".parse().expect("name"),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::entries::Entries;
 use super::{Circumstances, Configuration, graph, placement};
 use crate::config::{Problem, Problems, near_miss};
 use crate::ids::{HostName, ServerName};
@@ -36,7 +37,8 @@ pub fn explain(
     server: &ServerName,
 ) -> Result<Explanation, Problems> {
     let (source, manifest) = &configuration.manifest;
-    let Some(entry) = manifest.servers.iter().find(|entry| entry.server.value == *server) else {
+    let entries = Entries::of(configuration);
+    let Some(number) = entries.number(server) else {
         let problem = Problem::in_file(source, format!("there is no server `{server}` in this manifest"));
         let names = manifest.servers.iter().map(|entry| entry.server.value.as_str());
         return Err(match near_miss(server.as_str(), names) {
@@ -44,22 +46,18 @@ pub fn explain(
             None => problem.into(),
         });
     };
-    let groups = graph::order(source, manifest)?.groups;
-    let mut group_of: BTreeMap<&ServerName, usize> = BTreeMap::new();
+    let entry = entries.entry(number);
+    let groups = graph::order(source, manifest, &entries)?.groups;
+    let mut group_of = vec![0; entries.len()];
     for (n, group) in groups.iter().enumerate() {
-        group_of.extend(group.iter().map(|server| (server, n + 1)));
+        group.iter().for_each(|number| group_of[*number] = n + 1);
     }
-    let group = |server: &ServerName| group_of.get(server).copied().unwrap_or(0);
-    let dependencies: BTreeMap<&ServerName, Vec<&ServerName>> = manifest
-        .servers
-        .iter()
-        .map(|entry| (&entry.server.value, entry.depends_on.iter().map(|on| &on.value.server).collect()))
-        .collect();
+    let group = |server: &ServerName| entries.number(server).map_or(0, |number| group_of[number]);
     let mut chain = vec![(server.clone(), group(server))];
     while let Some((last, number)) = chain.last().cloned() {
-        let before = dependencies.get(&last).into_iter().flatten().find(|on| group(on) + 1 == number);
-        match before {
-            Some(before) => chain.push(((*before).clone(), number - 1)),
+        let depends_on = entries.number(&last).map(|last| &entries.entry(last).depends_on).into_iter().flatten();
+        match depends_on.map(|on| &on.value.server).find(|on| group(on) + 1 == number) {
+            Some(before) => chain.push((before.clone(), number - 1)),
             None => break,
         }
     }
@@ -75,7 +73,7 @@ pub fn explain(
             .collect(),
         needed_by: needing.map(|other| other.server.value.clone()).collect(),
         priority: entry.priority,
-        hosts: placement::verdicts(configuration, circumstances, &groups, server),
-        beside: groups.into_iter().find(|group| group.contains(server)).unwrap_or_default(),
+        hosts: placement::verdicts(configuration, circumstances, &entries, &groups, number),
+        beside: groups[group(server) - 1].iter().map(|number| entries.name(*number).clone()).collect(),
     })
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::entries::Entries;
 use crate::config::{ExternalWritten, Manifest, Problem, Source};
-use crate::ids::ServerName;
 use crate::plan::{EXTERNAL_TIMEOUT_MAX, EXTERNALS_MAX, External, ExternalEndpoint};
 use crate::time::Length;
 
@@ -11,16 +11,16 @@ use crate::time::Length;
 const TIMEOUT: Length = Length::from_secs(5);
 
 /// What is wrong with the externals of a manifest.
-pub(super) fn problems(source: &Source, manifest: &Manifest) -> Vec<Problem> {
+pub(super) fn problems(source: &Source, manifest: &Manifest, entries: &Entries<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     if manifest.externals.len() > EXTERNALS_MAX {
         let message = format!("there are {} externals; at most {EXTERNALS_MAX} are asked", manifest.externals.len());
         problems.push(Problem::at_field(source, "externals", message));
     }
-    let mut names: BTreeSet<&ServerName> = manifest.servers.iter().map(|entry| &entry.server.value).collect();
+    let mut names = BTreeSet::new();
     for external in &manifest.externals {
         let name = &external.name.value;
-        if !names.insert(name) {
+        if !names.insert(name) || entries.number(name).is_some() {
             let problem = Problem::at(source, &external.name, format!("`{name}` is there already"));
             problems.push(problem.hint("servers and externals are told apart by their names alone"));
         }
@@ -80,17 +80,28 @@ fn endpoint(source: &Source, written: &ExternalWritten) -> Result<ExternalEndpoi
 
 /// The externals that must answer where these servers change: those that they depend on, and those that the manifest as
 /// a whole needs, since no server names them.
-pub(super) fn needed(source: &Source, manifest: &Manifest, changing: &BTreeSet<&ServerName>) -> Vec<External> {
-    if changing.is_empty() {
+pub(super) fn needed(
+    source: &Source,
+    manifest: &Manifest,
+    entries: &Entries<'_>,
+    changes: impl Fn(usize) -> bool,
+) -> Vec<External> {
+    if manifest.externals.is_empty() || !(0..entries.len()).any(&changes) {
         return Vec::new();
     }
-    let named = |only: &dyn Fn(&ServerName) -> bool, external: &ServerName| {
-        let mut entries = manifest.servers.iter().filter(|entry| only(&entry.server.value));
-        entries.any(|entry| entry.depends_on.iter().any(|on| on.value.server == *external))
-    };
+    let (mut named, mut by_changing) = (BTreeSet::new(), BTreeSet::new());
+    for (number, entry) in entries.iter().enumerate() {
+        let on = entry.depends_on.iter().map(|on| &on.value.server).filter(|on| entries.number(on).is_none());
+        for external in on {
+            named.insert(external);
+            if changes(number) {
+                by_changing.insert(external);
+            }
+        }
+    }
     let needed = manifest.externals.iter().filter(|external| {
         let name = &external.name.value;
-        named(&|server| changing.contains(server), name) || !named(&|_| true, name)
+        by_changing.contains(name) || !named.contains(name)
     });
     let mut externals: Vec<External> = needed
         .filter_map(|written| {

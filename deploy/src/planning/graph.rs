@@ -1,41 +1,39 @@
 //! Which servers come in which group: dependencies first, and every cycle named.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 
-use crate::config::{Condition, DependencyWritten, Manifest, Problem, Problems, Source, near_miss};
+use super::entries::Entries;
+use crate::config::{Condition, DependencyWritten, Manifest, ManifestServer, Problem, Problems, Source, near_miss};
 use crate::ids::ServerName;
 
-/// The servers of a manifest in groups.
+/// For so many unknown servers the one that may be meant is looked for: that takes a look at all servers.
+const NEAR_MISSES_MAX: usize = 100;
+
+/// The servers of a manifest in groups, each by the number of its entry.
 pub(super) struct Order {
     /// The groups; inside a group by priority, the highest first, then by name.
-    pub(super) groups: Vec<Vec<ServerName>>,
+    pub(super) groups: Vec<Vec<usize>>,
     /// Those of the same group that must have been started before a server begins.
     pub(super) starts_after: BTreeMap<ServerName, BTreeSet<ServerName>>,
 }
 
 /// Puts the servers of a manifest in groups.
-pub(super) fn order(source: &Source, manifest: &Manifest) -> Result<Order, Problems> {
-    let mut problems = Vec::new();
-    let mut index: BTreeMap<&ServerName, usize> = BTreeMap::new();
-    for (n, entry) in manifest.servers.iter().enumerate() {
-        if index.insert(&entry.server.value, n).is_some() {
-            problems.push(Problem::at(
-                source,
-                &entry.server,
-                format!("server `{}` is listed twice", entry.server.value),
-            ));
-        }
-    }
+pub(super) fn order(source: &Source, manifest: &Manifest, entries: &Entries<'_>) -> Result<Order, Problems> {
+    let twice = |entry: &ManifestServer| {
+        Problem::at(source, &entry.server, format!("server `{}` is listed twice", entry.server.value))
+    };
+    let mut problems: Vec<Problem> = entries.listed_twice().map(twice).collect();
     let externals: BTreeSet<&ServerName> = manifest.externals.iter().map(|external| &external.name.value).collect();
-    let mut edges = Vec::new();
-    for (n, entry) in manifest.servers.iter().enumerate() {
+    let mut edges = Vec::with_capacity(entries.iter().map(|entry| entry.depends_on.len()).sum());
+    for (n, entry) in entries.iter().enumerate() {
         for dependency in &entry.depends_on {
             let DependencyWritten { server, condition } = &dependency.value;
-            match index.get(server) {
-                Some(on) => edges.push((n, *on, usize::from(*condition != Condition::Started))),
+            match entries.number(server) {
+                Some(on) => edges.push((n, on, usize::from(*condition != Condition::Started))),
                 None if externals.contains(server) && *condition == Condition::Healthy => {}
                 None if externals.contains(server) => {
                     let message = format!("`{server}` is an external: it answers, or it does not");
@@ -45,8 +43,10 @@ pub(super) fn order(source: &Source, manifest: &Manifest) -> Result<Order, Probl
                     let message =
                         format!("`{}` depends on `{server}`, which is not in this manifest", entry.server.value);
                     let problem = Problem::at(source, dependency, message);
-                    let known = index.keys().chain(&externals).map(|name| name.as_str());
-                    problems.push(match near_miss(server.as_str(), known) {
+                    let servers = entries.iter().map(|entry| &entry.server.value);
+                    let known = servers.chain(externals.iter().copied()).map(ServerName::as_str);
+                    let meant = (problems.len() < NEAR_MISSES_MAX).then(|| near_miss(server.as_str(), known));
+                    problems.push(match meant.flatten() {
                         Some(hint) => problem.hint(hint),
                         None => problem,
                     });
@@ -55,19 +55,17 @@ pub(super) fn order(source: &Source, manifest: &Manifest) -> Result<Order, Probl
         }
     }
     Problems::none_or(problems)?;
-    let levels = groups(manifest.servers.len(), &edges).map_err(|cycle| cycle_problem(source, manifest, &cycle))?;
-    let name = |n: usize| &manifest.servers[n].server.value;
-    let mut level_of = vec![0; manifest.servers.len()];
+    let mut levels = groups(entries.len(), &edges).map_err(|cycle| cycle_problem(source, manifest, &cycle))?;
+    let mut level_of = vec![0; entries.len()];
     levels.iter().enumerate().for_each(|(level, nodes)| nodes.iter().for_each(|n| level_of[*n] = level));
     let mut starts_after: BTreeMap<ServerName, BTreeSet<ServerName>> = BTreeMap::new();
     for (n, on, _) in edges.iter().filter(|(n, on, _)| level_of[*n] == level_of[*on]) {
-        starts_after.entry(name(*n).clone()).or_default().insert(name(*on).clone());
+        starts_after.entry(entries.name(*n).clone()).or_default().insert(entries.name(*on).clone());
     }
-    let named = levels.into_iter().map(|mut level| {
-        level.sort_by_key(|n| (-i64::from(manifest.servers[*n].priority), name(*n)));
-        level.into_iter().map(|n| name(n).clone()).collect()
-    });
-    Ok(Order { groups: named.collect(), starts_after })
+    for level in &mut levels {
+        level.sort_by_key(|n| (Reverse(entries.entry(*n).priority), entries.name(*n)));
+    }
+    Ok(Order { groups: levels, starts_after })
 }
 
 fn cycle_problem(source: &Source, manifest: &Manifest, cycle: &[usize]) -> Problem {

@@ -4,24 +4,44 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_saphyr::Spanned;
 
-use super::{Circumstances, Configuration, Present, definition};
+use super::entries::Entries;
+use super::{Circumstances, Configuration, Present};
 use crate::config::{ManifestServer, Problem, Problems, Server};
 use crate::host::{HostView, bytes};
 use crate::ids::{HostName, InstanceId, ServerName};
 use crate::plan::Skipped;
 
-pub(super) struct Placed {
-    pub(super) hosts: BTreeMap<ServerName, Vec<HostName>>,
+pub(super) struct Placed<'a> {
+    hosts: Vec<(&'a HostName, &'a HostView)>,
+    /// The hosts of each entry of the manifest by their numbers, in order; none for one that was left out.
+    chosen: Vec<Vec<usize>>,
     pub(super) skipped: Vec<Skipped>,
     pub(super) warnings: Vec<String>,
 }
 
+impl<'a> Placed<'a> {
+    /// How many hosts an entry of the manifest has got.
+    pub(super) fn count(&self, entry: usize) -> usize {
+        self.chosen[entry].len()
+    }
+
+    /// The hosts of an entry of the manifest, by name.
+    pub(super) fn of(&self, entry: usize) -> impl Iterator<Item = (&'a HostName, &'a HostView)> {
+        self.chosen[entry].iter().map(|host| self.hosts[*host])
+    }
+}
+
 /// The hosts by number, and what is on each of them: what runs now, and what was placed before.
 struct Board<'a> {
+    entries: &'a Entries<'a>,
     hosts: Vec<Place<'a>>,
     numbers: BTreeMap<&'a HostName, usize>,
+    /// The hosts in the order in which they are looked at: by how many servers were placed on them.
+    emptiest: BTreeSet<(usize, usize)>,
     /// The hosts that run each server now.
     runs: BTreeMap<&'a ServerName, BTreeSet<usize>>,
+    /// The hosts that each entry has got, in order.
+    chosen: Vec<Vec<usize>>,
 }
 
 /// A host, and what was placed on it.
@@ -36,8 +56,6 @@ struct Place<'a> {
     capacity: Option<Amounts>,
     /// What was placed on it and keeps apart from something.
     apart: Vec<&'a ManifestServer>,
-    /// What was placed on it.
-    placed: BTreeSet<&'a ServerName>,
     /// What runs on it and is not of this manifest.
     others: BTreeSet<&'a ServerName>,
 }
@@ -89,6 +107,7 @@ pub(super) fn percent(text: &str) -> Option<u64> {
 
 /// A server that looks for its hosts.
 struct Wanted<'a> {
+    number: usize,
     entry: &'a ManifestServer,
     server: &'a Server,
     named: BTreeSet<&'a HostName>,
@@ -98,8 +117,9 @@ struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    fn new(entry: &'a ManifestServer, server: &'a Server) -> Self {
+    fn new(number: usize, entry: &'a ManifestServer, server: &'a Server) -> Self {
         Self {
+            number,
             entry,
             server,
             named: entry.place.hosts.iter().map(|host| &host.value).collect(),
@@ -116,7 +136,7 @@ impl<'a> Wanted<'a> {
 }
 
 impl<'a> Board<'a> {
-    fn new(configuration: &Configuration, circumstances: &'a Circumstances) -> Self {
+    fn new(configuration: &Configuration, circumstances: &'a Circumstances, entries: &'a Entries<'a>) -> Self {
         let manifest = &configuration.manifest.1.name.value;
         let place = |(name, view): (&'a HostName, &'a HostView)| Place {
             name,
@@ -128,7 +148,6 @@ impl<'a> Board<'a> {
             // A host that does not say how much it has counts as having enough.
             capacity: Amounts::capacity(configuration, view).filter(|of| of.memory > 0 && of.cpu > 0),
             apart: Vec::new(),
-            placed: BTreeSet::new(),
             others: BTreeSet::new(),
         };
         let mut hosts: Vec<Place<'a>> = circumstances.hosts.iter().map(place).collect();
@@ -142,7 +161,8 @@ impl<'a> Board<'a> {
                 hosts[*number].given.add(Amounts::of_present(present));
             }
         }
-        Self { hosts, numbers, runs }
+        let emptiest = (0..hosts.len()).map(|n| (0, n)).collect();
+        Self { entries, hosts, numbers, emptiest, runs, chosen: vec![Vec::new(); entries.len()] }
     }
 
     fn keeps(&self, server: &ServerName, host: usize) -> bool {
@@ -151,66 +171,93 @@ impl<'a> Board<'a> {
 
     /// The hosts that a server gets: those that run it, then those with the fewest servers, then the first by name. They
     /// are taken from then on.
-    fn choose(&mut self, wanted: &Wanted<'a>) -> Result<Vec<HostName>, String> {
-        let name = &wanted.entry.server.value;
-        let runs_on = self.runs.get(name);
-        let keeps = |host: usize| runs_on.is_some_and(|hosts| hosts.contains(&host));
-        let may = |n: &usize| {
-            let host = &self.hosts[*n];
-            (!host.unreachable || keeps(*n)) && refusal(host, wanted).is_none()
-        };
-        let mut candidates: Vec<usize> = (0..self.hosts.len()).filter(may).collect();
+    fn choose(&mut self, wanted: &Wanted<'a>) -> Result<&[usize], String> {
         let count = wanted.count();
-        if candidates.len() < count {
-            return Err(self.too_few(wanted, count, candidates.len()));
+        let mut chosen = match &wanted.entry.place.spread {
+            Some(label) => self.spread(label, wanted, count),
+            None => self.emptiest(wanted, count),
+        };
+        if chosen.len() < count {
+            return Err(self.too_few(wanted, count));
         }
-        if let Some(label) = &wanted.entry.place.spread {
-            candidates = self.spread(label, candidates, count, keeps);
-        } else if candidates.len() > count && count > 0 {
-            candidates.select_nth_unstable_by_key(count - 1, |n| (!keeps(*n), self.hosts[*n].count, *n));
-        }
-        candidates.truncate(count);
-        candidates.sort_unstable();
-        for n in &candidates {
+        chosen.sort_unstable();
+        for n in &chosen {
             let host = &mut self.hosts[*n];
+            self.emptiest.remove(&(host.count, *n));
             host.count += 1;
+            self.emptiest.insert((host.count, *n));
             host.given.add(wanted.limits);
-            host.ports.extend(wanted.port.map(|port| (port, name)));
-            host.placed.insert(name);
+            host.ports.extend(wanted.port.map(|port| (port, &wanted.entry.server.value)));
             if !wanted.entry.place.apart_from.is_empty() {
                 host.apart.push(wanted.entry);
             }
         }
-        Ok(candidates.into_iter().map(|n| self.hosts[n].name.clone()).collect())
+        self.chosen[wanted.number] = chosen;
+        Ok(&self.chosen[wanted.number])
     }
 
-    /// So many of the candidates, as evenly over the values of a label as can be. Those that run the server keep it.
-    fn spread(
-        &self,
-        label: &str,
-        mut candidates: Vec<usize>,
-        count: usize,
-        keeps: impl Fn(usize) -> bool,
-    ) -> Vec<usize> {
-        let value = |n: usize| self.hosts[n].view.labels.get(label);
-        let mut chosen: Vec<usize> = Vec::with_capacity(count);
-        let mut used: BTreeMap<Option<&String>, usize> = BTreeMap::new();
-        while chosen.len() < count {
-            let key = |n: &usize| (!keeps(*n), used.get(&value(*n)).copied().unwrap_or(0), self.hosts[*n].count, *n);
-            let Some((at, _)) = candidates.iter().enumerate().min_by_key(|(_, n)| key(n)) else { break };
-            let next = candidates.swap_remove(at);
-            *used.entry(value(next)).or_default() += 1;
-            chosen.push(next);
+    fn may_have(&self, wanted: &Wanted<'a>, n: usize) -> bool {
+        let reachable = !self.hosts[n].unreachable || self.keeps(&wanted.entry.server.value, n);
+        reachable && self.refusal(n, wanted).is_none()
+    }
+
+    /// So many hosts that may have a server, or all that may if they are fewer: those that run it, then the emptiest. No
+    /// more are looked at than are needed.
+    fn emptiest(&self, wanted: &Wanted<'a>, count: usize) -> Vec<usize> {
+        let running = self.runs.get(&wanted.entry.server.value);
+        let runs = |n: &usize| running.is_some_and(|hosts| hosts.contains(n));
+        let by_count = |hosts: &mut dyn Iterator<Item = usize>| {
+            let mut hosts: Vec<(usize, usize)> = hosts.map(|n| (self.hosts[n].count, n)).collect();
+            hosts.sort_unstable();
+            hosts
+        };
+        let kept = by_count(&mut running.into_iter().flatten().copied());
+        let kept = kept.into_iter().map(|(_, n)| n);
+        let may = |n: &usize| self.may_have(wanted, *n);
+        if wanted.named.is_empty() {
+            let others = self.emptiest.iter().map(|(_, n)| *n).filter(|n| !runs(n));
+            return kept.chain(others).filter(may).take(count).collect();
+        }
+        let named = wanted.named.iter().filter_map(|host| self.numbers.get(host).copied());
+        let others = by_count(&mut named.filter(|n| !runs(n))).into_iter().map(|(_, n)| n);
+        kept.chain(others).filter(may).take(count).collect()
+    }
+
+    /// So many hosts that may have a server, as evenly over the values of a label as can be. Those that run the server
+    /// keep it.
+    fn spread(&self, label: &str, wanted: &Wanted<'a>, count: usize) -> Vec<usize> {
+        let mut values: BTreeMap<Option<&String>, Vec<(bool, usize, usize)>> = BTreeMap::new();
+        for n in (0..self.hosts.len()).filter(|n| self.may_have(wanted, *n)) {
+            let (host, is_new) = (&self.hosts[n], !self.keeps(&wanted.entry.server.value, n));
+            values.entry(host.view.labels.get(label)).or_default().push((is_new, host.count, n));
+        }
+        let in_order = values.into_values().map(|mut hosts| {
+            hosts.sort_unstable();
+            hosts.into_iter()
+        });
+        let mut values: Vec<_> = in_order.collect();
+        // Of each value the host that is next, and with it how often the value was used.
+        let mut heads = BTreeSet::new();
+        for (value, hosts) in values.iter_mut().enumerate() {
+            heads.extend(hosts.next().map(|(is_new, count, n)| (is_new, 0_usize, count, n, value)));
+        }
+        let mut chosen = Vec::new();
+        while chosen.len() < count
+            && let Some((_, used, _, n, value)) = heads.pop_first()
+        {
+            chosen.push(n);
+            heads.extend(values[value].next().map(|(is_new, count, n)| (is_new, used + 1, count, n, value)));
         }
         chosen
     }
 
     /// Why there are too few hosts for a server.
-    fn too_few(&self, wanted: &Wanted<'a>, count: usize, possible: usize) -> String {
+    fn too_few(&self, wanted: &Wanted<'a>, count: usize) -> String {
+        let possible = (0..self.hosts.len()).filter(|n| self.may_have(wanted, *n)).count();
         let unknown = wanted.named.iter().filter(|host| !self.numbers.contains_key(*host));
         let mut refused: Vec<String> = unknown.map(|host| format!("{host}: no such host")).collect();
         for (n, host) in self.hosts.iter().enumerate() {
-            match refusal(host, wanted) {
+            match self.refusal(n, wanted) {
                 Some(reason) => refused.push(format!("{}: {reason}", host.name)),
                 None if host.unreachable && !self.keeps(&wanted.entry.server.value, n) => {
                     refused.push(format!("{}: not connected", host.name));
@@ -220,42 +267,86 @@ impl<'a> Board<'a> {
         }
         format!("{count} wanted, {possible} possible ({})", refused.join("; "))
     }
+    /// Why a host will not do for a server.
+    fn refusal(&self, n: usize, wanted: &Wanted<'a>) -> Option<String> {
+        let host = &self.hosts[n];
+        let (view, place) = (host.view, &wanted.entry.place);
+        if !wanted.named.is_empty() && !wanted.named.contains(host.name) {
+            return Some("not among `hosts`".to_owned());
+        }
+        if let Some((key, value)) = place.labels.iter().find(|(key, value)| view.labels.get(*key) != Some(*value)) {
+            return Some(format!("no label {key}={value}"));
+        }
+        if let Some(label) = place.spread.as_ref().filter(|label| !view.labels.contains_key(*label)) {
+            return Some(format!("no label {label} to spread over"));
+        }
+        if let Some(near) = self.too_near(n, wanted.entry) {
+            return Some(format!("`{near}` is there, and they stay apart"));
+        }
+        if let Some(facts) = &view.facts {
+            if let Some(missing) = wanted.server.requires.iter().find(|requirement| !requirement.is_met_by(facts)) {
+                return Some(format!("no {missing}"));
+            }
+            if wanted.image && !facts.runs_containers() {
+                return Some("no container engine (docker or podman)".to_owned());
+            }
+        }
+        if let Some((port, other)) = wanted.port.and_then(|port| Some((port, host.ports.get(&port)?))) {
+            return Some(format!("its port {port} is for `{other}`"));
+        }
+        let (capacity, given) = (host.capacity?, host.given);
+        let (memory, cpu) = (wanted.limits.memory, wanted.limits.cpu);
+        if memory > 0 && given.memory.saturating_add(memory) > capacity.memory {
+            let [given, all, memory] = [given.memory, capacity.memory, memory].map(mebibytes);
+            return Some(format!("{given} of its {all} of memory are given away, and {memory} are wanted"));
+        }
+        if cpu > 0 && given.cpu.saturating_add(cpu) > capacity.cpu {
+            let (given, all) = (given.cpu, capacity.cpu);
+            return Some(format!("{given}% of its {all}% of processor time are given away, and {cpu}% are wanted"));
+        }
+        None
+    }
+
+    /// A server on a host that keeps apart from another, or from which that other keeps apart.
+    fn too_near(&self, n: usize, entry: &'a ManifestServer) -> Option<&'a ServerName> {
+        let host = &self.hosts[n];
+        let was_placed = |server: &ServerName| {
+            self.entries.number(server).is_some_and(|number| self.chosen[number].binary_search(&n).is_ok())
+        };
+        let mut own = entry.place.apart_from.iter().map(|server| &server.value);
+        let there = own.find(|server| was_placed(server) || host.others.contains(server));
+        let keeps_apart =
+            |other: &&ManifestServer| other.place.apart_from.iter().any(|server| server.value == entry.server.value);
+        there.or_else(|| host.apart.iter().copied().find(keeps_apart).map(|other| &other.server.value))
+    }
 }
 
 /// The entries of the manifest in the order in which they are placed, which does not depend on the order in which it
 /// lists them: first what runs already, then what is only for some hosts, then the rest; each by group.
-fn by_turn<'a>(
-    configuration: &'a Configuration,
-    circumstances: &Circumstances,
-    order: &[Vec<ServerName>],
-) -> Vec<&'a ManifestServer> {
-    let manifest = &configuration.manifest.1;
+fn by_turn(circumstances: &Circumstances, entries: &Entries<'_>, order: &[Vec<usize>]) -> Vec<usize> {
     let running: BTreeSet<&ServerName> = circumstances.present.keys().map(|id| &id.server).collect();
-    let turns: BTreeMap<&ServerName, usize> =
-        order.iter().flatten().enumerate().map(|(n, server)| (server, n)).collect();
-    let mut entries: Vec<&ManifestServer> = manifest.servers.iter().collect();
-    entries.sort_by_cached_key(|entry| {
-        let server = &entry.server.value;
-        (!running.contains(server), entry.place.hosts.is_empty(), turns.get(server).copied())
-    });
-    entries
+    let mut turns: Vec<usize> = order.iter().flatten().copied().collect();
+    turns.sort_by_key(|n| (!running.contains(entries.name(*n)), entries.entry(*n).place.hosts.is_empty()));
+    turns
 }
 
 /// Places every server of the manifest. Hosts that run a server keep it; otherwise the host with the fewest servers is
 /// taken, then the first by name.
-pub(super) fn place(
-    configuration: &Configuration,
-    circumstances: &Circumstances,
-    order: &[Vec<ServerName>],
-) -> Result<Placed, Problems> {
+pub(super) fn place<'a>(
+    configuration: &'a Configuration,
+    circumstances: &'a Circumstances,
+    entries: &'a Entries<'a>,
+    order: &[Vec<usize>],
+) -> Result<Placed<'a>, Problems> {
     let source = &configuration.manifest.0;
-    let mut placed = Placed { hosts: BTreeMap::new(), skipped: Vec::new(), warnings: Vec::new() };
+    let hosts = circumstances.hosts.iter().collect();
+    let mut placed = Placed { hosts, chosen: Vec::new(), skipped: Vec::new(), warnings: Vec::new() };
     let mut problems = Vec::new();
     if circumstances.hosts.is_empty() {
         let problem = Problem::in_file(source, "there is no host to place servers on");
         return Err(problem.hint("list `hosts:` in the manifest, or enrol hosts with the coordinator").into());
     }
-    let mut board = Board::new(configuration, circumstances);
+    let mut board = Board::new(configuration, circumstances, entries);
     let unknown: Vec<&str> =
         circumstances.hosts.iter().filter(|(_, host)| host.facts.is_none()).map(|(name, _)| name.as_str()).collect();
     if !unknown.is_empty() {
@@ -263,18 +354,17 @@ pub(super) fn place(
             .warnings
             .push(format!("what these hosts have is not known, so their needs count as met: {}", unknown.join(", ")));
     }
-    for entry in by_turn(configuration, circumstances, order) {
-        let (_, server) = match definition(configuration, &entry.server) {
+    for number in by_turn(circumstances, entries, order) {
+        let (_, server) = match entries.definition(number) {
             Ok(found) => found,
             Err(problem) => {
                 problems.push(problem);
                 continue;
             }
         };
-        match board.choose(&Wanted::new(entry, server)) {
-            Ok(hosts) => {
-                placed.hosts.insert(entry.server.value.clone(), hosts);
-            }
+        let entry = entries.entry(number);
+        match board.choose(&Wanted::new(number, entry, server)) {
+            Ok(_) => {}
             Err(reason) if entry.optional => {
                 placed.skipped.push(Skipped { server: entry.server.value.clone(), reason });
             }
@@ -288,6 +378,7 @@ pub(super) fn place(
         }
     }
     Problems::none_or(problems)?;
+    placed.chosen = board.chosen;
     Ok(placed)
 }
 
@@ -295,27 +386,28 @@ pub(super) fn place(
 pub(super) fn verdicts(
     configuration: &Configuration,
     circumstances: &Circumstances,
-    order: &[Vec<ServerName>],
-    server: &ServerName,
+    entries: &Entries<'_>,
+    order: &[Vec<usize>],
+    server: usize,
 ) -> BTreeMap<HostName, String> {
-    let mut board = Board::new(configuration, circumstances);
-    for entry in by_turn(configuration, circumstances, order) {
-        let Ok((_, definition)) = definition(configuration, &entry.server) else { continue };
-        let wanted = Wanted::new(entry, definition);
-        if entry.server.value != *server {
+    let mut board = Board::new(configuration, circumstances, entries);
+    for number in by_turn(circumstances, entries, order) {
+        let Some((_, definition)) = entries.defined(number) else { continue };
+        let wanted = Wanted::new(number, entries.entry(number), definition);
+        if number != server {
             let _ = board.choose(&wanted);
             continue;
         }
         let before: Vec<(Option<String>, usize)> =
-            board.hosts.iter().map(|host| (refusal(host, &wanted), host.count)).collect();
-        let chosen = board.choose(&wanted).unwrap_or_default();
+            board.hosts.iter().enumerate().map(|(n, host)| (board.refusal(n, &wanted), host.count)).collect();
+        let chosen = board.choose(&wanted).map(<[usize]>::to_vec).unwrap_or_default();
         let said = before.into_iter().enumerate().map(|(n, (refused, count))| {
-            let (host, keeps) = (&board.hosts[n], board.keeps(server, n));
+            let (host, keeps) = (&board.hosts[n], board.keeps(entries.name(server), n));
             let said = match refused {
                 Some(reason) => format!("refused: {reason}"),
                 None if host.unreachable && !keeps => "refused: not connected".to_owned(),
-                None if chosen.contains(host.name) && keeps => "chosen: it runs there already".to_owned(),
-                None if chosen.contains(host.name) => format!("chosen: it has {count} servers of this manifest"),
+                None if chosen.contains(&n) && keeps => "chosen: it runs there already".to_owned(),
+                None if chosen.contains(&n) => format!("chosen: it has {count} servers of this manifest"),
                 None => format!("not needed: it has {count} servers of this manifest"),
             };
             (host.name.clone(), said)
@@ -325,54 +417,6 @@ pub(super) fn verdicts(
     BTreeMap::new()
 }
 
-/// Why a host will not do for a server.
-fn refusal<'a>(host: &Place<'a>, wanted: &Wanted<'a>) -> Option<String> {
-    let (view, place) = (host.view, &wanted.entry.place);
-    if !wanted.named.is_empty() && !wanted.named.contains(host.name) {
-        return Some("not among `hosts`".to_owned());
-    }
-    if let Some((key, value)) = place.labels.iter().find(|(key, value)| view.labels.get(*key) != Some(*value)) {
-        return Some(format!("no label {key}={value}"));
-    }
-    if let Some(label) = place.spread.as_ref().filter(|label| !view.labels.contains_key(*label)) {
-        return Some(format!("no label {label} to spread over"));
-    }
-    if let Some(near) = too_near(host, wanted.entry) {
-        return Some(format!("`{near}` is there, and they stay apart"));
-    }
-    if let Some(facts) = &view.facts {
-        if let Some(missing) = wanted.server.requires.iter().find(|requirement| !requirement.is_met_by(facts)) {
-            return Some(format!("no {missing}"));
-        }
-        if wanted.image && !facts.runs_containers() {
-            return Some("no container engine (docker or podman)".to_owned());
-        }
-    }
-    if let Some((port, other)) = wanted.port.and_then(|port| Some((port, host.ports.get(&port)?))) {
-        return Some(format!("its port {port} is for `{other}`"));
-    }
-    let (capacity, given) = (host.capacity?, host.given);
-    let (memory, cpu) = (wanted.limits.memory, wanted.limits.cpu);
-    if memory > 0 && given.memory.saturating_add(memory) > capacity.memory {
-        let [given, all, memory] = [given.memory, capacity.memory, memory].map(mebibytes);
-        return Some(format!("{given} of its {all} of memory are given away, and {memory} are wanted"));
-    }
-    if cpu > 0 && given.cpu.saturating_add(cpu) > capacity.cpu {
-        let (given, all) = (given.cpu, capacity.cpu);
-        return Some(format!("{given}% of its {all}% of processor time are given away, and {cpu}% are wanted"));
-    }
-    None
-}
-
 fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
-}
-
-/// A server on a host that keeps apart from another, or from which that other keeps apart.
-fn too_near<'a>(host: &Place<'a>, entry: &'a ManifestServer) -> Option<&'a ServerName> {
-    let mut own = entry.place.apart_from.iter().map(|server| &server.value);
-    let there = own.find(|server| host.placed.contains(server) || host.others.contains(server));
-    let keeps_apart =
-        |other: &&ManifestServer| other.place.apart_from.iter().any(|server| server.value == entry.server.value);
-    there.or_else(|| host.apart.iter().find(|other| keeps_apart(other)).map(|other| &other.server.value))
 }

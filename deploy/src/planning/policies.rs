@@ -1,9 +1,10 @@
 //! How carefully to proceed: what a server's entry says, else the manifest, else its environment, else the
 //! defaults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Configuration;
+use super::entries::Entries;
 use crate::config::{PaceWritten, PauseWritten, Problem, RolloutWritten, Share};
 use crate::ids::ServerName;
 use crate::plan::{Group, OnTimeout, Pace, PauseAt, PausePoint, RetryPolicy, RollbackPolicy, Rollout};
@@ -54,11 +55,6 @@ fn written<T>(
         .or_else(|| of_rollout(&configuration.environment.1.rollout))
 }
 
-/// What the entries of the manifest say of the pace of their servers.
-fn own_paces(configuration: &Configuration) -> BTreeMap<&ServerName, &PaceWritten> {
-    configuration.manifest.1.servers.iter().map(|entry| (&entry.server.value, &entry.rollout)).collect()
-}
-
 /// How fast the `instances` instances of a server are switched, of which its own entry says this.
 pub(super) fn pace(configuration: &Configuration, own: Option<&PaceWritten>, instances: usize) -> Pace {
     let d = Pace::default();
@@ -78,17 +74,25 @@ pub(super) fn pace(configuration: &Configuration, own: Option<&PaceWritten>, ins
     }
 }
 
-/// The paces of all servers of a plan.
-pub(super) fn paces(configuration: &Configuration, groups: &[Group]) -> BTreeMap<ServerName, Pace> {
-    let own = own_paces(configuration);
-    let mut paces = BTreeMap::new();
-    for group in groups {
-        let mut instances: BTreeMap<&ServerName, usize> = group.servers.iter().map(|server| (server, 0)).collect();
-        for step in &group.steps {
-            *instances.entry(&step.instance.server).or_default() += 1;
-        }
-        for (server, count) in instances {
-            paces.insert(server.clone(), pace(configuration, own.get(server).copied(), count));
+/// The paces of all servers of a plan: of those that have so many instances, by the numbers of their entries, and of
+/// those that have none any more.
+pub(super) fn paces(
+    configuration: &Configuration,
+    entries: &Entries<'_>,
+    instances: impl Iterator<Item = (usize, usize)>,
+    removals: &[Group],
+) -> BTreeMap<ServerName, Pace> {
+    let paces = instances.map(|(number, count)| {
+        (entries.name(number).clone(), pace(configuration, Some(&entries.entry(number).rollout), count))
+    });
+    let mut paces: BTreeMap<ServerName, Pace> = paces.collect();
+    for group in removals {
+        for steps in group.steps.chunk_by(|a, b| a.instance.server == b.instance.server) {
+            let server = &steps[0].instance.server;
+            if !paces.contains_key(server) {
+                let own = entries.number(server).map(|number| &entries.entry(number).rollout);
+                paces.insert(server.clone(), pace(configuration, own, steps.len()));
+            }
         }
     }
     paces
@@ -97,6 +101,7 @@ pub(super) fn paces(configuration: &Configuration, groups: &[Group]) -> BTreeMap
 /// Where the deployment waits for people, in the order of the groups.
 pub(super) fn pauses(
     configuration: &Configuration,
+    entries: &Entries<'_>,
     groups: &[Group],
     paces: &BTreeMap<ServerName, Pace>,
 ) -> Vec<PausePoint> {
@@ -120,12 +125,16 @@ pub(super) fn pauses(
         });
         points.extend(point);
     }
-    let own = own_paces(configuration);
+    let of_canary = |point: &PausePoint| match &point.at {
+        PauseAt::AfterCanary(server) => Some(server.clone()),
+        PauseAt::BeforeGroup(_) => None,
+    };
+    let said: BTreeSet<ServerName> = points.iter().filter_map(of_canary).collect();
     for server in paces.iter().filter(|(_, pace)| pace.canary > 0).map(|(server, _)| server) {
-        let own = own.get(server).copied();
+        let own = entries.number(server).map(|number| &entries.entry(number).rollout);
         let promoted = written(configuration, own, |w| w.auto_promote, |w| w.auto_promote).unwrap_or(true);
-        let at = PauseAt::AfterCanary(server.clone());
-        if !promoted && !points.iter().any(|point| point.at == at) {
+        if !promoted && !said.contains(server) {
+            let at = PauseAt::AfterCanary(server.clone());
             points.push(PausePoint { at, approvals: 1, timeout: None, on_timeout: Default::default() });
         }
     }
@@ -133,17 +142,17 @@ pub(super) fn pauses(
 }
 
 /// Whether people must approve before the first group, whatever time passes.
-pub(super) fn waits_before(configuration: &Configuration, first: &[ServerName]) -> bool {
+pub(super) fn waits_before(configuration: &Configuration, first: &[&ServerName]) -> bool {
     let (m, e) = (&configuration.manifest.1.rollout, &configuration.environment.1.rollout);
     m.pauses.iter().chain(&e.pauses).any(|pause| {
         let pause = &pause.value;
         let by_people = pause.approvals.unwrap_or(1) > 0 && pause.on_timeout != OnTimeout::Approve;
-        by_people && pause.before.as_ref().is_some_and(|server| first.contains(server))
+        by_people && pause.before.as_ref().is_some_and(|server| first.contains(&server))
     })
 }
 
 /// What is wrong with the pause points as they are written.
-pub(super) fn pause_problems(configuration: &Configuration) -> Vec<Problem> {
+pub(super) fn pause_problems(configuration: &Configuration, entries: &Entries<'_>) -> Vec<Problem> {
     let (manifest_source, manifest) = &configuration.manifest;
     let (environment_source, environment) = &configuration.environment;
     let written = manifest.rollout.pauses.iter().map(|pause| (manifest_source, pause));
@@ -155,8 +164,7 @@ pub(super) fn pause_problems(configuration: &Configuration) -> Vec<Problem> {
             problems.push(problem.hint("for example `{ before: git, approvals: 1 }`"));
             continue;
         };
-        let known = manifest.servers.iter().any(|entry| entry.server.value == *server);
-        if !known && source.path == manifest_source.path {
+        if entries.number(server).is_none() && source.path == manifest_source.path {
             problems.push(Problem::at(source, pause, format!("the manifest has no server `{server}` to pause at")));
         }
         if pause.value.approvals == Some(0) && pause.value.timeout.is_none() {

@@ -1,24 +1,25 @@
 //! Rendering: from a server's definition to its release on one host.
 
 mod checks;
+mod context;
 mod template;
 
 pub(super) use self::checks::config_schemas;
+use self::context::Subject;
 pub(super) use self::template::Templates;
-use self::template::is_template;
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
 use serde_saphyr::Spanned;
 
-use super::{Circumstances, Configuration, Warnings, secret_key};
+use super::steps::Location;
+use super::{Circumstances, Planning, Warnings, secret_key};
 use crate::config::{ContainerWritten, Field, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
 use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
 use crate::release::{
-    ConfigFile, Container, Database, Endpoint, MARKER_END, MARKER_START, Package, Release, Resources, RestartPolicy,
-    Run, SecretSource, ToolCall, Transport, Volume, masked,
+    ConfigFile, Container, Database, Endpoint, MARKER_END, Package, Release, Resources, RestartPolicy, Run,
+    SecretSource, ToolCall, Transport, Volume, has_marker, masked,
 };
 use crate::time::{Length, Timestamp};
 
@@ -30,86 +31,47 @@ const MCP_PATH: &str = "/mcp";
 const FILE_MODE: u32 = 0o600;
 
 /// The release of an instance. Where only the time would differ from what runs, it keeps its old time.
-pub(super) fn release(
-    configuration: &Configuration,
-    circumstances: &Circumstances,
+pub(super) fn release<'a>(
+    planning: Planning<'a>,
+    location: Location<'a>,
     id: &InstanceId,
-    templates: &mut Templates,
+    templates: &mut Templates<'a>,
     warnings: &mut Warnings,
-) -> Result<Release, Problems> {
-    let present = circumstances.present.get(id);
+) -> Result<Box<Release>, Problems> {
+    let present = planning.circumstances.present.get(id);
     if let Some((present, then)) = present.and_then(|p| Some((p, p.release.rendered_at?))) {
-        let same = build(configuration, circumstances, id, then, templates, &mut Warnings::default())?;
+        let same = build(planning, location, id, then, templates, &mut Warnings::default())?;
         if same.id() == present.release_id {
             return Ok(same);
         }
     }
-    build(configuration, circumstances, id, circumstances.now, templates, warnings)
+    build(planning, location, id, planning.circumstances.now, templates, warnings)
 }
 
-fn build(
-    configuration: &Configuration,
-    circumstances: &Circumstances,
+fn build<'a>(
+    planning: Planning<'a>,
+    location: Location<'a>,
     id: &InstanceId,
     now: Timestamp,
-    templates: &mut Templates,
+    templates: &mut Templates<'a>,
     warnings: &mut Warnings,
-) -> Result<Release, Problems> {
+) -> Result<Box<Release>, Problems> {
+    let Planning { configuration, circumstances, entries } = planning;
+    let Location { entry, host, view, .. } = location;
     let (environment_source, environment) = &configuration.environment;
     let own = configuration.on_hosts.get(id);
-    let Some((source, server)) = own.or_else(|| configuration.servers.get(&id.server)) else {
-        return Err(
-            Problem::in_file(&configuration.manifest.0, format!("server `{}` is not defined", id.server)).into()
-        );
-    };
-    let Some(host) = circumstances.hosts.get(&id.host) else {
-        return Err(Problem::in_file(&configuration.manifest.0, format!("there is no host `{}`", id.host)).into());
-    };
-    templates.begin(format!("{}/{}", environment.name.value, id.server), now);
-    if environment.variables.values().any(|written| is_template(&written.value)) {
-        let mut variables = BTreeMap::new();
-        for (name, written) in &environment.variables {
-            let source = environment.source_of(environment_source, Field::Variable, name);
-            variables.insert(name, templates.render(source, written)?);
-        }
-        templates.set("env", &variables);
-    } else {
-        templates.set_kept("env", "", || {
-            environment.variables.iter().map(|(name, written)| (name, &written.value)).collect::<BTreeMap<_, _>>()
-        });
-    }
-    templates.set_kept(
-        "host",
-        id.host.as_str(),
-        || json!({ "name": id.host, "address": host.address, "labels": host.labels, "state_dir": host.state_dir }),
-    );
-    templates.set("server", &server_context(server, id, host));
-    templates.set_kept(
-        "deployment",
-        "",
-        || json!({ "manifest": configuration.manifest.1.name.value, "environment": environment.name.value }),
-    );
-    let mut release = rendered(source, server, host, templates)?;
+    let (source, server) = own.map_or_else(|| entries.definition(entry), Ok)?;
+    let manifest = &configuration.manifest.1.name.value;
+    templates.begin(environment_source, Subject { manifest, environment, server, host, view }, now)?;
+    let mut release = rendered(source, server, view, templates)?;
     release.rendered_at = templates.clock_was_read().then_some(now);
-    for (name, mut secret) in templates.secrets_used() {
+    for (name, mut secret) in templates.take_secrets_used() {
         let declared = secret.declared_name(&name);
         let source = environment.source_of(environment_source, Field::Secret, declared);
         secret.digest = secret_digest(circumstances, source, declared, &secret.source, warnings)?;
         release.secrets.insert(name, secret);
     }
     Ok(release)
-}
-
-fn server_context(server: &Server, id: &InstanceId, host: &HostView) -> serde_json::Value {
-    let folder = format!("{}/servers/{}", host.state_dir, id.server);
-    json!({
-        "name": id.server,
-        "port": server.run.port.as_ref().map(|port| port.value),
-        "version": server.package.as_ref().map(|package| package.value.version.value.clone()),
-        "data_dir": format!("{folder}/data"),
-        "config_dir": format!("{folder}/current/config"),
-        "app_dir": format!("{folder}/current/app"),
-    })
 }
 
 /// A secret without a value stops a plan that is to be executed; a plan made without values only says so.
@@ -140,11 +102,11 @@ fn secret_digest(
 }
 
 /// A command with its arguments rendered. Everybody on the host can see the list of processes.
-fn command(source: &Source, written: &[Spanned<String>], templates: &Templates) -> Result<Vec<String>, Problems> {
+fn command(source: &Source, written: &[Spanned<String>], templates: &Templates<'_>) -> Result<Vec<String>, Problems> {
     let mut command = Vec::with_capacity(written.len());
     for argument in written {
         let text = templates.render(source, argument)?;
-        if text.contains(MARKER_START) {
+        if has_marker(&text) {
             let problem =
                 Problem::at(source, argument, "a secret in the command would be seen in the list of processes");
             return Err(problem.hint("hand it over in `run.environment` or in a file").into());
@@ -155,7 +117,7 @@ fn command(source: &Source, written: &[Spanned<String>], templates: &Templates) 
 }
 
 /// Absolute paths of a host, rendered.
-fn paths(source: &Source, written: &[Spanned<String>], templates: &Templates) -> Result<Vec<String>, Problems> {
+fn paths(source: &Source, written: &[Spanned<String>], templates: &Templates<'_>) -> Result<Vec<String>, Problems> {
     let mut paths = Vec::with_capacity(written.len());
     for path in written {
         let text = templates.render(source, path)?;
@@ -212,7 +174,12 @@ fn user(source: &Source, written: &Spanned<String>, of_image: bool) -> Result<St
     Ok(user.clone())
 }
 
-fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templates) -> Result<Release, Problems> {
+fn rendered(
+    source: &Source,
+    server: &Server,
+    host: &HostView,
+    templates: &Templates<'_>,
+) -> Result<Box<Release>, Problems> {
     let written = &server.run;
     let mut environment = BTreeMap::new();
     for (name, value) in &written.environment {
@@ -223,7 +190,7 @@ fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templ
         port: port.value,
         path: written.path.clone().unwrap_or_else(|| MCP_PATH.to_owned()),
     });
-    let mut release = Release {
+    let mut release = Box::new(Release {
         server: server.name.value.clone(),
         package: package(server),
         requires: server.requires.clone(),
@@ -262,7 +229,7 @@ fn rendered(source: &Source, server: &Server, host: &HostView, templates: &Templ
         irreversible: server.irreversible.as_ref().map(|why| why.value.clone()),
         secrets: BTreeMap::new(),
         rendered_at: None,
-    };
+    });
     for file in &server.files {
         release.files.push(config_file(source, file, templates)?);
     }
@@ -309,7 +276,7 @@ fn package(server: &Server) -> Package {
     }
 }
 
-fn container(source: &Source, written: &ContainerWritten, templates: &Templates) -> Result<Container, Problems> {
+fn container(source: &Source, written: &ContainerWritten, templates: &Templates<'_>) -> Result<Container, Problems> {
     let mut volumes = Vec::with_capacity(written.volumes.len());
     for volume in &written.volumes {
         volumes.push(self::volume(source, volume, templates)?);
@@ -336,7 +303,7 @@ fn container(source: &Source, written: &ContainerWritten, templates: &Templates)
     })
 }
 
-fn volume(source: &Source, written: &Spanned<String>, templates: &Templates) -> Result<Volume, Problems> {
+fn volume(source: &Source, written: &Spanned<String>, templates: &Templates<'_>) -> Result<Volume, Problems> {
     let text = templates.render(source, written)?;
     let (rest, read_only) = match text.strip_suffix(":ro") {
         Some(rest) => (rest, true),
@@ -349,7 +316,7 @@ fn volume(source: &Source, written: &Spanned<String>, templates: &Templates) -> 
     };
     match rest.split_once(':') {
         Some((from, to))
-            if (is_path(from) || is_name(from)) && is_path(to) && !to.contains(':') && !rest.contains(MARKER_START) =>
+            if (is_path(from) || is_name(from)) && is_path(to) && !to.contains(':') && !has_marker(rest) =>
         {
             Ok(Volume { source: from.to_owned(), target: to.to_owned(), read_only })
         }
@@ -362,7 +329,7 @@ fn volume(source: &Source, written: &Spanned<String>, templates: &Templates) -> 
     }
 }
 
-fn config_file(source: &Source, file: &WrittenFile, templates: &Templates) -> Result<ConfigFile, Problems> {
+fn config_file(source: &Source, file: &WrittenFile, templates: &Templates<'_>) -> Result<ConfigFile, Problems> {
     let path = &file.path.value;
     let component = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\0', '\n']);
     if !path.split('/').all(component) {

@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_saphyr::Spanned;
 
 use self::expressions::Expressions;
+use super::entries::Entries;
 use super::{Configuration, graph, policies};
 use crate::config::{
     BUILT_IN_RULES, Field, Manifest, PaceWritten, Problem, Problems, RuleSeverity, Rules, Server, Source, near_miss,
 };
 use crate::health::Severity;
+use crate::ids::ServerName;
 use crate::plan::{Pace, Plan, RollbackPolicy, Rollout, RuleOverride};
 use crate::release::RuntimeChoice;
 
@@ -22,6 +24,7 @@ const NAMED_MAX: usize = 10;
 /// The broken rules of a configuration, while they are being looked for.
 pub(super) struct Findings<'a> {
     configuration: &'a Configuration,
+    entries: &'a Entries<'a>,
     broken: Vec<Broken>,
     expressions: Expressions<'a>,
 }
@@ -42,18 +45,19 @@ impl<'a> Findings<'a> {
     /// Looks at everything that can be said without rendering. What is wrong with the rules themselves is a problem.
     pub(super) fn of(
         configuration: &'a Configuration,
+        entries: &'a Entries<'a>,
         rollout: &Rollout,
         rollback: &RollbackPolicy,
         problems: &mut Vec<Problem>,
     ) -> Self {
         names(configuration, problems);
         let expressions = Expressions::compile(configuration, rollout, rollback, problems);
-        let mut findings = Self { configuration, broken: Vec::new(), expressions };
+        let mut findings = Self { configuration, entries, broken: Vec::new(), expressions };
         findings.of_manifest(rollout, rollback);
         findings.of_environment();
         findings.of_paces();
-        for (number, entry) in configuration.manifest.1.servers.iter().enumerate() {
-            let Some((source, server)) = configuration.servers.get(&entry.server.value) else { continue };
+        for (number, entry) in entries.iter().enumerate() {
+            let Some((source, server)) = entries.defined(number) else { continue };
             findings.of_server(source, server);
             let broken = findings.expressions.of_server(number, entry, source, server, problems);
             findings.custom(broken);
@@ -69,7 +73,7 @@ impl<'a> Findings<'a> {
     /// Looks at every instance as it is rendered.
     pub(super) fn of_instances(&mut self, plan: &Plan, circumstances: &super::Circumstances) -> Result<(), Problems> {
         let mut problems = Vec::new();
-        let broken = self.expressions.of_instances(plan, circumstances, &mut problems);
+        let broken = self.expressions.of_instances(plan, circumstances, self.entries, &mut problems);
         self.custom(broken);
         Problems::none_or(problems)
     }
@@ -151,9 +155,10 @@ impl<'a> Findings<'a> {
             self.add("max_parallel_max", problem.hint(format!("write `rollout: {{ max_parallel: {max} }}`")));
         }
         if rules.approval == Some(true)
-            && let Ok(groups) = graph::order(source, manifest)
+            && let Ok(order) = graph::order(source, manifest, self.entries)
         {
-            let first = groups.groups.into_iter().next().unwrap_or_default();
+            let first: Vec<&ServerName> =
+                order.groups.first().into_iter().flatten().map(|number| self.entries.name(*number)).collect();
             if !policies::waits_before(self.configuration, &first) {
                 let problem = Problem::at_field(source, "rollout", "nobody approves before anything is switched");
                 let hint = first
@@ -185,9 +190,11 @@ impl<'a> Findings<'a> {
     fn of_paces(&mut self) {
         let (source, manifest) = &self.configuration.manifest;
         let rules = self.rules();
-        let canary = |pace: &Pace| (rules.canary == Some(true) && pace.canary == 0).then(|| "no canary".to_owned());
-        let canary_hint = "write `rollout: { canary: 1 }`".to_owned();
-        self.of_pace(source, manifest, "canary", canary, |own| own.canary.is_some(), &canary_hint);
+        if rules.canary == Some(true) {
+            let canary = |pace: &Pace| (pace.canary == 0).then(|| "no canary".to_owned());
+            let hint = "write `rollout: { canary: 1 }`";
+            self.of_pace(source, manifest, "canary", canary, |own| own.canary.is_some(), hint);
+        }
         let Some(max) = rules.max_unavailable_max else { return };
         let unavailable = |pace: &Pace| {
             (pace.max_unavailable > max)

@@ -1,4 +1,5 @@
 mod dependencies;
+mod many;
 mod placement;
 mod rules;
 mod templates;
@@ -82,8 +83,10 @@ fn deployed(plan: &Plan, before: Circumstances) -> Circumstances {
         for step in &planned.steps {
             if let (Some(release), Some(release_id)) = (step.release.clone(), step.release_id.clone()) {
                 let manifest = plan.manifest.clone();
-                present
-                    .insert(step.instance.clone(), Present { manifest, group, release, release_id, in_trouble: false });
+                present.insert(
+                    step.instance.clone(),
+                    Present { manifest, group, release: *release, release_id, in_trouble: false },
+                );
             }
         }
     }
@@ -303,6 +306,20 @@ fn servers_that_the_manifest_no_longer_has_are_removed_last_and_those_of_others_
         .collect();
     assert_eq!(removed, ["b@h2"]);
     assert_eq!(groups_of(second.plan()).last().map(Vec::as_slice), Some(&["b".to_owned()][..]));
+}
+
+#[test]
+fn the_pace_of_a_server_that_loses_an_instance_is_of_those_that_it_keeps() {
+    let with = |count: usize| {
+        let servers =
+            format!("  - {{ server: a, place: {{ count: {count} }}, rollout: {{ max_unavailable: 50% }} }}\n");
+        read(&manifest(&servers), ENVIRONMENT, &[("a", SERVER)]).expect("readable")
+    };
+    let six = Circumstances { hosts: hosts(6), ..circumstances() };
+    let first = plan(&with(5), &six).expect("a plan");
+    let second = plan(&with(4), &deployed(first.plan(), six)).expect("a plan");
+    assert_eq!(second.plan().summary().remove, 1);
+    assert_eq!(second.plan().pace(&"a".parse().expect("name")).max_unavailable, 2);
 }
 
 #[test]

@@ -4,16 +4,15 @@ use std::collections::BTreeSet;
 
 use serde_saphyr::Spanned;
 
+use super::entries::Entries;
 use super::placement::percent;
-use super::{Configuration, definition, externals, locks, policies};
-use crate::config::{
-    Condition, DependencyWritten, Field, ManifestServer, PackageWritten, Problem, SecretWritten, Server, Source,
-};
+use super::{Configuration, externals, locks, policies};
+use crate::config::{Condition, Field, PackageWritten, Problem, SecretWritten, Server, Source};
 use crate::plan::Rollout;
 use crate::release::{ARTIFACT_SCHEME, RestartPolicy, RuntimeChoice, Transport, is_artifact, is_secret_name};
 
 /// Everything that is wrong and can be said without rendering.
-pub(super) fn problems(configuration: &Configuration, rollout: &Rollout) -> Vec<Problem> {
+pub(super) fn problems(configuration: &Configuration, entries: &Entries<'_>, rollout: &Rollout) -> Vec<Problem> {
     let (source, manifest) = &configuration.manifest;
     let mut problems = Vec::new();
     secrets(configuration, &mut problems);
@@ -35,18 +34,19 @@ pub(super) fn problems(configuration: &Configuration, rollout: &Rollout) -> Vec<
         let problem = Problem::in_file(source, "`retry.attempts` must be at least 1");
         problems.push(problem.hint("1 means that nothing is tried again"));
     }
-    problems.extend(policies::pause_problems(configuration));
-    problems.extend(externals::problems(source, manifest));
-    for dependency in manifest.servers.iter().flat_map(|entry| &entry.depends_on) {
-        let DependencyWritten { server, condition } = &dependency.value;
-        let ends = configuration.servers.get(server).is_none_or(|(_, definition)| definition.run.completes);
-        if *condition == Condition::Completed && !ends {
+    problems.extend(policies::pause_problems(configuration, entries));
+    problems.extend(externals::problems(source, manifest, entries));
+    let dependencies = entries.iter().flat_map(|entry| &entry.depends_on);
+    for dependency in dependencies.filter(|dependency| dependency.value.condition == Condition::Completed) {
+        let server = &dependency.value.server;
+        let definition = entries.number(server).and_then(|number| entries.defined(number));
+        if definition.is_some_and(|(_, definition)| !definition.run.completes) {
             let problem = Problem::at(source, dependency, format!("`{server}` does not end, so it never completes"));
             problems.push(problem.hint(format!("write `run: {{ completes: true }}` in the definition of {server}")));
         }
     }
-    for entry in &manifest.servers {
-        match definition(configuration, &entry.server) {
+    for number in 0..entries.len() {
+        match entries.definition(number) {
             Ok((source, server)) => self::server(source, server, &mut problems),
             Err(problem) => problems.push(problem),
         }
@@ -54,14 +54,12 @@ pub(super) fn problems(configuration: &Configuration, rollout: &Rollout) -> Vec<
     for (source, server) in configuration.on_hosts.values() {
         self::server(source, server, &mut problems);
     }
-    let is_agent = |entry: &&ManifestServer| {
-        let server = configuration.servers.get(&entry.server.value);
-        server.is_some_and(|(_, server)| server.run.runtime == RuntimeChoice::Agent)
-    };
-    for another in manifest.servers.iter().filter(is_agent).skip(1) {
+    let is_agent =
+        |number: &usize| entries.defined(*number).is_some_and(|(_, server)| server.run.runtime == RuntimeChoice::Agent);
+    for another in (0..entries.len()).filter(is_agent).skip(1) {
         problems.push(Problem::at(
             source,
-            &another.server,
+            &entries.entry(another).server,
             "a second server is a version of the agent (`runtime: agent`)",
         ));
     }

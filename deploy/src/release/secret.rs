@@ -8,6 +8,8 @@ use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use super::is_default;
 
+/// The character that [`MARKER_START`] begins with; it stands for nothing else.
+pub const MARKER_SIGN: char = '\u{f8ff}';
 /// What opens a secret's marker in a rendered text; the secret's name and [`MARKER_END`] follow.
 pub const MARKER_START: &str = "\u{f8ff}secret:";
 /// What closes a secret's marker.
@@ -138,6 +140,12 @@ pub fn marker(name: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the release names the secret `{0}`, and no value came with it")]
 pub struct MissingSecret(pub String);
+
+/// Whether a text has the marker of a secret in it.
+pub fn has_marker(text: &str) -> bool {
+    // Most texts do not even have the character, which is found sooner.
+    text.find(MARKER_SIGN).is_some_and(|at| text[at..].contains(MARKER_START))
+}
 
 /// The names of the secrets that a text names.
 pub(super) fn secrets_in(text: &str) -> Vec<String> {

@@ -221,7 +221,13 @@ pub(crate) fn step(fleet: &Fleet, instance: InstanceId, release: Option<Release>
         (Some(present), Some(id)) if present.release_id == *id && present.trouble.is_none() => StepAction::Unchanged,
         (Some(_), Some(_)) => StepAction::Update,
     };
-    PlannedStep { instance, action, previous: present.map(|present| present.release_id.clone()), release, release_id }
+    PlannedStep {
+        instance,
+        action,
+        previous: present.map(|present| present.release_id.clone()),
+        release: release.map(Box::new),
+        release_id,
+    }
 }
 
 /// Now and then the first server of a group starts after all others of it.

@@ -1,5 +1,6 @@
 //! Rendering of health checks: from the words of a definition to what the agent runs.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use regex::Regex;
@@ -12,11 +13,15 @@ use serde_json_path::JsonPath;
 use serde_saphyr::Spanned;
 
 use super::Templates;
+use super::template::is_template;
 use crate::config::{Check, CheckType, Problem, Problems, Source};
 use crate::health::{HealthCheck, HttpMore, Probe};
 use crate::host::bytes;
-use crate::release::{MARKER_START, Run, Transport};
+use crate::release::{Run, Transport, has_marker};
 use crate::time::Length;
+
+/// What a check of some type is told.
+type Config = serde_json::Map<String, Value>;
 
 /// Most times that a failing run is tried again at once.
 const RETRIES_MAX: u32 = 10;
@@ -139,20 +144,22 @@ pub(super) fn rendered(
     source: &Source,
     written: &Spanned<Check>,
     run: &Run,
-    templates: &Templates,
+    templates: &Templates<'_>,
 ) -> Result<HealthCheck, Problems> {
     let check = &written.value;
     let wrong = |message: String| {
         let kind: &'static str = check.check_type.into();
         Problem::at(source, written, format!("check `{}` of type {kind}: {message}", check.name))
     };
-    let mut config = Value::Object(check.config.clone());
-    render_texts(&mut config, templates).map_err(&wrong)?;
+    let mut config = Cow::Borrowed(&check.config);
+    if check.config.values().any(has_template) {
+        config.to_mut().values_mut().try_for_each(|field| render_texts(field, templates)).map_err(&wrong)?;
+    }
     if let Some(place) = shows_secret(&config) {
         let problem: Problem = wrong(format!("a secret in `{place}` would be seen in reports and lists of processes"));
         return Err(problem.hint("secrets belong in `headers` of mcp and http checks").into());
     }
-    let probe = probe(check.check_type, config, run).map_err(&wrong)?;
+    let probe = probe(check.check_type, &config, run).map_err(&wrong)?;
     let usual = HealthCheck::new(check.name.clone(), check.severity, probe);
     let rendered = HealthCheck {
         interval: check.interval.unwrap_or(usual.interval),
@@ -175,7 +182,17 @@ pub(super) fn rendered(
     }
     Ok(rendered)
 }
-fn render_texts(value: &mut Value, templates: &Templates) -> Result<(), String> {
+
+fn has_template(value: &Value) -> bool {
+    match value {
+        Value::String(text) => is_template(text),
+        Value::Array(items) => items.iter().any(has_template),
+        Value::Object(fields) => fields.values().any(has_template),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+fn render_texts(value: &mut Value, templates: &Templates<'_>) -> Result<(), String> {
     match value {
         Value::String(text) => *text = templates.render_text(text).map_err(|error| error.message)?,
         Value::Array(items) => items.iter_mut().try_for_each(|item| render_texts(item, templates))?,
@@ -186,10 +203,21 @@ fn render_texts(value: &mut Value, templates: &Templates) -> Result<(), String> 
 }
 
 /// The first field, besides `headers`, in which a secret is.
-fn shows_secret(config: &Value) -> Option<&str> {
-    let fields = config.as_object().into_iter().flatten();
-    let holds = |value: &Value| value.to_string().contains(MARKER_START);
-    fields.filter(|(name, _)| *name != "headers").find(|(_, value)| holds(value)).map(|(name, _)| name.as_str())
+fn shows_secret(config: &Config) -> Option<&str> {
+    config
+        .iter()
+        .filter(|(name, _)| *name != "headers")
+        .find(|(_, value)| holds_marker(value))
+        .map(|(name, _)| name.as_str())
+}
+
+fn holds_marker(value: &Value) -> bool {
+    match value {
+        Value::String(text) => has_marker(text),
+        Value::Array(items) => items.iter().any(holds_marker),
+        Value::Object(fields) => fields.iter().any(|(name, field)| has_marker(name) || holds_marker(field)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// Headers must be what HTTP lets through (RFC 9110, section 5), whatever their secrets are.
@@ -206,7 +234,7 @@ fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), String> {
     Ok(())
 }
 
-fn probe(check_type: CheckType, config: Value, run: &Run) -> Result<Probe, String> {
+fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, String> {
     let endpoint = || run.endpoint.as_ref().ok_or_else(|| "the server has no `port`, so say where to look".to_owned());
     Ok(match check_type {
         CheckType::Mcp => {
@@ -306,6 +334,6 @@ fn probe(check_type: CheckType, config: Value, run: &Run) -> Result<Probe, Strin
     })
 }
 
-fn read<T: DeserializeOwned>(config: Value) -> Result<T, String> {
-    serde_json::from_value(config).map_err(|error| error.to_string())
+fn read<T: DeserializeOwned>(config: &Config) -> Result<T, String> {
+    T::deserialize(config).map_err(|error| error.to_string())
 }

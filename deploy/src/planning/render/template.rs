@@ -1,19 +1,22 @@
 //! Templates: Tera with Fleetwright's context and functions. A missing value is an error with its place.
 
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
 use serde_saphyr::Spanned;
 use sha2::{Digest, Sha256};
 use strum::VariantNames;
 use tera::{Context, ErrorKind, Kwargs, State, Tera, Value};
 
-use crate::config::{Problem, Problems, Source, near_miss};
+use super::context::{Kept, Subject};
+use crate::config::{Field, Problem, Problems, Source, near_miss};
 use crate::planning::Files;
-use crate::release::{MARKER_END, MARKER_START, SecretEncoding, SecretSource, SecretUse, is_secret_name, marker};
+use crate::release::{
+    MARKER_END, MARKER_SIGN, MARKER_START, SecretEncoding, SecretSource, SecretUse, has_marker, is_secret_name, marker,
+};
 use crate::time::Timestamp;
 
 /// Longest text that `random_string` gives, in characters.
@@ -28,16 +31,30 @@ struct Used {
     secrets: BTreeMap<String, SecretUse>,
 }
 
+/// Words without which a text comes out the same for every release of a plan: they give what is a release's own, or are
+/// noted in it.
+const OF_ONE_RELEASE: [&str; 6] = ["server", "host", "secret", "random_string", "now", "__tera_context"];
+/// The same where the variables of the environment are templates themselves.
+const VARIABLES: &str = "env";
+/// How many texts that are the same for every release are kept, and how long they may be, in bytes.
+const COMMON_TEXTS_MAX: usize = 4_096;
+const COMMON_BYTES_MAX: usize = 4_096;
+
 /// The templates of a plan's releases. Making them is dear, so they are made once and begun anew for each release.
-pub(in crate::planning) struct Templates {
+pub(in crate::planning) struct Templates<'a> {
     tera: Tera,
-    context: Context,
-    /// What is the same for many releases, by what it is the same for.
-    kept: HashMap<String, Value>,
     used: Arc<Mutex<Used>>,
+    subject: Option<Subject<'a>>,
+    /// The variables of the environment, rendered for the subject, where some are templates.
+    variables: Option<BTreeMap<&'a str, String>>,
+    /// What the subject's templates see; made when there is one.
+    context: OnceCell<Context>,
+    kept: Kept<'a>,
+    /// What was rendered and is the same for every release, by its template.
+    common: RefCell<HashMap<String, String>>,
 }
 
-impl Templates {
+impl<'a> Templates<'a> {
     /// Templates whose function `env` sees `variables`, whose `secret` knows `declared`, and whose `file` reads `files`.
     pub(in crate::planning) fn new(
         variables: &BTreeMap<String, String>,
@@ -53,40 +70,50 @@ impl Templates {
         register_file(&mut tera, files.clone());
         register_required(&mut tera);
         register_filters(&mut tera);
-        Self { tera, context: Context::new(), kept: HashMap::new(), used }
+        Self {
+            tera,
+            used,
+            subject: None,
+            variables: None,
+            context: OnceCell::new(),
+            kept: Kept::default(),
+            common: RefCell::default(),
+        }
     }
 
-    /// Begins a release, for which `random_string` gives the same text for the same `scope` and name, and `now` is
-    /// `now`. What was set for the one before is no longer there.
-    pub(super) fn begin(&mut self, scope: String, now: Timestamp) {
-        self.context = Context::new();
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Used { scope, now, ..Used::default() };
-    }
-
-    /// Makes a value visible to the templates rendered from now on.
-    pub(super) fn set(&mut self, name: &'static str, value: &impl Serialize) {
-        self.context.insert(name, value);
-    }
-
-    /// The same with a value that is made once for all releases of which it is the same.
-    pub(super) fn set_kept<T: Serialize>(&mut self, name: &'static str, of: &str, value: impl FnOnce() -> T) {
-        let key = format!("{name} {of}");
-        let value = self.kept.entry(key).or_insert_with(|| Value::from_serializable(&value()));
-        self.context.insert_value(name, value.clone());
+    /// Begins a release, for which `now` is `now`. Variables of its environment that are templates are rendered first,
+    /// and see nothing but functions.
+    pub(super) fn begin(&mut self, own: &Source, subject: Subject<'a>, now: Timestamp) -> Result<(), Problems> {
+        let environment = subject.environment;
+        {
+            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            let Used { mut scope, .. } = std::mem::take(&mut *used);
+            scope.clear();
+            // `random_string` gives the same text for the same scope and name.
+            scope.push_str(environment.name.value.as_str());
+            scope.push('/');
+            scope.push_str(subject.server.name.value.as_str());
+            *used = Used { scope, now, ..Used::default() };
+        }
+        self.subject = Some(subject);
+        self.context = OnceCell::new();
+        self.variables = None;
+        if environment.variables.values().any(|written| is_template(&written.value)) {
+            let nothing = Context::new();
+            let mut variables = BTreeMap::new();
+            for (name, written) in &environment.variables {
+                let source = environment.source_of(own, Field::Variable, name);
+                let rendered = self.render_with(&written.value, &nothing);
+                variables.insert(name.as_str(), rendered.map_err(|error| error.at(source, written))?);
+            }
+            self.variables = Some(variables);
+        }
+        Ok(())
     }
 
     /// Renders a text that was written in a file.
     pub(super) fn render(&self, source: &Source, written: &Spanned<String>) -> Result<String, Problems> {
-        self.render_text(&written.value).map_err(|error| {
-            let problem = match error.place {
-                Some((line, column)) => Problem::within(source, written, line, column, error.message),
-                None => Problem::at(source, written, error.message),
-            };
-            match error.hint {
-                Some(hint) => problem.hint(hint).into(),
-                None => problem.into(),
-            }
-        })
+        self.render_text(&written.value).map_err(|error| error.at(source, written).into())
     }
 
     /// Renders a text whose own place is not known.
@@ -94,7 +121,29 @@ impl Templates {
         if !is_template(text) {
             return Ok(text.to_owned());
         }
-        let rendered = self.tera.render_str(text, &self.context, false).map_err(|error| TemplateError::new(&error))?;
+        if let Some(known) = self.common.borrow().get(text) {
+            return Ok(known.clone());
+        }
+        let variables = self.variables.as_ref();
+        let context = self
+            .context
+            .get_or_init(|| self.subject.map_or_else(Context::new, |subject| self.kept.context(subject, variables)));
+        let rendered = self.render_with(text, context)?;
+        let is_own = OF_ONE_RELEASE.iter().any(|word| text.contains(word))
+            || (variables.is_some() && text.contains(VARIABLES))
+            || rendered.contains([MARKER_SIGN, MARKER_END]);
+        let mut common = self.common.borrow_mut();
+        if !is_own && text.len() + rendered.len() <= COMMON_BYTES_MAX && common.len() < COMMON_TEXTS_MAX {
+            common.insert(text.to_owned(), rendered.clone());
+        }
+        Ok(rendered)
+    }
+
+    fn render_with(&self, text: &str, context: &Context) -> Result<String, TemplateError> {
+        if !is_template(text) {
+            return Ok(text.to_owned());
+        }
+        let rendered = self.tera.render_str(text, context, false).map_err(|error| TemplateError::new(&error))?;
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if are_whole(&rendered, &used.secrets) { Ok(rendered) } else { Err(TemplateError::changed_secret()) }
     }
@@ -103,14 +152,17 @@ impl Templates {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).clock
     }
 
-    pub(super) fn secrets_used(&self) -> BTreeMap<String, SecretUse> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).secrets.clone()
+    /// The secrets that the release uses; those of the next one come anew.
+    pub(super) fn take_secrets_used(&self) -> BTreeMap<String, SecretUse> {
+        std::mem::take(&mut self.used.lock().unwrap_or_else(PoisonError::into_inner).secrets)
     }
 }
 
 /// Whether a text is more than itself.
 pub(super) fn is_template(text: &str) -> bool {
-    text.contains("{{") || text.contains("{%")
+    // Most texts have no brace at all.
+    let follows = |(at, _)| matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%'));
+    text.match_indices('{').any(follows)
 }
 
 /// Why a template cannot be rendered.
@@ -123,8 +175,7 @@ pub(super) struct TemplateError {
 /// Whether every marker of a secret is as it was made: a filter works on the marker, not on the value.
 fn are_whole(rendered: &str, used: &BTreeMap<String, SecretUse>) -> bool {
     let mut rest = rendered;
-    let sign = MARKER_START.chars().next().unwrap_or_default();
-    while let Some(at) = rest.find([sign, MARKER_END]) {
+    while let Some(at) = rest.find([MARKER_SIGN, MARKER_END]) {
         let Some((name, after)) = rest[at..].strip_prefix(MARKER_START).and_then(|after| after.split_once(MARKER_END))
         else {
             return false;
@@ -138,6 +189,17 @@ fn are_whole(rendered: &str, used: &BTreeMap<String, SecretUse>) -> bool {
 }
 
 impl TemplateError {
+    fn at(self, source: &Source, written: &Spanned<String>) -> Problem {
+        let problem = match self.place {
+            Some((line, column)) => Problem::within(source, written, line, column, self.message),
+            None => Problem::at(source, written, self.message),
+        };
+        match self.hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        }
+    }
+
     fn changed_secret() -> Self {
         Self {
             message: "template: a filter has changed a secret, whose value is not known here".to_owned(),
@@ -248,7 +310,7 @@ fn register_file(tera: &mut Tera, files: Files) {
             )
         })?;
         // What looks like a marker would be taken for one.
-        if text.contains([MARKER_END]) || text.contains(MARKER_START) {
+        if text.contains([MARKER_END]) || has_marker(&text) {
             return Err(error(format!("the file `{path}` has characters that mark secrets"), None));
         }
         Ok(text)
@@ -270,7 +332,7 @@ fn register_required(tera: &mut Tera) {
 /// What Tera does not bring: encodings and digests, for texts that hold no secret.
 fn register_filters(tera: &mut Tera) {
     fn open(text: &str) -> Result<&str, tera::Error> {
-        match text.contains(MARKER_START) {
+        match has_marker(text) {
             true => Err(error("a filter would change a secret, whose value is not known here".to_owned(), None)),
             false => Ok(text),
         }

@@ -8,11 +8,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use serde_saphyr::Spanned;
 
+use super::super::entries::Entries;
 use super::super::{Circumstances, Configuration};
 use crate::config::{
     Environment, Field, ManifestServer, Problem, RuleScope, RuleWritten, Server, Source, near_miss, value_of,
 };
-use crate::ids::ServerName;
 use crate::plan::{Plan, RollbackPolicy, Rollout};
 
 /// Longest expression, in bytes.
@@ -106,6 +106,7 @@ impl<'a> Expressions<'a> {
         &self,
         plan: &Plan,
         circumstances: &Circumstances,
+        entries: &Entries<'_>,
         problems: &mut Vec<Problem>,
     ) -> Vec<(String, Problem)> {
         let mut broken = Vec::new();
@@ -113,15 +114,13 @@ impl<'a> Expressions<'a> {
             return broken;
         }
         let (source, manifest) = &self.configuration.manifest;
-        let numbers: BTreeMap<&ServerName, usize> =
-            manifest.servers.iter().enumerate().map(|(number, entry)| (&entry.server.value, number)).collect();
         for step in plan.steps() {
             let id = &step.instance;
-            let (Some(number), Some(release)) = (numbers.get(&id.server), &step.release) else { continue };
-            let definition = self.configuration.on_hosts.get(id).or_else(|| self.configuration.servers.get(&id.server));
+            let (Some(number), Some(release)) = (entries.number(&id.server), &step.release) else { continue };
+            let definition = self.configuration.on_hosts.get(id).or_else(|| entries.defined(number));
             let mut context = self.common.new_inner_scope();
             let host = circumstances.hosts.get(&id.host);
-            set(&mut context, "entry", &self.manifest["servers"][*number]);
+            set(&mut context, "entry", &self.manifest["servers"][number]);
             set(&mut context, "server", &definition.map(|(source, _)| value_of(source)));
             set(&mut context, "instance", &json!({ "server": id.server, "host": id.host }));
             set(
@@ -135,7 +134,7 @@ impl<'a> Expressions<'a> {
                 *secrets = release.secrets.keys().cloned().collect();
             }
             set(&mut context, "release", &seen);
-            let place = &manifest.servers[*number].server;
+            let place = &manifest.servers[number].server;
             let at = |message: String| Problem::at(source, place, message);
             broken.extend(self.broken(RuleScope::Instance, &context, &id.to_string(), &at, problems));
         }

@@ -1,6 +1,7 @@
 //! What templates give, and what they refuse.
 
 use super::*;
+use crate::health::Probe;
 
 /// A server with one file, whose content is this template; gives what it is rendered to.
 fn rendered(template: &str) -> Result<String, String> {
@@ -77,4 +78,65 @@ fn no_filter_changes_a_secret_unseen() {
     }
     assert!(rendered("{{ \"###\" | base64_decode }}").expect_err("refused").contains("is not base64"));
     rendered("{{ secret(name=\"api_key\") | trim }}").expect("it is whole");
+}
+
+#[test]
+fn what_is_the_same_for_every_release_is_so_and_what_is_a_releases_own_stays_its_own() {
+    let definition = "apiVersion: fleetwright/v1
+name: NAME
+run:
+  command: [serve, \"{{ env.zone | upper }}\", \"{{ deployment.manifest }}\"]
+  environment:
+    SERVER: \"{{ server.name }}\"
+    DATA: \"{% set it = server %}{{ it.data_dir }}\"
+    HOST: \"{{ host.name }}\"
+    KEY: '{{ secret(name=\"api_key\") }}'
+    RANDOM: '{{ random_string(length=8) }}'
+    TIME: '{{ now() }}'
+health_checks:
+  - { name: alive, type: command, config: { command: [check, \"{{ host.name }}\"] } }
+";
+    let servers = "  - { server: a, place: { count: 2 } }\n  - { server: b }\n";
+    let checked = plan_of(servers, &[("a", definition), ("b", definition)]).expect("a plan");
+    let mut seen = BTreeSet::new();
+    for step in checked.plan().steps() {
+        let (id, release) = (&step.instance, step.release.as_ref().expect("a release"));
+        assert_eq!(release.run.command, ["serve", "ETC/UTC", "m"]);
+        let of = |name: &str| release.run.environment[name].as_str();
+        assert_eq!((of("SERVER"), of("HOST")), (id.server.as_str(), id.host.as_str()));
+        assert_eq!(of("DATA"), format!("/state/servers/{}/data", id.server));
+        // What a release uses is noted in it, also where another had the same text before.
+        assert_eq!(release.secrets.keys().collect::<Vec<_>>(), ["api_key", "random.default.8"]);
+        let SecretSource::Generated { context, .. } = &release.secrets["random.default.8"].source else { panic!() };
+        assert_eq!(*context, format!("test/{}/default", id.server));
+        assert!(release.rendered_at.is_some());
+        let Probe::Command { command } = &release.health_checks[0].probe else { panic!("{release:?}") };
+        assert_eq!(command[1], id.host.as_str());
+        seen.insert(id.to_string());
+    }
+    assert_eq!(seen.len(), 3);
+}
+
+#[test]
+fn variables_that_are_templates_are_rendered_for_each_release() {
+    let environment = ENVIRONMENT.replace(
+        "{ zone: Etc/UTC }",
+        "{ zone: Etc/UTC, token: '{{ random_string(length=8) }}', key: '{{ secret(name=\"api_key\") }}' }",
+    );
+    let definition = "apiVersion: fleetwright/v1
+name: NAME
+run: { command: [serve, \"{{ env.zone }}\"], environment: { TOKEN: \"{{ env.token }}\" } }
+";
+    let environment = environment.replace("rules: { critical_check: true }\n", "");
+    let servers = [("a", definition), ("b", definition)];
+    let configuration =
+        read(&manifest("  - { server: a }\n  - { server: b }\n"), &environment, &servers).expect("readable");
+    let checked = plan(&configuration, &circumstances()).expect("a plan");
+    for step in checked.plan().steps() {
+        let release = step.release.as_ref().expect("a release");
+        assert_eq!(masked(&release.run.environment["TOKEN"]), "(secret random.default.8)");
+        assert_eq!(release.secrets.keys().collect::<Vec<_>>(), ["api_key", "random.default.8"]);
+        let SecretSource::Generated { context, .. } = &release.secrets["random.default.8"].source else { panic!() };
+        assert_eq!(*context, format!("test/{}/default", step.instance.server));
+    }
 }
