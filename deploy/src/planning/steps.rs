@@ -88,23 +88,27 @@ pub(super) fn of_all(
     });
     made.sort_unstable_by_key(|(number, _)| *number);
     let mut steps = Vec::with_capacity(made.len());
-    // What is wrong on every host is told once.
-    let mut told: Vec<Problem> = Vec::new();
+    let mut problems = Vec::new();
     for (_, part) in made {
         steps.push(part.steps);
         part.warnings.told.into_iter().for_each(|warning| warnings.add(warning));
-        for problem in part.problems {
-            if told.len() < PROBLEMS_MAX && !told.contains(&problem) {
-                told.push(problem);
-            }
-        }
+        problems.extend(part.problems);
     }
+    let mut told = Vec::new();
+    problems.into_iter().take(PROBLEMS_MAX).for_each(|problem| tell(&mut told, problem));
     Problems::none_or(told)?;
     Ok((steps, hash.into_inner().unwrap_or_else(PoisonError::into_inner).hash))
 }
 
+/// What is wrong on every host is told once.
+fn tell(told: &mut Vec<Problem>, problem: Problem) {
+    if !told.contains(&problem) {
+        told.push(problem);
+    }
+}
+
 /// Makes one part after the other, as long as there are any that no other thread has taken. Who has found enough problems
-/// stops: all parts before those are taken then, so that the first problems are the same however the parts fall.
+/// stops: all parts before those are taken then, so that the first problems are the same whoever takes which part.
 fn some_parts<'a>(
     planning: Planning<'a>,
     parts: &[&[Location<'a>]],
@@ -158,7 +162,7 @@ fn one_part<'a>(
                 }
                 made.steps.push(step);
             }
-            Err(problems) => made.problems.extend(problems.0),
+            Err(problems) => problems.0.into_iter().for_each(|problem| tell(&mut made.problems, problem)),
         }
         if made.problems.len() >= PROBLEMS_MAX {
             break;

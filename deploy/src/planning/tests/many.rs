@@ -44,8 +44,19 @@ fn of_very_many_problems_the_first_are_told_and_always_the_same_ones() {
     let configuration = configuration(1_200, &SMALL.replace("server.name", "env.missing"));
     let told = || plan(&configuration, &circumstances()).expect_err("problems").0;
     let first = told();
-    assert_eq!(first.len(), 100);
+    // One that is found in two parts counts twice, and is told once.
+    assert!((90..=100).contains(&first.len()), "{}", first.len());
     for _ in 0..5 {
         assert_eq!(told(), first);
     }
+}
+
+#[test]
+fn what_is_wrong_on_every_host_hides_nothing_else() {
+    let everywhere = "  - { server: a, place: { count: 300 } }\n  - { server: b }\n";
+    let (first, second) = (SMALL.replace("server.name", "env.first"), SMALL.replace("server.name", "env.second"));
+    let configuration = read(&manifest(everywhere), ENVIRONMENT, &[("a", &first), ("b", &second)]).expect("readable");
+    let many = Circumstances { hosts: hosts(300), ..circumstances() };
+    let told: Vec<String> = plan(&configuration, &many).expect_err("problems").0.into_iter().map(|p| p.file).collect();
+    assert_eq!(told, ["a.yaml", "b.yaml"]);
 }
