@@ -1,4 +1,5 @@
-//! Plans so large that several threads make them: the outcome is the same as if one had.
+//! Plans so large that several threads make them, and that are put together from parts: the outcome is the same as if one
+//! had made them whole.
 
 use super::*;
 
@@ -59,4 +60,16 @@ fn what_is_wrong_on_every_host_hides_nothing_else() {
     let many = Circumstances { hosts: hosts(300), ..circumstances() };
     let told: Vec<String> = plan(&configuration, &many).expect_err("problems").0.into_iter().map(|p| p.file).collect();
     assert_eq!(told, ["a.yaml", "b.yaml"]);
+}
+
+#[test]
+fn a_plan_of_nothing_but_removals_has_the_hash_of_its_json() {
+    let with = |definition: &str| {
+        read(&manifest("  - { server: a, optional: true }\n"), ENVIRONMENT, &[("a", definition)]).expect("readable")
+    };
+    let first = plan(&with(SMALL), &circumstances()).expect("a plan");
+    let needy = format!("{SMALL}requires: [docker]\n");
+    let second = plan(&with(&needy), &deployed(first.plan(), circumstances())).expect("a plan");
+    assert_eq!((second.plan().summary().remove, second.plan().steps().count(), second.plan().skipped.len()), (1, 1, 1));
+    assert_eq!(*second.id(), PlanId::of(&serde_json::to_vec(second.plan()).expect("JSON")));
 }
