@@ -14,6 +14,8 @@ pub(super) struct Entries<'a> {
     /// Those of servers that are defined, in the order of their names.
     by_name: Vec<usize>,
     definitions: Vec<Option<&'a (Source, Server)>>,
+    /// Those whose server one before them lists.
+    twice: Vec<usize>,
 }
 
 impl<'a> Entries<'a> {
@@ -33,11 +35,10 @@ impl<'a> Entries<'a> {
             }
         }
         // What is listed twice is defined once.
-        let twice = |number: &usize| numbers[&written[*number].server.value] != *number;
-        for number in (0..written.len()).filter(twice).collect::<Vec<_>>() {
-            definitions[number] = definitions[numbers[&written[number].server.value]];
-        }
-        Self { manifest: source, written, numbers, by_name, definitions }
+        let first = |number: usize| numbers[&written[number].server.value];
+        let twice: Vec<usize> = (0..written.len()).filter(|number| first(*number) != *number).collect();
+        twice.iter().for_each(|number| definitions[*number] = definitions[first(*number)]);
+        Self { manifest: source, written, numbers, by_name, definitions, twice }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -67,8 +68,7 @@ impl<'a> Entries<'a> {
 
     /// The entries that list a server which one before them lists.
     pub(super) fn listed_twice(&self) -> impl Iterator<Item = &'a ManifestServer> {
-        let entries = self.written.iter().enumerate();
-        entries.filter(|(number, entry)| self.numbers[&entry.server.value] != *number).map(|(_, entry)| entry)
+        self.twice.iter().map(|number| &self.written[*number])
     }
 
     /// The definition of an entry's server, where there is one.

@@ -267,6 +267,7 @@ impl<'a> Board<'a> {
         }
         format!("{count} wanted, {possible} possible ({})", refused.join("; "))
     }
+
     /// Why a host will not do for a server.
     fn refusal(&self, n: usize, wanted: &Wanted<'a>) -> Option<String> {
         let host = &self.hosts[n];
