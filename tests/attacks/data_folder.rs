@@ -1,0 +1,1 @@
+//! A server swaps what is below its own folders while root works there.

@@ -1,0 +1,1 @@
+//! A server, or its disk, tries to use up the agent's memory and room.

@@ -1,0 +1,1 @@
+//! A host that was broken into says what is not so.

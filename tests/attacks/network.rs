@@ -1,0 +1,1 @@
+//! Whoever reaches the coordinator's port tries to use it up.

@@ -1,0 +1,1 @@
+//! Somebody has the coordinator's keys, and old messages.

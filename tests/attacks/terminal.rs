@@ -1,0 +1,1 @@
+//! Texts of others on the operator's terminal, and clients that try to keep a bridge for themselves.
