@@ -1,4 +1,4 @@
-//! The bridge of one stdio MCP server to streamable HTTP, for any number of clients of either era of the protocol.
+//! The bridge of one stdio MCP server to streamable HTTP, for any number of clients of the eras that the server speaks.
 //!
 //! HTTP, sessions and the differences between the eras are rmcp's. What clients and server say to each other is passed
 //! through as it is: only ids and progress tokens are exchanged, since many clients share one server. The bridge ends

@@ -35,8 +35,18 @@ for line in sys.stdin:
     method = message.get("method")
     if "id" not in message or method is None:
         continue
-    if method == "initialize":
-        info = dict(name="echo", version="7", title="An echo")
+    info = dict(name="echo", version="7", title="An echo")
+    if os.environ.get("ERA") == "modern" and method in ("initialize", "server/discover", "tools/list"):
+        if method == "initialize":
+            say(dict(id=message["id"], error=dict(code=-32601, message="no such method")))
+            continue
+        result = dict(resultType="complete", ttlMs=0, cacheScope="private")
+        if method == "server/discover":
+            result.update(supportedVersions=["2026-07-28"], capabilities=dict(tools=dict()), serverInfo=info)
+        else:
+            result.update(tools=[], heard=message["params"]["_meta"])
+        say(dict(id=message["id"], result=result))
+    elif method == "initialize":
         result = dict(protocolVersion="2025-11-25", capabilities=dict(tools=dict(listChanged=True), logging=dict()), serverInfo=info)
         say(dict(id=message["id"], result=result))
     elif method == "slow":
@@ -262,36 +272,61 @@ async fn progress_cancellation_and_changes_reach_whom_they_are_for() {
     assert_eq!(refused["error"]["code"], -32601);
 }
 
+/// What a client of the modern era says with each request.
+fn modern_meta() -> Value {
+    json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": { "name": "test", "version": "1" },
+        "io.modelcontextprotocol/clientCapabilities": {},
+        "mine": 1,
+    })
+}
+
+impl Bridge {
+    /// Asks as a client of the modern era does.
+    async fn ask_modern(&self, method: &str, header: &str) -> (StatusCode, Value) {
+        let body = json!({ "jsonrpc": "2.0", "id": "m", "method": method, "params": { "_meta": modern_meta() } });
+        let request = self.post(None, &body).header("mcp-protocol-version", "2026-07-28").header("mcp-method", header);
+        let response = request.send().await.expect("sent");
+        (response.status(), answer(response).await)
+    }
+}
+
 #[tokio::test]
-async fn clients_of_the_modern_era_need_no_session() {
+async fn a_server_of_the_older_era_is_offered_in_that_era_alone() {
     if !have(&[Tool::Python]) {
         return;
     }
     let bridge = Bridge::start(&[]);
     bridge.session().await;
-    let meta = json!({
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientInfo": { "name": "test", "version": "1" },
-        "io.modelcontextprotocol/clientCapabilities": {},
-        "mine": 1,
-    });
-    let ask = async |method: &str, params: Value| {
-        let mut params = params;
-        params["_meta"] = meta.clone();
-        let body = json!({ "jsonrpc": "2.0", "id": "m", "method": method, "params": params });
-        let request =
-            bridge.post(None, &body).header("mcp-protocol-version", "2026-07-28").header("mcp-method", method);
-        answer(request.send().await.expect("sent")).await
-    };
-    let discovered = ask("server/discover", json!({})).await;
-    assert_eq!(discovered["result"]["capabilities"]["tools"]["listChanged"], true, "{discovered:#}");
-    let echoed = ask("tools/list", json!({ "cursor": "c" })).await;
-    // What means nothing to a server of the older era is left out, and nothing else.
-    assert_eq!(echoed["result"]["params"], json!({ "cursor": "c", "_meta": { "mine": 1 } }), "{echoed:#}");
-    let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "x", "_meta": meta } });
-    let contradicting =
-        bridge.post(None, &body).header("mcp-protocol-version", "2026-07-28").header("mcp-method", "tools/list");
-    assert_eq!(contradicting.send().await.expect("sent").status(), StatusCode::BAD_REQUEST);
+    for method in ["server/discover", "tools/list"] {
+        let (_, refused) = bridge.ask_modern(method, method).await;
+        // A client that speaks both eras takes the newest of these and shakes hands (2026-07-28, "Backward compatibility").
+        assert_eq!(refused["error"]["code"], -32022, "{refused:#}");
+        let supported = &refused["error"]["data"]["supported"];
+        assert_eq!(*supported, json!(["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]), "{refused:#}");
+    }
+    assert!(bridge.heard().iter().all(|message| message["method"] != "tools/list"), "{:#?}", bridge.heard());
+}
+
+#[tokio::test]
+async fn a_server_of_the_modern_era_takes_clients_that_need_no_session() {
+    if !have(&[Tool::Python]) {
+        return;
+    }
+    let bridge = Bridge::start(&[("ERA", "modern")]);
+    let deadline = Instant::now() + PATIENCE;
+    while std::net::TcpStream::connect(bridge.url.trim_start_matches("http://").trim_end_matches("/mcp")).is_err() {
+        assert!(Instant::now() < deadline, "the bridge does not listen");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (_, discovered) = bridge.ask_modern("server/discover", "server/discover").await;
+    assert!(discovered["result"]["supportedVersions"].to_string().contains("2026-07-28"), "{discovered:#}");
+    let (_, listed) = bridge.ask_modern("tools/list", "tools/list").await;
+    assert_eq!(listed["result"]["resultType"], "complete", "{listed:#}");
+    assert_eq!(listed["result"]["heard"]["mine"], 1, "{listed:#}");
+    let (contradicting, _) = bridge.ask_modern("tools/call", "tools/list").await;
+    assert_eq!(contradicting, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]
@@ -345,15 +380,10 @@ async fn sessions_have_a_limit_and_an_ended_one_makes_room() {
     let refused = bridge.post(None, &initialize).send().await.expect("sent");
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(refused.headers().contains_key("retry-after"));
-    // Those that have a session go on, and so do those that need none.
+    // Those that have a session go on, and whoever asks without one is answered.
     bridge.ask(&last, json!(1), "tools/list", json!({})).await;
-    let discover = json!({ "jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": { "_meta": {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientInfo": { "name": "test", "version": "1" },
-        "io.modelcontextprotocol/clientCapabilities": {} } } });
-    let modern = bridge.post(None, &discover).header("mcp-protocol-version", "2026-07-28");
-    let modern = modern.header("mcp-method", "server/discover").send().await.expect("sent");
-    assert_eq!(modern.status(), StatusCode::OK);
+    let (_, told) = bridge.ask_modern("server/discover", "server/discover").await;
+    assert_eq!(told["error"]["code"], -32022, "{told:#}");
     let ended = bridge.http.delete(&bridge.url).header("mcp-session-id", &last).send().await.expect("sent");
     assert!(ended.status().is_success(), "{}", ended.status());
     bridge.session().await;

@@ -1,12 +1,13 @@
 //! One client's view of the server behind the bridge.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::ServerHandler;
 use rmcp::model::{
-    CustomNotification, CustomRequest, CustomResult, ErrorData, Implementation, ProgressNotification, ServerConfig,
-    ServerNotification, SubscriptionFilter,
+    CustomNotification, CustomRequest, CustomResult, ErrorData, Implementation, ProgressNotification, ProtocolVersion,
+    ServerConfig, ServerNotification, SubscriptionFilter,
 };
 use rmcp::service::{NotificationContext, Peer, RequestContext, RoleServer, SubscriptionContext};
 use serde_json::{Map, Value};
@@ -63,6 +64,14 @@ impl Bridged {
 impl ServerHandler for Bridged {
     fn get_info(&self) -> ServerConfig {
         self.info.clone()
+    }
+
+    /// Results of a server of the older era lack what 2026-07-28 demands of them, so clients are not offered that era:
+    /// those that speak both then shake hands as the older one does.
+    fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
+        let newest =
+            if self.server.is_modern() { ProtocolVersion::V_2026_07_28 } else { ProtocolVersion::V_2025_11_25 };
+        Cow::Borrowed(ProtocolVersion::known_up_to(&newest))
     }
 
     async fn on_custom_request(

@@ -146,6 +146,11 @@ impl StdioServer {
         Ok(())
     }
 
+    /// Whether it speaks 2026-07-28, and nothing older.
+    pub(super) fn is_modern(&self) -> bool {
+        self.modern
+    }
+
     async fn ask(&self, method: &str, params: Value) -> Result<Result<Value, Value>> {
         let mut asked = self.request(method, params, Map::new()).await?;
         (&mut asked.answer).await.context("the server ended during the MCP handshake")
