@@ -323,8 +323,15 @@ pub(crate) fn read(path: &Path) -> Result<Source, Problems> {
         return Err(problem(format!("is no file of at most {SOURCE_BYTES_MAX} bytes")));
     }
     let bytes = std::fs::read(path).map_err(|error| problem(format!("cannot be read: {error}")))?;
-    let text = String::from_utf8(bytes).map_err(|error| problem(format!("is not UTF-8: {error}")))?;
-    Ok(Source { path: shown, text })
+    String::from_utf8(bytes).map(|text| Source { path: shown.clone(), text }).map_err(|error| {
+        let valid = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
+        let (line, column) =
+            (valid.split('\n').count(), valid.rsplit('\n').next().map_or(0, |last| last.chars().count()));
+        let source = Source { path: shown, text: valid };
+        Problem::at_line(&source, line as u64, column as u64 + 1, "from here on the file is not UTF-8")
+            .hint("save it as UTF-8")
+            .into()
+    })
 }
 
 /// A path without the detours that come from joining.

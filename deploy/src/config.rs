@@ -6,6 +6,7 @@
 mod checks;
 mod dependency;
 mod import;
+mod kind;
 mod layers;
 mod problem;
 mod recovery;
@@ -17,6 +18,7 @@ mod written;
 pub use checks::{Check, CheckType, CheckWritten, StandardCheck, StandardChecks};
 pub use dependency::{Condition, DependencyWritten, ExternalWritten};
 pub use import::{ENTRY_BYTES_MAX, ImportError, Imported, import};
+pub use kind::FileKind;
 pub use layers::{Field, Layer, Resolved};
 pub use problem::{Problem, Problems, Source, near_miss};
 pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, RolloutWritten, Share};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use fleetwright_deploy::config::{Environment, Manifest, Problem, Problems, Source, StandardChecks};
+use fleetwright_deploy::config::{Environment, FileKind, Manifest, Problems, Source, StandardChecks};
 use serde_json::json;
 
 use super::{Context, exit};
@@ -35,27 +35,14 @@ pub(super) fn validate(arguments: &ValidateArguments, context: &Context) -> Resu
     Ok(exit::DONE)
 }
 
-/// What a file is shows in its folder, else in the fields that only one kind has. Gives what is worth a look.
+/// Checks one file as what it is. Gives what is worth a look.
 fn check(file: &Path) -> Result<Vec<String>, Problems> {
     let source = project::read(file)?;
-    let folder = file.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
-    let has = |field: &str| source.text.lines().any(|line| line.starts_with(field));
-    if folder == "health-checks" || has("checks:") {
-        StandardChecks::parse(&source).map(|_| Vec::new())
-    } else if folder == "environments" {
-        Environment::parse(&source).map(|_| Vec::new())
-    } else if folder == "servers" || has("run:") {
-        project::definition(file).map(|_| Vec::new())
-    } else if has("servers:") {
-        manifest(file, &source)
-    } else if has("variables:") || has("secrets:") || has("rules:") {
-        Environment::parse(&source).map(|_| Vec::new())
-    } else {
-        let problem = Problem::in_file(
-            &source,
-            "is neither a manifest, nor a server definition, nor an environment, nor standard checks",
-        );
-        Err(problem.hint("a manifest has `servers:`, a server definition has `run:`").into())
+    match FileKind::of(&source)? {
+        FileKind::StandardChecks => StandardChecks::parse(&source).map(|_| Vec::new()),
+        FileKind::Environment => Environment::parse(&source).map(|_| Vec::new()),
+        FileKind::Server => project::definition(file).map(|_| Vec::new()),
+        FileKind::Manifest => manifest(file, &source),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is wrong with a configuration file: where, what, and what to do about it.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Serialize;
@@ -42,7 +43,7 @@ impl Source {
 }
 
 /// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Problem {
     /// The file.
     pub file: String,
@@ -214,9 +215,11 @@ impl From<Problem> for Problems {
 }
 
 impl Problems {
-    /// `Ok` when there are none.
+    /// `Ok` when there are none. What was found several times, in a file that several others name, is told once.
     pub fn none_or(problems: Vec<Problem>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
+        let mut seen = HashSet::new();
+        let once: Vec<Problem> = problems.into_iter().filter(|problem| seen.insert(problem.clone())).collect();
+        if once.is_empty() { Ok(()) } else { Err(Self(once)) }
     }
 }
 
@@ -268,6 +271,12 @@ fn in_words(said: &str) -> (String, Option<String>) {
         ("expected sequence start", "a list is expected, such as [a, b]"),
         ("expected mapping start", "fields are expected, such as `name: value`"),
         ("expected string scalar", "a text is expected"),
+        ("cannot deserialize tagged scalar into string", "a text is expected, without a tag such as !!int"),
+        ("recursion limit exceeded", "lists and fields are nested too deeply here"),
+        ("alias references unknown anchor", "the file has no anchor that this alias names"),
+        ("expected string key for externally tagged enum", "one of the known values is expected"),
+        ("externally tagged enum expected scalar or mapping", "one of the known values is expected"),
+        ("unexpected value for unit", "nothing is expected after this value"),
         ("multiple YAML documents detected", "the file holds several YAML documents, and one is expected"),
         ("unexpected end of input", "something is missing here: the file is empty, or ends too early"),
         ("budget breached", "the file holds more than is read: too many values, aliases or levels"),
@@ -276,6 +285,10 @@ fn in_words(said: &str) -> (String, Option<String>) {
         if said.starts_with(reader) {
             return ((*ours).to_owned(), None);
         }
+    }
+    if said.starts_with("cannot deserialize null into string") {
+        let hint = "write a text: \"\" for an empty one, \"null\" for the word";
+        return ("a text is expected, and there is none (`null`, `~` or nothing)".to_owned(), Some(hint.to_owned()));
     }
     if let Some(rest) = said.strip_prefix("duplicate mapping key: ") {
         let name = rest.split(',').next().unwrap_or_default();
