@@ -45,7 +45,7 @@ fn check(file: &Path) -> Result<Vec<String>, Problems> {
     } else if folder == "environments" {
         Environment::parse(&source).map(|_| Vec::new())
     } else if folder == "servers" || has("run:") {
-        project::definition(file).map(|_| Vec::new())
+        project::check_definition(file)
     } else if has("servers:") {
         manifest(file, &source)
     } else if has("variables:") || has("secrets:") || has("rules:") {
