@@ -56,16 +56,18 @@ pub(crate) async fn entry(registry: &str, wanted: &str, plain_http: bool) -> Res
     };
     let url = address(registry, name, version, plain_http)?;
     let shown = without_secrets(url.as_str());
-    let home = url.clone();
-    let same_host = Policy::custom(move |attempt| {
-        let to = attempt.url();
-        let stays = to.scheme() == home.scheme()
-            && to.host_str() == home.host_str()
-            && to.port_or_known_default() == home.port_or_known_default();
-        if stays && attempt.previous().len() <= REDIRECTS_MAX { attempt.follow() } else { attempt.stop() }
-    });
+    let same_host = || {
+        let home = url.clone();
+        Policy::custom(move |attempt| {
+            let to = attempt.url();
+            let stays = to.scheme() == home.scheme()
+                && to.host_str() == home.host_str()
+                && to.port_or_known_default() == home.port_or_known_default();
+            if stays && attempt.previous().len() <= REDIRECTS_MAX { attempt.follow() } else { attempt.stop() }
+        })
+    };
     let asked = async {
-        let http = client(|builder| builder.redirect(same_host.clone()))?;
+        let http = client(|builder| builder.redirect(same_host()))?;
         let answer = http.get(url.clone()).header(ACCEPT, "application/json").send().await.map_err(said)?;
         let status = answer.status();
         let bytes = if status.is_success() { read(answer, ENTRY_BYTES_MAX).await? } else { Vec::new() };
@@ -292,8 +294,9 @@ fn scripts(wheel: Vec<u8>) -> Result<Vec<String>, String> {
     let mut wheel = ZipArchive::new(Cursor::new(wheel)).map_err(|error| error.to_string())?;
     let (mut programs, mut entry_points) = (Vec::new(), None);
     for path in wheel.file_names() {
+        let path = path.map_err(|error| error.to_string())?.into_owned();
         match path.split('/').collect::<Vec<_>>().as_slice() {
-            [folder, "entry_points.txt"] if folder.ends_with(".dist-info") => entry_points = Some(path.to_owned()),
+            [folder, "entry_points.txt"] if folder.ends_with(".dist-info") => entry_points = Some(path.clone()),
             [folder, "scripts", program] if folder.ends_with(".data") => programs.push((*program).to_owned()),
             _ => {}
         }
