@@ -54,20 +54,22 @@ struct Archive {
 }
 
 #[derive(Default, Deserialize)]
-struct Hashes {
-    sha256: Option<String>,
+pub(crate) struct Hashes {
+    pub(crate) sha256: Option<String>,
 }
 
 /// A project of an index (PEP 691).
 #[derive(Deserialize)]
-struct Project {
-    files: Vec<File>,
+pub(crate) struct Project {
+    pub(crate) files: Vec<File>,
 }
 
 #[derive(Deserialize)]
-struct File {
-    filename: String,
-    hashes: Hashes,
+pub(crate) struct File {
+    pub(crate) filename: String,
+    #[serde(default)]
+    pub(crate) url: String,
+    pub(crate) hashes: Hashes,
 }
 
 /// The lock of a package from PyPI, as a requirements file with digests. `python` resolves it.

@@ -11,14 +11,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::ACCEPT;
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, StatusCode, Url};
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 use zip::ZipArchive;
 
-use crate::lock;
+use crate::lock::{self, Project};
 
 /// How long a registry of servers has for its answer.
 const ENTRY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -203,25 +202,6 @@ async fn npm(name: &str, version: &str) -> Result<Found, Unanswered> {
         serde_json::Value::String(_) => vec![own],
         _ => Vec::new(),
     }))
-}
-
-/// A project of an index (PEP 691).
-#[derive(Deserialize)]
-struct Project {
-    files: Vec<File>,
-}
-
-#[derive(Deserialize)]
-struct File {
-    filename: String,
-    url: String,
-    #[serde(default)]
-    hashes: Hashes,
-}
-
-#[derive(Default, Deserialize)]
-struct Hashes {
-    sha256: Option<String>,
 }
 
 /// The programs that a wheel installs, from the index that pip asks.
