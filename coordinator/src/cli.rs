@@ -204,7 +204,7 @@ pub fn main() -> ExitCode {
 
 async fn perform(command: Command, context: &Context) -> Result<u8> {
     match command {
-        Command::Import(arguments) => import::import(&arguments, context),
+        Command::Import(arguments) => import::import(&arguments, context).await,
         Command::Init(arguments) => init::init(&arguments, context),
         Command::Up(arguments) => up::up(arguments, context).await,
         Command::Down(arguments) => down::down(&arguments, context).await,

@@ -21,7 +21,7 @@ const QUESTIONS_MAX: usize = 8;
 /// The index that is asked unless pip is told of another.
 const INDEX: &str = "https://pypi.org/simple";
 /// PEP 691.
-const SIMPLE_JSON: &str = "application/vnd.pypi.simple.v1+json";
+pub(crate) const SIMPLE_JSON: &str = "application/vnd.pypi.simple.v1+json";
 
 /// What `pip install --report` writes (version 1).
 #[derive(Deserialize)]
@@ -54,20 +54,22 @@ struct Archive {
 }
 
 #[derive(Default, Deserialize)]
-struct Hashes {
-    sha256: Option<String>,
+pub(crate) struct Hashes {
+    pub(crate) sha256: Option<String>,
 }
 
 /// A project of an index (PEP 691).
 #[derive(Deserialize)]
-struct Project {
-    files: Vec<File>,
+pub(crate) struct Project {
+    pub(crate) files: Vec<File>,
 }
 
 #[derive(Deserialize)]
-struct File {
-    filename: String,
-    hashes: Hashes,
+pub(crate) struct File {
+    pub(crate) filename: String,
+    #[serde(default)]
+    pub(crate) url: String,
+    pub(crate) hashes: Hashes,
 }
 
 /// The lock of a package from PyPI, as a requirements file with digests. `python` resolves it.
@@ -112,7 +114,7 @@ async fn requirement(installed: Installed, index: &str, http: &Client) -> Result
 }
 
 /// The version in the name of a file of an index.
-fn version_of(filename: &str) -> Option<&str> {
+pub(crate) fn version_of(filename: &str) -> Option<&str> {
     if let Some(wheel) = filename.strip_suffix(".whl") {
         return wheel.split('-').nth(1);
     }
@@ -121,7 +123,7 @@ fn version_of(filename: &str) -> Option<&str> {
 }
 
 /// The index that pip asks.
-async fn index(python: &str) -> String {
+pub(crate) async fn index(python: &str) -> String {
     let named = match std::env::var("PIP_INDEX_URL") {
         Ok(named) => named,
         Err(_) => {

@@ -9,7 +9,7 @@ use fleetwright_deploy::config::{
     near_miss,
 };
 use fleetwright_deploy::ids::{EnvironmentName, HostName, InstanceId, ServerName};
-use fleetwright_deploy::planning::{Configuration, Files};
+use fleetwright_deploy::planning::{Configuration, Files, Needs, check_alone};
 use fleetwright_deploy::release::ARTIFACT_SCHEME;
 use serde_saphyr::Spanned;
 
@@ -311,6 +311,34 @@ pub(crate) fn definition(path: &Path) -> Result<(Source, Server), Problems> {
     let config = path.parent().unwrap_or_else(|| Path::new("")).join("..");
     let server = Server::parse_with(&source, standard_checks(&config)?.as_ref())?;
     Ok((source, server))
+}
+
+/// Checks a definition as far as it goes without an environment: whether it can be rendered at all. What environments say of
+/// this server may mend it, so then it is only told.
+pub(crate) fn check_definition(path: &Path) -> Result<Vec<String>, Problems> {
+    let (source, mut server) = definition(path)?;
+    let config = path.parent().unwrap_or_else(|| Path::new("")).join("..");
+    server.lock = lock_of(&source, path)?;
+    let Some(needs) = Needs::named_in(&source.text) else { return Ok(Vec::new()) };
+    // A file that is not built yet is missed by the plan.
+    if local_artifact(&source, &mut server, path).is_err() {
+        return Ok(Vec::new());
+    }
+    match check_alone(&source, &server, &needs, &files(&config)) {
+        Err(problems) if is_layered(&config, &server.name.value) => {
+            Ok(problems.0.iter().map(ToString::to_string).collect())
+        }
+        checked => checked.map(|()| Vec::new()),
+    }
+}
+
+/// Whether an environment of the project says something of a server.
+fn is_layered(config: &Path, server: &ServerName) -> bool {
+    let entries = std::fs::read_dir(config.join("environments")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Environment::parse(&read(&entry.path()).ok()?).ok()).any(|environment| {
+        let of_hosts = environment.hosts.values().map(|of| &of.servers);
+        std::iter::once(&environment.servers).chain(of_hosts).any(|servers| servers.contains_key(server))
+    })
 }
 
 /// Reads a file as configuration.

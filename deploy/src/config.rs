@@ -17,7 +17,10 @@ mod written;
 
 pub use checks::{Check, CheckType, CheckWritten, StandardCheck, StandardChecks};
 pub use dependency::{Condition, DependencyWritten, ExternalWritten};
-pub use import::{ENTRY_BYTES_MAX, ImportError, Imported, import};
+pub use import::{
+    ENTRY_BYTES_MAX, Entered, Found, IMPORTED_REGISTRIES, ImportChoice, ImportError, ImportQuestion, Imported,
+    without_secrets,
+};
 pub use kind::FileKind;
 pub use layers::{Field, Layer, Resolved};
 pub use problem::{Problem, Problems, Source, near_miss};

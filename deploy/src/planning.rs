@@ -2,6 +2,7 @@
 //!
 //! Everything is rendered here, once: the plan holds every file as its host will have it.
 
+mod alone;
 mod diff;
 mod entries;
 mod explain;
@@ -37,6 +38,7 @@ use self::placement::Placed;
 use self::rules::Findings;
 use self::steps::Location;
 
+pub use alone::{Needs, check_alone};
 pub use diff::{Change, changes};
 pub use explain::{Explanation, explain};
 pub use graph::groups;

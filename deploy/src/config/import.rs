@@ -1,71 +1,85 @@
 //! From an entry of the MCP registry (`server.json`, schema of 2025-12-11) to a server definition.
 //!
-//! What an entry leaves open becomes a variable or a secret of the environment; what it cannot say, and what a definition
-//! cannot take over, is said in notes.
+//! What an entry leaves open becomes a variable or a secret of the environment. What a server needs and a definition cannot
+//! say refuses the import, with its place in the entry; what it can do without is said in notes. An entry is a text of
+//! somebody else's: nothing in it becomes a field or a template of the definition.
 
-use std::fmt::Write as _;
+mod answers;
+mod bundle;
+mod container;
+mod definition;
+mod entry;
+mod naming;
+mod program;
+mod runtime;
+#[cfg(test)]
+mod tests;
+mod words;
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::text::quoted;
+use self::definition::Given;
+use self::entry::{Entry, EntryPackage, EntryTransport, Input};
+use self::words::one_line;
 use crate::ids::ServerName;
 
 /// Largest entry, in bytes.
 pub const ENTRY_BYTES_MAX: usize = 1024 * 1024;
-/// Longest name of an environment variable, in bytes.
-const VARIABLE_BYTES_MAX: usize = 256;
-/// What a digest that an entry does not give is written as: no digest, so that nothing is deployed before it is filled in.
-const DIGEST_WANTED: &str = "sha256:FILL-IN";
+/// Most arguments, variables and headers of a package.
+const INPUTS_MAX: usize = 500;
+/// The registries whose packages can be deployed.
+pub const IMPORTED_REGISTRIES: [&str; 4] = ["pypi", "npm", "oci", "mcpb"];
 
-#[derive(Deserialize)]
-struct Entry {
-    name: String,
-    #[serde(default)]
-    description: String,
-    version: String,
-    #[serde(default)]
-    packages: Vec<EntryPackage>,
-    #[serde(default)]
-    remotes: Vec<Value>,
+/// What the person who imports says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ImportChoice<'a> {
+    /// The registry whose package is taken, of [`IMPORTED_REGISTRIES`].
+    pub registry: Option<&'a str>,
+    /// Which package is taken, by its number in the entry.
+    pub package: Option<usize>,
+    /// What the server is called.
+    pub name: Option<&'a ServerName>,
+    /// The port of its endpoint.
+    pub port: Option<u16>,
+    /// The digest of its image, where the entry names none.
+    pub digest: Option<&'a str>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct EntryPackage {
-    registry_type: String,
-    identifier: String,
-    version: Option<String>,
-    transport: EntryTransport,
-    #[serde(default)]
-    package_arguments: Vec<Argument>,
-    #[serde(default)]
-    runtime_arguments: Vec<Argument>,
-    #[serde(default)]
-    environment_variables: Vec<Argument>,
+/// What the package itself must be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImportQuestion {
+    /// The programs of a package of npm: the names in its `bin`.
+    Npm {
+        /// The package.
+        name: String,
+        /// Its version.
+        version: String,
+    },
+    /// The programs of a distribution of PyPI: the `console_scripts` of its wheel.
+    Pypi {
+        /// The distribution.
+        name: String,
+        /// Its version.
+        version: String,
+    },
+    /// The `manifest.json` of a bundle.
+    Bundle {
+        /// Where it is.
+        url: String,
+        /// Its digest.
+        sha256: String,
+    },
 }
 
-#[derive(Deserialize)]
-struct EntryTransport {
-    r#type: String,
-    url: Option<String>,
-}
-
-/// An argument or an environment variable: a name, a value, or what a person is to say.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Argument {
-    #[serde(default)]
-    r#type: String,
-    name: Option<String>,
-    value: Option<String>,
-    default: Option<String>,
-    value_hint: Option<String>,
-    description: Option<String>,
-    #[serde(default)]
-    is_required: bool,
-    #[serde(default)]
-    is_secret: bool,
+/// What it answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The names of its programs.
+    Programs(Vec<String>),
+    /// The `manifest.json` of a bundle.
+    Bundle(String),
+    /// Nothing, for this reason; what it would have said is guessed, and marked.
+    Unknown(String),
 }
 
 /// A definition made from an entry.
@@ -77,320 +91,177 @@ pub struct Imported {
     pub text: String,
     /// What a person has to look at.
     pub notes: Vec<String>,
+    /// The variables that its environment must have.
+    pub variables: Vec<String>,
+    /// The secrets that its environment must have.
+    pub secrets: Vec<String>,
 }
 
-/// Why an entry makes no definition.
-#[derive(Debug, thiserror::Error)]
-pub enum ImportError {
-    /// It is larger than an entry may be.
-    #[error("it is larger than {} KiB", ENTRY_BYTES_MAX >> 10)]
-    TooLarge,
-    /// It is something else.
-    #[error("it is no entry of the MCP registry: {0}")]
-    Malformed(#[from] serde_json::Error),
-    /// Its name cannot be made a server's.
-    #[error("its name `{0}` cannot be made the name of a server")]
-    Name(String),
-    /// It only says where somebody else runs it.
-    #[error("it has only remotes: somebody else runs it, and there is nothing to deploy")]
-    OnlyRemotes,
-    /// It has no package that can be installed.
-    #[error("it has no package that can be installed; it has {0}")]
-    NoPackage(String),
+/// Why an entry makes no definition, with the place in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{message}", .place.as_ref().map(|place| format!("{place}: ")).unwrap_or_default())]
+pub struct ImportError {
+    /// The place, such as `packages[0].runtimeArguments[2]`.
+    pub place: Option<String>,
+    /// What is wrong there.
+    pub message: String,
+    /// What a person can do.
+    pub hint: String,
 }
 
-/// Makes a definition. `registry` chooses among the packages of an entry: `pypi`, `npm` or `oci`.
-pub fn import(
-    entry: &str,
-    registry: Option<&str>,
-    name: Option<&ServerName>,
-    port: u16,
-) -> Result<Imported, ImportError> {
-    if entry.len() > ENTRY_BYTES_MAX {
-        return Err(ImportError::TooLarge);
+impl ImportError {
+    fn new(message: String) -> Self {
+        let hint = "`server.json` is described at https://github.com/modelcontextprotocol/registry".to_owned();
+        Self { place: None, message, hint }
     }
-    let tree: Value = serde_json::from_str(entry)?;
-    // What the registry answers has the entry inside.
-    let tree = tree.get("server").filter(|inner| inner.is_object()).cloned().unwrap_or(tree);
-    let entry: Entry = serde_json::from_value(tree)?;
-    let name = match name {
-        Some(name) => name.clone(),
-        None => plain_name(&entry.name).parse().map_err(|_| ImportError::Name(entry.name.clone()))?,
+
+    fn at(place: &str, message: String) -> Self {
+        Self { place: Some(one_line(place)), ..Self::new(message) }
+    }
+
+    fn hint(self, hint: &str) -> Self {
+        Self { hint: hint.to_owned(), ..self }
+    }
+}
+
+/// An entry that was read, with the package of it that is taken.
+pub struct Entered {
+    entry: Entry,
+    at: usize,
+    name: ServerName,
+}
+
+impl Entered {
+    /// Reads an entry, or what a registry answers for one.
+    pub fn read(text: &str, choice: ImportChoice<'_>) -> Result<Self, ImportError> {
+        if text.len() > ENTRY_BYTES_MAX {
+            return Err(ImportError::new(format!("it is larger than {} KiB", ENTRY_BYTES_MAX >> 10)));
+        }
+        let malformed =
+            |why: String| ImportError::new(format!("it is no entry of the MCP registry: {}", one_line(&why)));
+        let tree: Value = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        // What the registry answers has the entry inside.
+        let tree = tree.get("server").filter(|inner| inner.is_object()).cloned().unwrap_or(tree);
+        let entry: Entry = serde_path_to_error::deserialize(tree).map_err(|error| {
+            let place = error.path().to_string();
+            let why = format!("it is no entry of the MCP registry: {}", one_line(&error.inner().to_string()));
+            if place == "." { ImportError::new(why) } else { ImportError::at(&place, why) }
+        })?;
+        let name = match choice.name {
+            Some(name) => name.clone(),
+            None => naming::server(&entry.name).parse().map_err(|_| {
+                let message = format!("its name `{}` cannot be made the name of a server", one_line(&entry.name));
+                ImportError::at("name", message).hint("say with `--name` what it is called here")
+            })?,
+        };
+        let at = chosen(&entry, choice)?;
+        let package = &entry.packages[at];
+        let inputs = [&package.package_arguments, &package.runtime_arguments, &package.environment_variables];
+        let count = inputs
+            .iter()
+            .map(|inputs| inputs.iter().map(|input| 1 + input.variables.len()).sum::<usize>())
+            .sum::<usize>();
+        if count + package.transport.headers.len() > INPUTS_MAX {
+            let message = format!("it has more than {INPUTS_MAX} arguments and variables");
+            return Err(ImportError::at(&format!("packages[{at}]"), message).hint("write the definition by hand"));
+        }
+        Ok(Self { entry, at, name })
+    }
+
+    fn package(&self) -> &EntryPackage {
+        &self.entry.packages[self.at]
+    }
+
+    /// What the package itself must be asked before the definition can be written.
+    pub fn question(&self) -> Option<ImportQuestion> {
+        let package = self.package();
+        let (name, version) =
+            (package.identifier.clone(), package.version.clone().unwrap_or_else(|| self.entry.version.clone()));
+        // What cannot be imported is not asked about.
+        self.definition(ImportChoice::default(), &Found::Unknown(String::new())).ok()?;
+        match package.registry_type.as_str() {
+            "npm" => Some(ImportQuestion::Npm { name, version }),
+            "pypi" => Some(ImportQuestion::Pypi { name, version }),
+            "mcpb" => Some(ImportQuestion::Bundle { url: name, sha256: package.file_sha256.clone()? }),
+            _ => None,
+        }
+    }
+
+    /// Writes the definition, with what the package has answered.
+    pub fn definition(&self, choice: ImportChoice<'_>, found: &Found) -> Result<Imported, ImportError> {
+        definition::write(&Given {
+            entry: &self.entry,
+            at: self.at,
+            name: &self.name,
+            port: choice.port,
+            digest: choice.digest,
+            found,
+        })
+    }
+}
+
+/// The package that is taken: the one that was named, else the first that can be deployed.
+fn chosen(entry: &Entry, choice: ImportChoice<'_>) -> Result<usize, ImportError> {
+    let known = |package: &EntryPackage| IMPORTED_REGISTRIES.contains(&package.registry_type.as_str());
+    let all = || {
+        let listed: Vec<String> = entry
+            .packages
+            .iter()
+            .enumerate()
+            .map(|(number, package)| format!("packages[{number}] of {}", one_line(&package.registry_type)))
+            .collect();
+        if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
     };
-    let known = ["pypi", "npm", "oci"];
-    let wanted = |package: &&EntryPackage| match registry {
+    if let Some(at) = choice.package {
+        return match entry.packages.get(at) {
+            Some(package) if known(package) => Ok(at),
+            Some(_) | None => {
+                let message = format!("it has no package {at} that can be installed; it has {}", all());
+                Err(ImportError::at("packages", message).hint("they are counted from 0"))
+            }
+        };
+    }
+    let wanted = |package: &EntryPackage| match choice.registry {
         Some(registry) => package.registry_type == registry,
-        None => known.contains(&package.registry_type.as_str()),
+        None => known(package),
     };
-    let Some(package) = entry.packages.iter().find(wanted) else {
-        if entry.packages.is_empty() && !entry.remotes.is_empty() {
-            return Err(ImportError::OnlyRemotes);
-        }
-        let kinds: Vec<&str> = entry.packages.iter().map(|package| package.registry_type.as_str()).collect();
-        let kinds = if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") };
-        return Err(ImportError::NoPackage(kinds));
+    if let Some(at) = entry.packages.iter().position(wanted) {
+        return Ok(at);
+    }
+    if entry.packages.is_empty() && !entry.remotes.is_empty() {
+        let remotes: Vec<String> = entry.remotes.iter().map(remote).collect();
+        let message = format!(
+            "it has only remotes: somebody else runs it, and there is nothing to deploy: {}",
+            remotes.join("; ")
+        );
+        return Err(ImportError::at("remotes", message)
+            .hint("clients go there themselves; a manifest that needs it names it under `externals`"));
+    }
+    let message = format!("it has no package that can be installed; it has {}", all());
+    Err(ImportError::at("packages", message)
+        .hint(&format!("packages of {} can be deployed", IMPORTED_REGISTRIES.join(", "))))
+}
+
+/// A remote, with the headers that it wants; values of secrets are not shown.
+fn remote(remote: &EntryTransport) -> String {
+    let url = one_line(&without_secrets(remote.url.as_deref().unwrap_or("without a URL")));
+    let header = |input: &Input| {
+        let mut words = vec![one_line(input.label())];
+        words.extend(input.is_required.then(|| "required".to_owned()));
+        words.extend(answers::holds_secret(input).then(|| "secret".to_owned()));
+        words.join(" ")
     };
-    Ok(definition(&entry, package, name, port))
+    let headers: Vec<String> = remote.headers.iter().map(header).collect();
+    let headers = if headers.is_empty() { String::new() } else { format!(", with the headers {}", headers.join(", ")) };
+    format!("{url} ({}){headers}", one_line(&remote.r#type))
 }
 
-/// The last part of a name in reverse DNS, as a server may be called.
-fn plain_name(name: &str) -> String {
-    let last = name.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
-    let plain: String = last.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    plain.trim_matches('-').to_owned()
-}
-
-fn definition(entry: &Entry, package: &EntryPackage, name: ServerName, port: u16) -> Imported {
-    let mut notes = Vec::new();
-    let version = package.version.clone().unwrap_or_else(|| entry.version.clone());
-    let mut text = format!(
-        "# From {} {} of the MCP registry.\napiVersion: fleetwright/v1\nname: {name}\ndescription: {}\n",
-        one_line(&entry.name),
-        one_line(&entry.version),
-        quoted(entry.description.trim())
-    );
-    let mut command = Vec::new();
-    match package.registry_type.as_str() {
-        "oci" => {
-            let (image, tag, digest) = image(&package.identifier, &version);
-            let digest = digest.unwrap_or_else(|| {
-                notes.push(format!("`package.digest`: the entry names none; `docker pull {image}:{tag}` prints it"));
-                DIGEST_WANTED.to_owned()
-            });
-            let _ = writeln!(
-                text,
-                "package: {{ oci: {}, digest: {}, version: {} }}",
-                quoted(&image),
-                quoted(&digest),
-                quoted(&tag)
-            );
-        }
-        kind => {
-            let _ =
-                writeln!(text, "package: {{ {kind}: {}, version: {} }}", quoted(&package.identifier), quoted(&version));
-            let program = package.identifier.rsplit('/').next().unwrap_or_default().to_owned();
-            notes.push(format!("`run.command`: the program is taken to be called `{program}`, as its package is"));
-            text.push_str(if kind == "npm" { "requires: [node]\n" } else { "requires: [python]\n" });
-            command.push(program);
-        }
-    }
-    if !package.runtime_arguments.is_empty() {
-        notes.push("the entry's `runtimeArguments` are for a client that starts it, and were left out".to_owned());
-    }
-    for argument in &package.package_arguments {
-        let flag = argument.name.clone().filter(|_| argument.r#type == "named");
-        match value(argument, flag.as_deref().or(argument.value_hint.as_deref()).unwrap_or("argument"), &mut notes) {
-            Some(value) => command.extend(flag.into_iter().chain([value])),
-            None if argument.is_required
-                || (argument.value.is_none() && argument.r#type == "named" && argument.value_hint.is_none()) =>
-            {
-                command.extend(flag);
-            }
-            None => notes.push(format!("left out, since it has no value: {}", described(argument))),
-        }
-    }
-    let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
-    text.push_str("run:\n");
-    if !words.is_empty() {
-        let _ = writeln!(text, "  command: [{}]", words.join(", "));
-    }
-    let (transport, path) = match package.transport.r#type.as_str() {
-        "stdio" => ("stdio", None),
-        other => {
-            if other == "sse" {
-                notes.push(
-                    "it speaks SSE, which the protocol has given up: see whether it also speaks streamable HTTP"
-                        .to_owned(),
-                );
-            }
-            ("http", package.transport.url.as_deref().and_then(path_of))
-        }
-    };
-    let _ = writeln!(text, "  transport: {transport}\n  port: {port}");
-    if let Some(path) = path {
-        let _ = writeln!(text, "  path: {}", quoted(&path));
-    }
-    let mut environment = String::new();
-    for variable in &package.environment_variables {
-        let Some(name) = &variable.name else { continue };
-        if name.is_empty() || name.len() > VARIABLE_BYTES_MAX || name.contains(|c: char| c == '=' || c.is_control()) {
-            notes.push(format!("left out, since this is no name of a variable: {}", described(variable)));
-            continue;
-        }
-        match value(variable, name, &mut notes) {
-            Some(value) => drop(writeln!(environment, "    {}: {}", key(name), quoted(&value))),
-            None => drop(writeln!(environment, "    # {}", described(variable))),
-        }
-    }
-    if environment.lines().any(|line| !line.trim_start().starts_with('#')) {
-        text.push_str("  environment:\n");
-        text.push_str(&environment);
-    } else if !environment.is_empty() {
-        text.push_str("  # environment:\n");
-        text.push_str(&environment);
-    }
-    text.push_str("health_checks:\n  - { name: tools, type: mcp, severity: critical }\n");
-    Imported { name, text, notes }
-}
-
-/// The value of an argument: its own, or what the environment is to say.
-fn value(argument: &Argument, name: &str, notes: &mut Vec<String>) -> Option<String> {
-    let variable: String = name
-        .trim_start_matches('-')
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
-        .collect();
-    if argument.is_secret && argument.is_required {
-        notes.push(format!("declare the secret `{variable}` in the environment: {}", described(argument)));
-        return Some(format!("{{{{ secret(name=\"{variable}\") }}}}"));
-    }
-    if argument.is_secret {
-        return None;
-    }
-    // `{name}` in a value is a question to the person who installs it.
-    if let Some(value) = argument.value.as_ref().or(argument.default.as_ref()) {
-        let open = value.contains('{') && value.contains('}');
-        if open {
-            notes.push(format!("`{value}` asks for something: put it in by hand, or as a variable of the environment"));
-        }
-        return Some(if open { value.replace('{', "{{ env.").replace('}', " }}") } else { value.clone() });
-    }
-    if argument.is_required {
-        notes.push(format!("declare the variable `{variable}` in the environment: {}", described(argument)));
-        return Some(format!("{{{{ env.{variable} }}}}"));
-    }
-    None
-}
-
-fn described(argument: &Argument) -> String {
-    let name = argument.name.as_deref().or(argument.value_hint.as_deref()).unwrap_or("an argument");
-    let what = argument.description.as_deref().unwrap_or_default();
-    let line: String = one_line(what.trim().lines().next().unwrap_or_default()).chars().take(120).collect();
-    let name = one_line(name);
-    if line.is_empty() { name } else { format!("{name}: {line}") }
-}
-
-/// A text for a comment, which it must not leave.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { ' ' } else { c }).collect()
-}
-
-/// The name of a variable, as a field.
-fn key(name: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    if name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(plain) {
-        name.to_owned()
-    } else {
-        quoted(name)
-    }
-}
-
-/// An image's name, tag and digest.
-fn image(identifier: &str, version: &str) -> (String, String, Option<String>) {
-    let (rest, digest) = match identifier.split_once('@') {
-        Some((rest, digest)) => (rest, Some(digest.to_owned())),
-        None => (identifier, None),
-    };
-    let slash = rest.rfind('/').map_or(0, |at| at + 1);
-    match rest[slash..].split_once(':') {
-        Some((name, tag)) => (format!("{}{name}", &rest[..slash]), tag.to_owned(), digest),
-        None => (rest.to_owned(), version.to_owned(), digest),
-    }
-}
-
-/// The path of a URL that may hold variables.
-fn path_of(url: &str) -> Option<String> {
-    let after = url.split_once("://")?.1;
-    let path = &after[after.find('/')?..];
-    (path.len() > 1 && !path.contains('{')).then(|| path.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Server, Source};
-
-    const PYPI: &str = r#"{
-      "$schema": "https://static.modelcontextprotocol.io/schemas/2025-12-11/server.schema.json",
-      "name": "io.github.example/Weather_Server", "description": "Says: \"rain\"", "version": "1.0.2",
-      "packages": [
-        { "registryType": "mcpb", "identifier": "https://h/x.mcpb", "fileSha256": "00", "transport": { "type": "stdio" } },
-        { "registryType": "pypi", "identifier": "weather-mcp", "version": "0.5.0", "runtimeHint": "uvx",
-          "transport": { "type": "stdio" },
-          "packageArguments": [
-            { "type": "positional", "value": "serve" },
-            { "type": "named", "name": "--units", "default": "metric" },
-            { "type": "named", "name": "--place", "isRequired": true, "description": "Where" },
-            { "type": "named", "name": "--proxy", "valueHint": "url", "description": "A proxy" }
-          ],
-          "environmentVariables": [
-            { "name": "API_KEY", "isSecret": true, "isRequired": true, "description": "The key" },
-            { "name": "LOG", "value": "info" },
-            { "name": "TOKEN", "isSecret": true, "description": "Only for more" },
-            { "name": "CACHE", "description": "A folder" }
-          ] } ] }"#;
-
-    fn parsed(imported: &Imported) -> Server {
-        let source = Source { path: format!("{}.yaml", imported.name), text: imported.text.clone() };
-        Server::parse(&source).unwrap_or_else(|problems| panic!("{problems}\n{}", imported.text))
-    }
-
-    #[test]
-    fn an_entry_of_pypi_becomes_a_definition_with_what_is_open_named() {
-        let imported = import(PYPI, None, None, 8801).expect("a definition");
-        assert_eq!(imported.name.as_str(), "weather-server");
-        let server = parsed(&imported);
-        let command: Vec<&str> = server.run.command.iter().map(|word| word.value.as_str()).collect();
-        assert_eq!(command, ["weather-mcp", "serve", "--units", "metric", "--place", "{{ env.place }}"]);
-        assert_eq!(server.run.environment["API_KEY"].value, "{{ secret(name=\"api_key\") }}");
-        assert_eq!(server.run.environment["LOG"].value, "info");
-        for open in ["# CACHE: A folder", "# TOKEN: Only for more"] {
-            assert!(imported.text.contains(open), "{}", imported.text);
-        }
-        let notes = imported.notes.join("\n");
-        for named in ["secret `api_key`", "variable `place`", "--proxy", "`weather-mcp`"] {
-            assert!(notes.contains(named), "{named}: {notes}");
-        }
-    }
-
-    #[test]
-    fn an_image_and_an_answer_of_the_registry_are_taken_too() {
-        let entry = r#"{ "server": { "name": "com.example/files", "description": "d", "version": "2.0.0", "packages": [
-            { "registryType": "oci", "identifier": "ghcr.io/example/files:2.1.0",
-              "transport": { "type": "streamable-http", "url": "http://localhost:{port}/api/mcp" } } ] }, "_meta": {} }"#;
-        let imported = import(entry, Some("oci"), Some(&"mine".parse().expect("name")), 8802).expect("a definition");
-        let server = parsed(&imported);
-        let package = &server.package.as_ref().expect("a package").value;
-        assert_eq!(package.oci.as_ref().map(|image| image.value.as_str()), Some("ghcr.io/example/files"));
-        assert_eq!(package.version.value, "2.1.0");
-        assert_eq!(server.run.path.as_deref(), Some("/api/mcp"));
-        assert!(imported.notes[0].contains("docker pull ghcr.io/example/files:2.1.0"));
-        let with_digest = entry.replace(":2.1.0\"", &format!("@sha256:{}\"", "a".repeat(64)));
-        assert!(import(&with_digest, None, None, 1).expect("a definition").notes.is_empty());
-    }
-
-    #[test]
-    fn what_cannot_be_deployed_is_told() {
-        let told =
-            |entry: &str, registry: Option<&str>| import(entry, registry, None, 1).expect_err("refused").to_string();
-        let head = r#""name": "a/b", "description": "", "version": "1""#;
-        let remote = format!(r#"{{ {head}, "remotes": [{{ "type": "sse", "url": "https://h" }}] }}"#);
-        assert!(told(&remote, None).contains("only remotes"));
-        assert!(told(&format!("{{ {head} }}"), None).contains("it has none"));
-        assert!(told(PYPI, Some("npm")).contains("it has mcpb, pypi"));
-        assert!(told("[]", None).contains("no entry") && told("{", None).contains("no entry"));
-        assert!(told(&PYPI.replace("Weather_Server", "---"), None).contains("cannot be made the name"));
-        assert!(told(&" ".repeat(2 << 20), None).contains("larger"));
-    }
-
-    #[test]
-    fn what_an_entry_says_stays_a_text() {
-        let entry = r#"{"name":"io.github.a/b","version":"1.0\nrun: { command: [evil] }","packages":[{"registryType":"npm",
-            "identifier":"a\u007fb\u2028","version":"1","transport":{"type":"stdio"},
-            "environmentVariables":[{"name":"A: x","value":"c","description":"d\ne"},{"name":"C\nD","isSecret":true}]}]}"#;
-        let imported = import(entry, None, None, 8800).expect("an entry");
-        let server = parsed(&imported);
-        assert_eq!(server.run.command[0].value, "a\u{7f}b\u{2028}");
-        assert_eq!(server.run.environment.keys().collect::<Vec<_>>(), ["A: x"]);
-    }
+/// A URL without what may be a secret of it: the user, the password and the query.
+pub fn without_secrets(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
 }

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use fleetwright_deploy::config::{self, Environment, Manifest, Problems, Server, Source, StandardChecks};
+use fleetwright_deploy::config::{
+    Entered, Environment, Found, ImportChoice, Manifest, Problems, Server, Source, StandardChecks,
+};
 use fleetwright_deploy::host::{Facts, HostView};
-use fleetwright_deploy::planning::{Circumstances, Configuration, SavedPlan, check, plan};
+use fleetwright_deploy::planning::{Circumstances, Configuration, Files, Needs, SavedPlan, check, check_alone, plan};
 
 const MANIFEST: &str = "apiVersion: fleetwright/v1\nname: m\nenvironment: e\nservers: [{ server: a }]\n";
 const SERVER: &str = "apiVersion: fleetwright/v1\nname: a\nrun: { command: [serve], port: 8801 }\n";
@@ -136,14 +138,24 @@ pub fn saved_plan(data: &[u8]) {
     }
 }
 
-/// An entry of the MCP registry. What is made of it can be read.
+/// An entry of the MCP registry. What is made of it can be read, and planned with what it asks for and nothing else.
 pub fn registry_entry(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    if let Ok(imported) = config::import(text, None, None, 8800) {
-        let source = source(&format!("{}.yaml", imported.name), &imported.text);
-        if let Err(problems) = Server::parse(&source) {
-            panic!("{problems}\n{}", imported.text);
-        }
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    let choice = ImportChoice { digest: Some(&digest), ..ImportChoice::default() };
+    let found = Found::Programs(vec!["serve".to_owned()]);
+    let Ok(imported) = Entered::read(text, choice).and_then(|entered| entered.definition(choice, &found)) else {
+        return;
+    };
+    let source = source(&format!("{}.yaml", imported.name), &imported.text);
+    let needs = Needs {
+        variables: imported.variables.iter().cloned().collect(),
+        secrets: imported.secrets.iter().cloned().collect(),
+        ..Needs::default()
+    };
+    let checked = Server::parse(&source).and_then(|server| check_alone(&source, &server, &needs, &Files::default()));
+    if let Err(problems) = checked {
+        panic!("{problems}\n{}", imported.text);
     }
 }
 

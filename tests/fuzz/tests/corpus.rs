@@ -13,7 +13,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn the_corpus_breaks_nothing() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let shipped = ["config/servers", "config/environments", "deployments", "health-checks"];
+    let shipped =
+        ["config/servers", "config/environments", "deployments", "health-checks", "src/config/import/entries"];
     let shipped: Vec<PathBuf> =
         shipped.iter().flat_map(|folder| files(&root.join("../../deploy").join(folder))).collect();
     for (name, target) in fleetwright_fuzz::TARGETS {
