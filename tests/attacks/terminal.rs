@@ -55,7 +55,7 @@ fn hostile(name: &str, more: &str) -> String {
 
 /// A server that says what it can and ends, so that its deployment fails.
 const FAILING: &str = "apiVersion: fleetwright/v1\nname: beta\nrun:\n  command: [python3, -c, 'import sys; sys.stderr.buffer.write(b\"last \\x1b]52;c;ZXZpbA==\\x07\\x1b[2J\\xc2\\x9b31m\\xe2\\x80\\xae\\n\"); sys.exit(3)']\n  stop_timeout: 2s\n\
-     health_checks:\n  - { name: alive, type: process, interval: 1s, severity: critical }\n";
+     health_checks:\n  - { name: alive, type: command, interval: 1s, severity: critical, config: { command: [\"true\"] } }\n";
 
 /// Nothing that a terminal obeys; `own` are the sequences of our own colours.
 fn assert_printable(what: &str, shown: &str, own: bool) {

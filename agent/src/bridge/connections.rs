@@ -24,8 +24,9 @@ use tokio::time::{Instant, sleep};
 
 use super::admission::{Admission, Open, admit};
 
-/// How long the head of a request may take, from the connection's begin or the end of the request before.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the head of a request may take, from the connection's begin or the end of the request before. No time that
+/// clients like to ask at, so that they do not meet a connection that is just being closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long no connection is taken after one could not be: there are no descriptors left, for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -310,9 +310,10 @@ mod tests {
     fn long_names_and_records_are_understood() {
         let (gnu, pax) = (format!("{}/gnu", "long/".repeat(40)), format!("{}/pax", "deep/".repeat(40)));
         let record = format!(" path={pax}\n");
-        let record = format!("{}{record}", record.len() + 3);
+        // A value may hold anything, also what ends a line.
+        let record = format!("15 comment=a\nb\n{}{record}", record.len() + 3);
         let made = Made::new()
-            .said(EntryType::XGlobalHeader, b"20 comment=a comment\n")
+            .said(EntryType::XGlobalHeader, b"21 comment=a comment\n")
             .said(EntryType::GNULongName, format!("{gnu}\0").as_bytes())
             .file("cut", "gnu")
             .said(EntryType::XHeader, record.as_bytes())
@@ -329,7 +330,7 @@ mod tests {
         let records = vec![b'a'; 300_000];
         let two_sizes = Made::new().said(EntryType::XHeader, b"11 size=99\n").file("a", "x");
         let holes = Made::new().said(EntryType::XHeader, b"22 GNU.sparse.major=1\n").file("a", "x");
-        let hostile: [(&str, Made); 9] = [
+        let hostile: [(&str, Made); 10] = [
             (
                 "a name of 5000 bytes, and 4097 is the most",
                 Made::new().said(EntryType::GNULongName, &long).file("a", "x"),
@@ -343,6 +344,7 @@ mod tests {
             ),
             ("ends before an entry", Made::new().said(EntryType::GNULongName, b"a")),
             ("leads out of its folder", Made::new().said(EntryType::GNULongName, b"../evil\0").file("a", "x")),
+            ("records are no records", Made::new().said(EntryType::XHeader, b"99 path=a\n").file("a", "x")),
             ("two sizes", two_sizes),
             ("a file with holes", holes),
         ];

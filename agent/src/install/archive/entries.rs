@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use fleetwright_deploy::failure::Failure;
-use tar::{Entry, EntryType, PaxExtensions};
+use tar::{Entry, EntryType};
 
 use super::limits::{PATH_BYTES_MAX, RECORDS_BYTES_MAX};
 use super::{refused, unreadable};
@@ -56,10 +56,9 @@ impl Said {
     /// The names of the entry that all this was said of.
     pub(super) fn names(self, entry: &Entry<'_, impl Read>) -> Result<Names, Failure> {
         let (mut path, mut target) = (self.path.map(without_end), self.target.map(without_end));
-        for record in self.records.as_deref().map(PaxExtensions::new).into_iter().flatten() {
-            let record = record.map_err(unreadable)?;
-            let value = record.value_bytes();
-            match record.key_bytes() {
+        let mut records = self.records.as_deref().unwrap_or_default();
+        while let Some((key, value)) = next_record(&mut records)? {
+            match key {
                 b"path" => path = path.or_else(|| Some(value.to_vec())),
                 b"linkpath" => target = target.or_else(|| Some(value.to_vec())),
                 // Programs disagree about which of two sizes counts, so one archive would be two.
@@ -76,6 +75,26 @@ impl Said {
         let target = target.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned));
         Ok(Names { path: checked(path)?, target: target.map(checked).transpose()? })
     }
+}
+
+/// The next of the records: its length in decimal digits, a space, the key, `=`, the value, and a line's end.
+fn next_record<'a>(records: &mut &'a [u8]) -> Result<Option<(&'a [u8], &'a [u8])>, Failure> {
+    if records.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let split = |records: &'a [u8]| {
+        let space = records.iter().position(|byte| *byte == b' ')?;
+        let length: usize = std::str::from_utf8(&records[..space]).ok()?.parse().ok()?;
+        let (record, rest) = records.split_at_checked(length)?;
+        let record = record.get(space + 1..)?.strip_suffix(b"\n")?;
+        let equals = record.iter().position(|byte| *byte == b'=')?;
+        Some((&record[..equals], &record[equals + 1..], rest))
+    };
+    let Some((key, value, rest)) = split(records) else {
+        return Err(refused("its records are no records".to_owned()));
+    };
+    *records = rest;
+    Ok(Some((key, value)))
 }
 
 fn read(entry: &mut Entry<'_, impl Read>, most: u64, what: &str) -> Result<Vec<u8>, Failure> {
