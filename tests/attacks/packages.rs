@@ -38,8 +38,7 @@ kinds = {
     "global-records": large(b"g", 128 * MIB) + file("f"),
     "zeros": large(tarfile.REGTYPE, 256 * MIB),
     "hidden": large(tarfile.DIRTYPE, 60 * MIB, name="d", mode=0o755) * 4,
-    "entries": [head(type=tarfile.DIRTYPE, name="d", mode=0o755) * 100] * 3_000,
-    "folders": [head(type=tarfile.DIRTYPE, name="%d/" % n + "d/" * 40, mode=0o755) for n in range(5_000)],
+    "entries": [head(type=tarfile.DIRTYPE, name="d", mode=0o755) * 100] * 2_100,
     "deep": [head(b"L", "././@LongLink", 201), padded(b"d/" * 100 + b"f")] + file("f"),
     "sparse": [head(b"S", size=512), b"x" * 512],
     "sparse-records": records(GNU_sparse_major=b"1") + file("f"),
@@ -52,7 +51,7 @@ kinds = {
     "device": [head(type=tarfile.CHRTYPE, name="null", device=(1, 3))],
     "setuid": file("su", mode=0o4755),
 }
-pack = zlib.compressobj(9, wbits=31)
+pack = zlib.compressobj(6, wbits=31)
 with open(path, "wb") as out:
     for part in kinds[kind]:
         out.write(pack.compress(part))
@@ -102,7 +101,6 @@ fn no_archive_takes_more_memory_than_an_honest_one_and_each_is_refused_for_its_r
         ("zeros", "unpacks to more than"),
         ("hidden", "unpacks to more than"),
         ("entries", "more than 200000 entries"),
-        ("folders", "makes more than 200000 files and folders"),
         ("deep", "a path of 101 parts"),
         ("sparse", "neither file, folder nor link"),
         ("sparse-records", "a file with holes"),

@@ -353,7 +353,8 @@ mod tests {
             assert!(failure.message.contains(words), "{failure}");
         }
         let deep = format!("{}/x", "d/".repeat(70));
-        let failure = Made::new().file(&deep, "x").unpack(0).1.expect_err("deep");
+        let deep = Made::new().said(EntryType::GNULongName, deep.as_bytes()).file("x", "x");
+        let failure = deep.unpack(0).1.expect_err("deep");
         assert!(failure.message.contains("parts, and 64 is the most"), "{failure}");
     }
 
@@ -366,6 +367,15 @@ mod tests {
         });
         let failure = made.unpack(0).1.expect_err("a bomb");
         assert!(failure.message.contains("unpacks to more than 64 MiB"), "{failure}");
+    }
+
+    #[test]
+    fn folders_that_nobody_named_count_too() {
+        let folder = tempfile::tempdir().expect("folder");
+        assert_eq!(make_folders(folder.path(), Path::new("a/b/c")).expect("made"), 3);
+        assert_eq!(make_folders(folder.path(), Path::new("a/b/d")).expect("made"), 1);
+        fs::write(folder.path().join("a/f"), "").expect("write");
+        assert!(make_folders(folder.path(), Path::new("a/f/x")).is_err());
     }
 
     #[test]
