@@ -111,10 +111,10 @@ impl Folder {
         Ok(Some((fd, seen)))
     }
 
-    /// A folder that was opened as a [`node`](Self::node), to be listed.
-    pub(crate) fn of_node(&self, node: &OwnedFd, name: &OsStr) -> io::Result<Self> {
+    /// A folder that was opened as a [`node`](Self::node) of another, to be listed.
+    pub(crate) fn of_node(node: &OwnedFd, above: &Self, name: &OsStr) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self::of(openat(node, c".", flags, Mode::empty())?, self.path.join(name)))
+        Ok(Self::of(openat(node, c".", flags, Mode::empty())?, above.path.join(name)))
     }
 
     fn same(&self, below: &Path, flags: OFlags, seen: &Seen) -> io::Result<Option<OwnedFd>> {

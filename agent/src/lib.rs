@@ -22,6 +22,7 @@ mod machine;
 mod metrics;
 mod notify;
 mod output;
+mod ownership;
 mod pages;
 mod preflight;
 mod process;
