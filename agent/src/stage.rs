@@ -11,6 +11,7 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::release::{MissingSecret, Release, RuntimeKind, reveal};
 
+use crate::beneath::{Place, remove};
 use crate::install::{self, Artifacts, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
@@ -258,9 +259,6 @@ fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<Str
 
 /// Removes a folder with all its content; that it is not there is no error.
 pub(crate) fn remove_folder(folder: &Path) -> Result<(), Failure> {
-    match fs::remove_dir_all(folder) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(file_failure(folder, &error)),
-    }
+    let Some(place) = Place::own(folder)? else { return Ok(()) };
+    remove(&place.folder, &place.name).map_err(|error| file_failure(folder, &error))
 }

@@ -11,7 +11,7 @@ use fleetwright_tests::tools::{Tool, have};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How many files there are in the folder that is swapped, and in the one that nobody but root may read.
-const FILES: usize = 200;
+const FILES: usize = 2_000;
 /// How often a release is deployed while the server swaps.
 const ROUNDS: u32 = 4;
 /// What is in every root-only file, and may be nowhere else.
@@ -20,24 +20,26 @@ const CANARY: &str = "what only root may read";
 /// A server that fills its data with files, and then swaps the folder that they are in for a link, for ever. With `leave`,
 /// what swaps has left the server's process group, and goes on when the server is stopped; its number is in a file.
 const SWAPPER: &str = r#"
-import os, sys, time
+import ctypes, os, sys, time
 version, target, pids, leave = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "leave"
+libc = ctypes.CDLL(None)
+def exchange():
+    # By renameat2(2), so that there is always something of each name.
+    if libc.renameat2(-100, b"x", -100, b"link", 2) != 0:
+        raise OSError("not exchanged")
 def swap():
     while True:
         try:
-            # What was cut off in the midst is set right first.
-            for here, there in (("x", "link"), ("y", "x")):
-                if os.path.islink(here) or (here == "y" and os.path.isdir(here)):
-                    os.rename(here, there)
+            if os.path.islink("x"):
+                exchange()
             os.makedirs("x", exist_ok=True)
             for n in range(FILES):
-                open("x/f%03d" % n, "a").close()
+                open("x/f%04d" % n, "a").close()
             if not os.path.islink("link"):
                 os.symlink(target, "link")
             open("ready-" + version, "w").close()
             while True:
-                os.rename("x", "y"); os.rename("link", "x")
-                os.rename("x", "link"); os.rename("y", "x")
+                exchange()
         except OSError:
             # What it works in was exchanged under its feet: it begins anew, wherever its data are by now.
             time.sleep(0.01)
@@ -74,7 +76,7 @@ impl Attack {
             fs::set_permissions(folder, fs::Permissions::from_mode(mode)).expect("mode");
         }
         for n in 0..FILES {
-            let file = secret.join(format!("f{n:03}"));
+            let file = secret.join(format!("f{n:04}"));
             fs::write(&file, format!("{CANARY} {n}")).expect("write");
             fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("mode");
         }
@@ -93,10 +95,13 @@ impl Attack {
             SWAPPER.replace("FILES", &FILES.to_string()).lines().map(|line| format!("      {line}\n")).collect();
         let leave = if self.leaves { "leave" } else { "stay" };
         let (target, pids) = (self.secret.display(), self.pids.display());
+        // The one of the host, which every user may run.
+        let hosts = ["/usr/bin/python3", "/usr/local/bin/python3"];
+        let python = hosts.into_iter().find(|path| Path::new(path).exists()).unwrap_or("python3");
         self.fleet.write(
             "config/servers/swapper.yaml",
             &format!(
-                "apiVersion: fleetwright/v1\nname: swapper\nrun:\n  command: [python3, \"{{{{ server.config_dir }}}}/swap.py\", \"{version}\", \"{target}\", \"{pids}\", {leave}]\n  \
+                "apiVersion: fleetwright/v1\nname: swapper\nrun:\n  command: [{python}, \"{{{{ server.config_dir }}}}/swap.py\", \"{version}\", \"{target}\", \"{pids}\", {leave}]\n  \
                  user: {user}\n  stop_timeout: 1s\nfiles:\n  - path: swap.py\n    content: |\n{program}\
                  health_checks:\n  - {{ name: alive, type: command, interval: 1s, severity: critical, config: {{ command: [\"true\"] }} }}\n\
                  snapshot: {{ data: true }}\n"
@@ -127,7 +132,7 @@ impl Attack {
         let names = fs::read_dir(&self.secret).expect("list").count();
         assert_eq!(names, FILES, "files were put into a folder that is nobody's business");
         for n in 0..FILES {
-            let path = self.secret.join(format!("f{n:03}"));
+            let path = self.secret.join(format!("f{n:04}"));
             let file = fs::metadata(&path).expect("a file");
             assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (0, 0, 0o600), "{}", path.display());
             assert_eq!(fs::read_to_string(&path).expect("read"), format!("{CANARY} {n}"));

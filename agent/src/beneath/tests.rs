@@ -102,6 +102,20 @@ fn what_is_removed_is_what_is_below_and_never_what_a_link_leads_to() {
 }
 
 #[test]
+fn what_is_deeper_than_any_path_is_removed_as_well() {
+    let setup = Setup::new();
+    let mut at = Folder::open(&setup.at("data")).expect("opened");
+    for _ in 0..3 * DEPTH_MAX {
+        let name = OsStr::new("a-folder-with-a-long-name");
+        rustix::fs::mkdirat(&at, name, Mode::RWXU).expect("made");
+        let seen = at.look(name).expect("look").expect("there");
+        at = at.folder(Path::new(name), &seen).expect("opened").expect("the same");
+    }
+    remove(&Folder::open(setup.folder.path()).expect("opened"), OsStr::new("data")).expect("removed");
+    assert!(!setup.at("data").exists() && setup.at("secret/er/file").exists());
+}
+
+#[test]
 fn links_on_the_way_to_a_place_count_where_only_root_could_have_made_them() {
     let setup = Setup::new();
     let root = fs::canonicalize(setup.folder.path()).expect("path");

@@ -80,7 +80,7 @@ impl Tree {
             matches!(entry.kind, EntryKind::File { .. }).then(|| entry.clone())
         };
         let to_read = found.entries().filter(|(relative, seen)| seen.is_file() && unchanged(relative, seen).is_none());
-        blobs.check_room(to_read.map(|(_, seen)| seen.bytes).sum())?;
+        blobs.check_room(to_read.fold(0, |bytes: u64, (_, seen)| bytes.saturating_add(seen.bytes)))?;
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
         let mut inodes: BTreeMap<(u64, u64), String> = BTreeMap::new();
         for (relative, seen) in found.entries() {
