@@ -186,8 +186,9 @@ fn a_server_that_swaps_folders_for_links_gets_no_file_of_root_and_reads_none() {
     let attack = Attack::begin(false);
     for round in 0..ROUNDS {
         let version = 2 + round;
-        // Every other release runs as another user, which its data go to.
-        let user = if version % 2 == 0 { "daemon" } else { "nobody" };
+        // As long as the user is the same, the old release swaps on while the next one is got ready. Once it is another
+        // one, which the data go to.
+        let user = if version == 4 { "daemon" } else { "nobody" };
         attack.deploy(version, user).expect_code(0);
         attack.swaps(version);
         attack.holds();
@@ -205,7 +206,7 @@ fn a_swapper_that_outlives_its_server_gains_nothing_while_data_are_given_kept_an
     let attack = Attack::begin(true);
     for round in 0..ROUNDS {
         // It may be told to be in the way: how the deployment ends is not what counts.
-        let user = if round % 2 == 0 { "daemon" } else { "nobody" };
+        let user = if round % 2 == 1 { "daemon" } else { "nobody" };
         let outcome = attack.deploy(2 + round, user);
         attack.holds();
         if outcome.code == 0 {
