@@ -1,6 +1,7 @@
 //! The command line of the agent.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,6 +18,13 @@ use crate::enroll::{Enrolment, enroll};
 use crate::layout::Layout;
 use crate::this_host::ThisHost;
 use crate::{bridge, clock, container, handover, install, pages, runtime, supervise};
+
+/// Longest token with what is around it, in bytes.
+const TOKEN_BYTES_MAX: u64 = 4 * 1024;
+/// Holds the token where no file does.
+const TOKEN_VARIABLE: &str = "FLEETWRIGHT_TOKEN";
+/// What is taken from the permissions of everything that is made: all that others may do.
+const UMASK: u32 = 0o077;
 
 /// Fleetwright's agent: stages, switches, checks and restores the servers of this host.
 #[derive(Parser)]
@@ -98,9 +106,10 @@ struct EnrollArguments {
     /// The coordinator.
     #[arg(long, value_name = "HOST:PORT")]
     coordinator: String,
-    /// The token that `fleetwright hosts token` printed.
-    #[arg(long, env = "FLEETWRIGHT_TOKEN", hide_env_values = true)]
-    token: String,
+    /// A file with the token that `fleetwright hosts token` printed; `-` is standard input. Without it, the variable
+    /// FLEETWRIGHT_TOKEN holds the token. It is no argument, since everybody on a host sees those.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// The fingerprint of the fleet's authority that `fleetwright hosts token` printed.
     #[arg(long, value_name = "sha256:HEX")]
     ca_fingerprint: String,
@@ -115,6 +124,30 @@ struct EnrollArguments {
     state_dir: PathBuf,
 }
 
+/// The token that this host enrols with.
+fn token(file: Option<&Path>) -> Result<String> {
+    let mut text = String::new();
+    match file {
+        // One line, so that a person who types it need not end the input.
+        Some(file) if file == Path::new("-") => {
+            std::io::stdin().lock().take(TOKEN_BYTES_MAX).read_line(&mut text).context("the token cannot be read")?;
+        }
+        Some(file) => {
+            let fail = || format!("the token cannot be read from {}", file.display());
+            let opened = std::fs::File::open(file).with_context(fail)?;
+            opened.take(TOKEN_BYTES_MAX).read_to_string(&mut text).with_context(fail)?;
+        }
+        None => text = std::env::var(TOKEN_VARIABLE).unwrap_or_default(),
+    }
+    let token = text.trim();
+    if token.is_empty() {
+        bail!(
+            "there is no token\n  hint: give the one that `fleetwright hosts token` printed by `--token-file FILE`, `--token-file -` or the variable {TOKEN_VARIABLE}"
+        );
+    }
+    Ok(token.to_owned())
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -123,6 +156,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 /// Runs the command line and gives the exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,rmcp=warn,rmcp::service=error"));
     tracing_subscriber::fmt()
@@ -159,6 +193,7 @@ fn perform(command: Command) -> Result<ExitCode> {
                     runtime::systemd::allow();
                 }
                 let state_dir = absolute(&state_dir)?;
+                Layout::new(&state_dir).tighten().context("the state folder cannot be made private")?;
                 handover::hand_over_at_start(&state_dir);
                 run(&state_dir, coordinator).await
             }
@@ -176,7 +211,7 @@ async fn enroll_host(arguments: EnrollArguments) -> Result<ExitCode> {
     let labels: BTreeMap<String, String> = arguments.labels.into_iter().collect();
     let enrolment = Enrolment {
         coordinator: arguments.coordinator,
-        token: arguments.token,
+        token: token(arguments.token_file.as_deref())?,
         authority_fingerprint: arguments.ca_fingerprint,
         address: arguments.address,
         labels,

@@ -1,10 +1,18 @@
 //! Where things are in an agent's state folder.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard};
+
+/// What is left of permissions: everything to the owner, and others pass through, or only the group does, or nobody.
+const PASSABLE: u32 = 0o711;
+const PASSABLE_FOR_GROUP: u32 = 0o710;
+const PRIVATE: u32 = 0o700;
 
 /// The state folder of one agent.
 #[derive(Clone, Debug)]
@@ -20,6 +28,26 @@ impl Layout {
 
     pub(crate) fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// Takes from others what they may do with what is here, as far as earlier versions have left them anything. That
+    /// servers' users pass through stays.
+    pub(crate) fn tighten(&self) -> io::Result<()> {
+        let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+        lessen(&self.state_dir, PASSABLE)?;
+        for entry in entries(&self.state_dir) {
+            lessen(&entry.path(), if entry.path() == self.servers() { PASSABLE } else { PRIVATE })?;
+        }
+        for server in entries(&self.servers()) {
+            lessen(&server.path(), PASSABLE_FOR_GROUP)?;
+            // What is in it that its user may not do anything with at all; the rest is as its releases need it.
+            let server = ServerLayout::at(&server.path());
+            for folder in [server.snapshots(), server.logs(), server.all_incoming()] {
+                lessen(&folder, PRIVATE)?;
+            }
+            lessen(&server.releases(), PASSABLE_FOR_GROUP)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn journal(&self) -> PathBuf {
@@ -60,6 +88,19 @@ impl Layout {
     pub(crate) fn server(&self, server: &ServerName) -> ServerLayout {
         ServerLayout { folder: self.servers().join(server.as_str()) }
     }
+}
+
+/// Leaves of the permissions of a file or folder what is in `mask`; that nothing is there is no error.
+fn lessen(path: &Path, mask: u32) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let mode = metadata.permissions().mode() & 0o7777;
+    if metadata.is_symlink() || mode & !mask == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode & mask))
 }
 
 /// The folder of one server.
@@ -229,5 +270,32 @@ impl ReleaseLayout {
     /// The release itself; written last, so a folder that has it is complete.
     pub(crate) fn manifest(&self) -> PathBuf {
         self.folder.join("release.json")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_earlier_versions_left_open_is_closed_and_the_way_of_servers_users_stays() {
+        let folder = tempfile::tempdir().expect("folder");
+        let layout = Layout::new(folder.path());
+        let server = layout.server(&"s".parse().expect("name"));
+        for made in [server.snapshots(), server.releases(), layout.blobs()] {
+            fs::create_dir_all(made).expect("folder");
+        }
+        fs::write(layout.journal(), "").expect("write");
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
+        set(&layout.journal(), 0o644);
+        for open in [folder.path(), &layout.servers(), &layout.blobs(), &server.snapshots(), server.folder()] {
+            set(open, 0o755);
+        }
+        set(&server.releases(), 0o710);
+        layout.tighten().expect("tightened");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode(folder.path()), mode(&layout.servers()), mode(&layout.blobs())), (0o711, 0o711, 0o700));
+        assert_eq!((mode(server.folder()), mode(&server.releases())), (0o710, 0o710));
+        assert_eq!((mode(&server.snapshots()), mode(&layout.journal())), (0o700, 0o600));
     }
 }

@@ -3,6 +3,7 @@
 //! Decisions are [`fleetwright_deploy::instance`]'s; this crate performs them. Everything flows through one
 //! bounded channel into `engine`, which makes an event durable before anything is done about it.
 
+mod beneath;
 pub mod bridge;
 mod check;
 pub mod cli;
@@ -21,6 +22,7 @@ mod machine;
 mod metrics;
 mod notify;
 mod output;
+mod ownership;
 mod pages;
 mod preflight;
 mod process;

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use crate::beneath::Place;
+
 /// Most bytes that are read from the end of a log for its last lines.
 const TAIL_BYTES_MAX: u64 = 256 * 1024;
 /// Longest line that is handed on, in characters.
@@ -16,8 +18,7 @@ pub(crate) const STOPPED: &str = "] stopped";
 
 /// The last `lines` lines of a log; none when there is no log.
 pub(crate) fn tail(log: &Path, lines: usize) -> Vec<String> {
-    let Ok(mut file) = File::open(log) else { return Vec::new() };
-    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let Some((mut file, length)) = open(log) else { return Vec::new() };
     let start = length.saturating_sub(TAIL_BYTES_MAX);
     let mut bytes = Vec::new();
     if file.seek(SeekFrom::Start(start)).is_err() || file.take(TAIL_BYTES_MAX).read_to_end(&mut bytes).is_err() {
@@ -27,6 +28,14 @@ pub(crate) fn tail(log: &Path, lines: usize) -> Vec<String> {
     let all: Vec<&str> = text.lines().skip(usize::from(start > 0)).collect();
     let first = all.len().saturating_sub(lines);
     all[first..].iter().map(|line| shortened(line)).collect()
+}
+
+/// The log, if it is a file: nothing else is read, and a pipe is not waited for.
+fn open(log: &Path) -> Option<(File, u64)> {
+    let place = Place::own(log).ok()??;
+    let seen = place.look().ok()??;
+    let file = place.folder.file(Path::new(&place.name), &seen).ok()??;
+    Some((file, seen.bytes))
 }
 
 /// A line as it is handed on.

@@ -23,17 +23,19 @@ use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::beneath::Place;
 use crate::clock;
 use crate::install::{self, file_failure};
 use crate::layout::{Layout, ReleaseLayout, ServerLayout};
 use crate::stage;
 
 use self::blobs::Blobs;
-use self::tree::Tree;
+use self::tree::{Tree, Writer};
 
 pub(crate) use view::{list, show};
 
 const STEP: &str = "snapshot";
+const RESTORE: &str = "restore";
 
 /// What was there.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,7 +122,7 @@ pub(crate) async fn take(
         let mut manifest = Manifest {
             taken_at: clock::now(),
             release_files: match &release {
-                Some(release) => tree::hashes(&server.release(release).config())?,
+                Some(release) => rendered(&server.release(release))?,
                 None => BTreeMap::new(),
             },
             release,
@@ -129,7 +131,7 @@ pub(crate) async fn take(
             database: dump,
             settled: false,
         };
-        keep(&layout, &server, &wanted, &mut manifest)?;
+        keep(&layout, &server, &wanted, &mut manifest, Writer::Runs)?;
         write(&server.snapshot(&id), &manifest)
     })
     .await
@@ -147,7 +149,7 @@ pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &Snapshot
             return Ok(());
         }
         let wanted = Wanted { data: manifest.data.is_some(), paths: manifest.paths.keys().cloned().collect() };
-        keep(&layout, &server, &wanted, &mut manifest)?;
+        keep(&layout, &server, &wanted, &mut manifest, Writer::Stopped)?;
         manifest.settled = true;
         write(&server.snapshot(&id), &manifest)
     })
@@ -155,18 +157,32 @@ pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &Snapshot
 }
 
 /// Keeps data and paths; what the manifest holds already and has not changed is not read again.
-fn keep(layout: &Layout, server: &ServerLayout, wanted: &Wanted, manifest: &mut Manifest) -> Result<(), Failure> {
+fn keep(
+    layout: &Layout,
+    server: &ServerLayout,
+    wanted: &Wanted,
+    manifest: &mut Manifest,
+    writer: Writer,
+) -> Result<(), Failure> {
     let blobs = Blobs::of(layout);
     if wanted.data {
         let known = manifest.data.take().unwrap_or_default();
-        manifest.data = Some(Tree::keep(&server.data(), &blobs, &known)?.unwrap_or_default());
+        let place = Place::own(&server.data())?;
+        let kept = place.map(|place| Tree::keep(&place, &blobs, &known, writer)).transpose()?;
+        manifest.data = Some(kept.flatten().unwrap_or_default());
     }
     for path in &wanted.paths {
         let known = manifest.paths.remove(path).flatten().unwrap_or_default();
-        let kept = Tree::keep(Path::new(path), &blobs, &known)?;
-        manifest.paths.insert(path.clone(), kept);
+        let place = Place::reach(Path::new(path))?;
+        let kept = place.map(|place| Tree::keep(&place, &blobs, &known, writer)).transpose()?;
+        manifest.paths.insert(path.clone(), kept.flatten());
     }
     Ok(())
+}
+
+/// The hashes of a release's rendered files.
+fn rendered(release: &ReleaseLayout) -> Result<BTreeMap<String, String>, Failure> {
+    Place::own(&release.config())?.map_or_else(|| Ok(BTreeMap::new()), |config| tree::hashes(&config))
 }
 
 /// Puts everything that a snapshot holds back, the database last. Everything is checked, and built beside what is
@@ -195,7 +211,7 @@ fn put_back(layout: &Layout, server: &ServerLayout, manifest: &Manifest) -> Resu
         if stage::load(&running).is_none() {
             return Err(damaged(format!("release {} is no longer there", release.short())));
         }
-        if tree::hashes(&running.config())? != manifest.release_files {
+        if rendered(&running)? != manifest.release_files {
             return Err(damaged(format!("files of release {} have changed", release.short())));
         }
     }
@@ -203,12 +219,19 @@ fn put_back(layout: &Layout, server: &ServerLayout, manifest: &Manifest) -> Resu
         // The server was not stopped, so nothing else was touched either.
         return Ok(());
     }
-    let data = manifest.data.as_ref().map(|data| (server.data(), Some(data)));
-    let paths = manifest.paths.iter().map(|(path, tree)| (PathBuf::from(path), tree.as_ref()));
     let blobs = Blobs::of(layout);
     let mut built = Vec::new();
-    for (path, tree) in data.into_iter().chain(paths) {
-        built.push(tree::Replacement::build(&path, tree, &blobs)?);
+    if let Some(data) = &manifest.data
+        && let Some(place) = Place::own(&server.data())?
+    {
+        built.push(tree::Replacement::build(place, Some(data), &blobs)?);
+    }
+    for (path, tree) in &manifest.paths {
+        let path = Path::new(path);
+        let place = if tree.is_some() { Some(Place::reach_or_make(path)?) } else { Place::reach(path)? };
+        if let Some(place) = place {
+            built.push(tree::Replacement::build(place, tree.as_ref(), &blobs)?);
+        }
     }
     built.into_iter().try_for_each(tree::Replacement::exchange)
 }
@@ -258,7 +281,7 @@ fn read_manifest(folder: &Path) -> Option<Manifest> {
 }
 
 fn damaged(message: String) -> Failure {
-    Failure::new(FailureKind::ResourceError, "restore", message)
+    Failure::new(FailureKind::ResourceError, RESTORE, message)
         .hint("look at the state folder on the host; a new deployment replaces what is damaged")
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use fleetwright_certs::store;
@@ -11,15 +11,18 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::release::{BRIDGE_TOKEN_VARIABLE, MissingSecret, Release, RuntimeKind, reveal};
 
+use crate::beneath::{Place, remove};
 use crate::install::{self, Artifacts, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
 use crate::runtime::users::User;
 use crate::runtime::{self, environment_line, users};
 use crate::snapshot::aside;
-use crate::{bridge, container, handover};
+use crate::{bridge, container, handover, ownership};
 
 const STEP: &str = "stage";
+/// The permissions of the folders of rendered files: who may see them is decided by the release's folder.
+const CONFIG_MODE: u32 = 0o755;
 
 /// Keeps what came with a stage order until the release is staged, so that a restarted agent can go on.
 pub(crate) fn receive(
@@ -52,22 +55,14 @@ pub(crate) async fn stage(
         preflight::check(&release, server, running).await?;
         install::end_leftover(&server.installer()).await?;
         remove_folder(layout.folder())?;
-        fs::create_dir_all(layout.config()).map_err(|error| file_failure(layout.folder(), &error))?;
-        fs::create_dir_all(server.data()).map_err(|error| file_failure(&server.data(), &error))?;
+        // Nobody else may enter it before everything in it belongs to whom it is to belong.
+        make_folder(layout.folder(), 0o700)?;
+        make_folder(&layout.config(), CONFIG_MODE)?;
         install::install(&release, &layout, &server.installer(), artifacts).await?;
         write_files(&release, &layout, &secrets)?;
-        if let Some(image) = release.package.image() {
-            if let Some(user) = container::user_of(&release, &image).await? {
-                let (server, layout) = (server.clone(), layout.clone());
-                aside(move || show(&server, &layout, user).map_err(|error| file_failure(layout.folder(), &error)))
-                    .await?;
-            }
-        } else if let Some((name, own)) = user_of(&release)? {
-            let user = users::ensure(&name, own).await?;
-            let (server, layout) = (server.clone(), layout.clone());
-            aside(move || hand_over(&server, &layout, user).map_err(|error| file_failure(layout.folder(), &error)))
-                .await?;
-        }
+        let owner = owner(&release).await?;
+        let (of, to, image) = (server.clone(), layout.clone(), release.package.image().is_some());
+        aside(move || hand_over(&of, &to, owner, image)).await?;
         share_with_current(server, &layout).await?;
         if runtime::chosen(&release)? == RuntimeKind::Agent {
             handover::check(server, &release, &layout).await?;
@@ -105,34 +100,61 @@ fn user_of(release: &Release) -> Result<Option<(String, bool)>, Failure> {
     }
 }
 
-/// The server's user may read its package, owns its rendered files and its data, and sees nothing of other servers.
-fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, user: User) -> std::io::Result<()> {
-    let group_only = |path: &Path, mode| {
-        std::os::unix::fs::chown(path, None, Some(user.gid))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
-    };
-    for folder in server.folder().ancestors().skip(1).take(2) {
-        // Every server's user passes through; nobody may list them.
-        let mode = fs::metadata(folder)?.permissions().mode();
-        fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o111))?;
+/// The user that what a release writes belongs to: the one that it runs as, which is made where it is a server's own.
+/// Nothing where it is the agent's, or one that only the release's image knows.
+async fn owner(release: &Release) -> Result<Option<User>, Failure> {
+    match (release.package.image(), user_of(release)?) {
+        (Some(image), _) => container::user_of(release, &image).await,
+        (None, Some((name, own))) => users::ensure(&name, own).await.map(Some),
+        (None, None) => Ok(None),
     }
-    for folder in [server.folder(), &server.releases(), layout.folder()] {
-        group_only(folder, 0o710)?;
-    }
-    if layout.app().exists() {
-        users::let_group_read(&layout.app(), user)?;
-    }
-    users::give(&layout.config(), user)?;
-    users::give(&server.data(), user)
 }
 
-/// The user of a container owns what is mounted in it.
-fn show(server: &ServerLayout, layout: &ReleaseLayout, user: User) -> std::io::Result<()> {
-    users::give(&layout.config(), user)?;
-    if layout.secrets().exists() {
-        users::give(&layout.secrets(), user)?;
+/// Makes the data of a server belong to the user that a release runs as. The server must be stopped.
+pub(crate) async fn settle_data(server: &ServerLayout, id: &ReleaseId) -> Result<(), Failure> {
+    let Some(release) = load(&server.release(id)) else { return Ok(()) };
+    let owner = match owner(&release).await? {
+        None if release.package.image().is_none() && rustix::process::geteuid().is_root() => {
+            Some(ownership::own_user())
+        }
+        owner => owner,
+    };
+    let Some(owner) = owner else { return Ok(()) };
+    let server = server.clone();
+    aside(move || ownership::settle_data(&server, owner)).await
+}
+
+/// Makes everything in a release's folder belong to whom it is to belong, and then lets the server's user in: it may read
+/// its package, owns its rendered files and its data, and sees nothing of other servers. A container's user gets its files
+/// mounted, and enters nothing.
+fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, owner: Option<User>, image: bool) -> Result<(), Failure> {
+    ownership::make_data(server, owner.unwrap_or_else(ownership::own_user))?;
+    let Some(user) = owner else { return Ok(()) };
+    ownership::hand_over(&layout.config(), user)?;
+    if image {
+        return if layout.secrets().exists() { ownership::hand_over(&layout.secrets(), user) } else { Ok(()) };
     }
-    users::give(&server.data(), user)
+    ownership::let_group_read(&layout.app(), user)?;
+    let let_in = || -> std::io::Result<()> {
+        for folder in server.folder().ancestors().skip(1).take(2) {
+            // Every server's user passes through; nobody may list them.
+            let mode = fs::metadata(folder)?.permissions().mode();
+            fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o111))?;
+        }
+        for folder in [server.folder(), &server.releases(), layout.folder()] {
+            std::os::unix::fs::chown(folder, None, Some(user.gid))?;
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o710))?;
+        }
+        Ok(())
+    };
+    let_in().map_err(|error| file_failure(layout.folder(), &error))
+}
+
+/// Makes a folder with exactly these permissions, and those that it is in.
+fn make_folder(folder: &Path, mode: u32) -> Result<(), Failure> {
+    let made = fs::DirBuilder::new().recursive(true).mode(mode & 0o700).create(folder);
+    let made = made.and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(mode)));
+    made.map_err(|error| file_failure(folder, &error))
 }
 
 /// Removes a release that will not run, unless it is one of `kept`, and what came with its order.
@@ -190,10 +212,15 @@ fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<Str
             return Err(Failure::new(FailureKind::PermissionError, STEP, message));
         }
         let content = reveal(&file.content, secrets).map_err(missing)?;
-        let folder = path.parent().unwrap_or(&path);
-        fs::create_dir_all(folder).map_err(|error| file_failure(folder, &error))?;
-        let written = OpenOptions::new().write(true).create_new(true).mode(file.mode & 0o777).open(&path);
-        written.and_then(|mut file| file.write_all(content.as_bytes())).map_err(|error| file_failure(&path, &error))?;
+        for folder in path.ancestors().skip(1).take_while(|folder| *folder != layout.config()) {
+            make_folder(folder, CONFIG_MODE)?;
+        }
+        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let written = written.and_then(|mut written| {
+            written.write_all(content.as_bytes())?;
+            written.set_permissions(fs::Permissions::from_mode(file.mode & 0o777))
+        });
+        written.map_err(|error| file_failure(&path, &error))?;
     }
     let environment: Result<BTreeMap<&String, String>, _> =
         release.run.environment.iter().map(|(name, value)| Ok((name, reveal(value, secrets)?))).collect();
@@ -239,9 +266,6 @@ fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<Str
 
 /// Removes a folder with all its content; that it is not there is no error.
 pub(crate) fn remove_folder(folder: &Path) -> Result<(), Failure> {
-    match fs::remove_dir_all(folder) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(file_failure(folder, &error)),
-    }
+    let Some(place) = Place::own(folder)? else { return Ok(()) };
+    remove(&place.folder, &place.name).map_err(|error| file_failure(folder, &error))
 }

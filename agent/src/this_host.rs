@@ -238,9 +238,12 @@ async fn switch_over(layout: &Layout, server: &ServerLayout, switch: &Switch) ->
     run_release(server, switch.spec.target.as_ref(), true).await
 }
 
-/// Stops what runs, makes the target current, and starts it.
+/// Stops what runs, gives its data to the target's user, makes the target current, and starts it.
 async fn run_release(layout: &ServerLayout, target: Option<&ReleaseId>, anew: bool) -> Result<(), Failure> {
     runtime::stop(layout, true).await?;
+    if let Some(target) = target {
+        stage::settle_data(layout, target).await?;
+    }
     runtime::switch(layout, target)?;
     match target {
         Some(target) => {

@@ -61,6 +61,9 @@ pub(crate) mod exit {
     pub(crate) const INTERNAL: u8 = 70;
 }
 
+/// What is taken from the permissions of everything that is made: all that others may do.
+const UMASK: u32 = 0o077;
+
 /// Deploys MCP servers, and any other daemon, across a fleet of hosts.
 ///
 /// Exit codes: 0 done, 1 the input or the deployment failed, 2 usage, 3 changes pending (plan
@@ -126,6 +129,13 @@ enum Command {
     Coordinator(coordinator::CoordinatorArguments),
 }
 
+impl Command {
+    /// Whether the files that it makes are a person's own, in a folder of theirs, and no state of a fleet.
+    fn writes_for_people(&self) -> bool {
+        matches!(self, Self::Init(_) | Self::Import(_) | Self::Lock(_) | Self::Plan(_))
+    }
+}
+
 /// What commands work with.
 pub(crate) struct Context {
     global: Global,
@@ -180,6 +190,9 @@ fn describe_command(command: &mut clap::Command, text: &mut String) {
 /// Runs the command line and gives the exit code.
 pub fn main() -> ExitCode {
     let Arguments { command, global } = Arguments::parse();
+    if !command.writes_for_people() {
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
+    }
     let ui = Ui::new(global.output);
     // Fails only when a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use fleetwright_deploy::config::ManifestHost;
 use fleetwright_deploy::ids::{HostName, InstanceId};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 
 use crate::api::TokenView;
@@ -97,6 +98,7 @@ pub(crate) async fn ensure_coordinator(state_dir: &StateDir) -> Result<(Client, 
 /// Starts the agents that do not run, after enrolling those that are not; waits until all are connected.
 pub(crate) async fn ensure_agents(state_dir: &StateDir, client: &Client, hosts: &[LocalHost]) -> Result<usize> {
     let program = agent_program()?;
+    state_dir.make_hosts()?;
     let mut started = 0;
     for host in hosts {
         let folder = state_dir.hosts().join(host.name.as_str());
@@ -130,13 +132,20 @@ async fn enroll(program: &Path, folder: &Path, client: &Client, host: &LocalHost
         ])
         .arg("--state-dir")
         .arg(folder)
-        // Not as an argument: those can be seen by everybody on the machine.
-        .env("FLEETWRIGHT_TOKEN", &token.token)
-        .stdin(Stdio::null());
+        .args(["--token-file", "-"])
+        .env_remove("FLEETWRIGHT_TOKEN")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     for label in &host.labels {
         command.args(["--label", label]);
     }
-    let output = command.output().await?;
+    let mut agent = command.spawn()?;
+    if let Some(mut stdin) = agent.stdin.take() {
+        // Should it end before it reads, it says why.
+        let _ = stdin.write_all(format!("{}\n", token.token).as_bytes()).await;
+    }
+    let output = agent.wait_with_output().await?;
     if !output.status.success() {
         bail!("host {} could not be enrolled:\n{}", host.name, String::from_utf8_lossy(&output.stderr));
     }

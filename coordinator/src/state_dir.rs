@@ -28,6 +28,10 @@ pub(crate) struct FleetFile {
     pub(crate) listen: String,
 }
 
+/// What is left of permissions: everything to the owner, and others pass through, or nobody does.
+const PASSABLE: u32 = 0o711;
+const PRIVATE: u32 = 0o700;
+
 /// A coordinator's state folder.
 #[derive(Clone, Debug)]
 pub(crate) struct StateDir {
@@ -108,6 +112,30 @@ impl StateDir {
         self.write("values.key", fleetwright_certs::Token::generate()?.reveal())?;
         // Last, since it is what makes the folder a fleet's.
         self.save_fleet(&FleetFile { name: name.clone(), listen: listen.to_owned() })
+    }
+
+    /// Takes from others what they may do with what is here, as far as earlier versions have left them anything. That
+    /// the users of servers pass through to the agents that `up` started stays.
+    pub(crate) fn tighten(&self) -> Result<()> {
+        let failed = || format!("the state folder {} cannot be made private", self.folder.display());
+        lessen(&self.folder, PASSABLE).with_context(failed)?;
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            lessen(&entry.path(), if entry.path() == self.hosts() { PASSABLE } else { PRIVATE })
+                .with_context(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the folder of the agents that `up` starts. Where root does, the users of their servers pass through.
+    pub(crate) fn make_hosts(&self) -> Result<()> {
+        let made = fs::create_dir_all(self.hosts());
+        made.with_context(|| format!("{} cannot be made", self.hosts().display()))?;
+        if rustix::process::geteuid().is_root() {
+            for folder in [self.path(), &self.hosts()] {
+                fs::set_permissions(folder, fs::Permissions::from_mode(PASSABLE))?;
+            }
+        }
+        Ok(())
     }
 
     fn write(&self, name: &str, content: &str) -> Result<()> {
@@ -205,4 +233,13 @@ pub(crate) fn lock_holder(lock: &Path) -> Option<i32> {
         return None;
     }
     fs::read_to_string(lock).ok()?.trim().parse().ok()
+}
+/// Leaves of the permissions of a file or folder what is in `mask`.
+fn lessen(path: &Path, mask: u32) -> std::io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if metadata.is_symlink() || mode & !mask == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode & mask))
 }

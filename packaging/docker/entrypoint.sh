@@ -4,6 +4,7 @@
 # The coordinator puts a token for each of $FLEETWRIGHT_HOSTS into the folder that it shares with the agents; each agent
 # enrols with its own, once.
 set -eu
+umask 077
 
 tokens=/run/fleetwright/tokens
 
@@ -16,7 +17,7 @@ coordinator)
     for host in ${FLEETWRIGHT_HOSTS:-}; do
         # One that was used, or is still there, is not made again.
         [ -e "$tokens/$host.made" ] && continue
-        until fleetwright hosts token "$host" --expires-in 7d >"$tokens/$host.new" 2>/dev/null; do
+        until fleetwright hosts token "$host" --expires-in 7d --output json >"$tokens/$host.new" 2>/dev/null; do
             kill -0 "$coordinator"
             sleep 0.2
         done
@@ -30,11 +31,13 @@ agent)
     name=$(hostname)
     if [ ! -e /var/lib/fleetwright-agent/identity/agent.json ]; then
         until [ -s "$tokens/$name" ]; do sleep 0.2; done
-        word() { sed -n "s/.*--$1 \([^ ]*\).*/\1/p" "$tokens/$name"; }
+        word() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" "$tokens/$name"; }
         set -- --address "$name"
         for label in ${FLEETWRIGHT_LABELS:-}; do set -- "$@" --label "$label"; done
         fleetwright-agent enroll --coordinator "${FLEETWRIGHT_COORDINATOR_ADDRESS:-coordinator:7117}" \
-            --token "$(word token)" --ca-fingerprint "$(word ca-fingerprint)" "$@"
+            --ca-fingerprint "$(word ca_fingerprint)" --token-file - "$@" <<TOKEN
+$(word token)
+TOKEN
     fi
     exec fleetwright-agent run
     ;;

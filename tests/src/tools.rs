@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 /// Something that a test needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
+    /// Root.
+    Root,
     /// Python 3 with venv.
     Python,
     /// Packages from PyPI.
@@ -43,6 +45,7 @@ fn is_there(tool: Tool) -> bool {
     static PYPI: OnceLock<bool> = OnceLock::new();
     static NPM: OnceLock<bool> = OnceLock::new();
     match tool {
+        Tool::Root => rustix::process::geteuid().is_root(),
         Tool::Python => *PYTHON.get_or_init(|| succeeds("python3", &["-c", "import venv, ensurepip"])),
         Tool::Pypi => *PYPI.get_or_init(|| {
             let folder = std::env::temp_dir().join(format!("fleetwright-pypi-{}", std::process::id()));

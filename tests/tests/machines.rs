@@ -66,14 +66,13 @@ impl Fleet {
             "enroll",
             "--coordinator",
             text(&token["coordinator"]),
-            "--token",
-            text(&token["token"]),
             "--ca-fingerprint",
             text(&token["ca_fingerprint"]),
             "--address",
             &host.address,
         ];
-        host.run(&command).expect_code(0);
+        let token = format!("FLEETWRIGHT_TOKEN={}", text(&token["token"]));
+        host.run(&[&["env", &token], &command[..]].concat()).expect_code(0);
         host.run(&["systemctl", "enable", "--now", "fleetwright-agent"]).expect_code(0);
     }
 

@@ -330,14 +330,8 @@ fn a_host_that_enrols_anew_takes_the_place_of_the_old_one_on_the_open_connection
     let text = |field: &str| token[field].as_str().expect(field).to_owned();
     let mut command = Command::new(program("fleetwright-agent"));
     command.arg("enroll").arg("--state-dir").arg(fleet.path().join("anew"));
-    command.args([
-        "--coordinator",
-        &text("coordinator"),
-        "--ca-fingerprint",
-        &text("ca_fingerprint"),
-        "--token",
-        &text("token"),
-    ]);
+    command.args(["--coordinator", &text("coordinator"), "--ca-fingerprint", &text("ca_fingerprint")]);
+    command.env("FLEETWRIGHT_TOKEN", text("token"));
     assert!(command.output().expect("agent").status.success());
     fleet.wait_until("the old agent is cut off", || !connected(&fleet));
     coordinator_log_says(&fleet, "not the one its host enrolled with");
@@ -355,7 +349,8 @@ fn a_token_lets_one_host_enrol_once() {
     let enroll = |token: &str, fingerprint: &str, name: &str| {
         let mut command = Command::new(program("fleetwright-agent"));
         command.arg("enroll").arg("--state-dir").arg(fleet.path().join(name));
-        command.args(["--coordinator", &text("coordinator"), "--ca-fingerprint", fingerprint, "--token", token]);
+        command.args(["--coordinator", &text("coordinator"), "--ca-fingerprint", fingerprint]);
+        command.env("FLEETWRIGHT_TOKEN", token);
         command.output().expect("agent")
     };
     let (secret, fingerprint) = (text("token"), text("ca_fingerprint"));

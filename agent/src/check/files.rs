@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -61,7 +61,13 @@ fn look(
 }
 
 fn hash(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?.take(HASHED_BYTES_MAX);
+    // A pipe that has taken the file's place would be waited for.
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file, and has no content"));
+    }
+    let mut file = file.take(HASHED_BYTES_MAX);
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {

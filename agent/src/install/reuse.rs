@@ -1,10 +1,14 @@
 //! Sharing what a new release has in common with the one before: releases are never changed once they are staged, so
 //! two of them may have the same file on the disk, once.
 
-use std::fs::{self, File, Metadata};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use rustix::fs::{AtFlags, linkat, renameat, unlinkat};
+
+use crate::beneath::{Folder, Seen};
 
 /// Smaller files are not worth the look, in bytes.
 const BYTES_MIN: u64 = 4 * 1024;
@@ -12,35 +16,51 @@ const BYTES_MIN: u64 = 4 * 1024;
 /// Makes every file below `fresh` that is the same below `before`, with the same mode and owner, a hard link to it.
 /// Gives how many bytes that saves. What cannot be shared stays as it is.
 pub(crate) fn share(before: &Path, fresh: &Path) -> io::Result<u64> {
+    share_folder(&Folder::open(before)?, &Folder::open(fresh)?)
+}
+
+fn share_folder(before: &Folder, fresh: &Folder) -> io::Result<u64> {
     let mut saved = 0;
-    for entry in fs::read_dir(fresh)? {
-        let entry = entry?;
-        let (path, old) = (entry.path(), before.join(entry.file_name()));
-        let Ok(known) = fs::symlink_metadata(&old) else { continue };
-        let metadata = entry.metadata()?;
-        if metadata.is_dir() && known.is_dir() {
-            saved += share(&old, &path)?;
-        } else if metadata.is_file() && are_alike(&known, &metadata) && has_same_content(&old, &path)? {
-            let mut linked = entry.file_name();
-            linked.push(".shared");
-            let linked = fresh.join(linked);
-            // Another file system, or no more links: then both stay.
-            if fs::hard_link(&old, &linked).is_ok() {
-                fs::rename(&linked, &path)?;
-                saved += metadata.len();
+    let names: Vec<OsString> = fresh.names()?.collect::<io::Result<_>>()?;
+    for name in names {
+        let (Some(known), Some(seen)) = (before.look(&name)?, fresh.look(&name)?) else { continue };
+        let below = Path::new(&name);
+        if known.is_folder() && seen.is_folder() {
+            if let (Some(before), Some(fresh)) = (before.folder(below, &known)?, fresh.folder(below, &seen)?) {
+                saved += share_folder(&before, &fresh)?;
+            }
+        } else if seen.is_file() && are_alike(&known, &seen) {
+            let (Some(one), Some(other)) = (before.file(below, &known)?, fresh.file(below, &seen)?) else { continue };
+            if has_same_content(one, other)? && link(before, &known, fresh, &name)? {
+                saved += seen.bytes;
             }
         }
     }
     Ok(saved)
 }
 
-fn are_alike(one: &Metadata, other: &Metadata) -> bool {
-    let of = |metadata: &Metadata| (metadata.len(), metadata.mode(), metadata.uid(), metadata.gid(), metadata.dev());
-    one.is_file() && one.len() >= BYTES_MIN && one.ino() != other.ino() && of(one) == of(other)
+/// Puts a file that was seen in the place of the one with the same name; whether it could. Another file system, or no more
+/// links: then both stay.
+fn link(before: &Folder, known: &Seen, fresh: &Folder, name: &OsString) -> io::Result<bool> {
+    let mut linked = name.clone();
+    linked.push(".shared");
+    if linkat(before, name, fresh, &linked, AtFlags::empty()).is_err() {
+        return Ok(false);
+    }
+    if !fresh.look(&linked)?.is_some_and(|linked| linked.is(known)) {
+        unlinkat(fresh, &linked, AtFlags::empty())?;
+        return Ok(false);
+    }
+    renameat(fresh, &linked, fresh, name)?;
+    Ok(true)
 }
 
-fn has_same_content(one: &Path, other: &Path) -> io::Result<bool> {
-    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+fn are_alike(one: &Seen, other: &Seen) -> bool {
+    let of = |seen: &Seen| (seen.bytes, seen.mode, seen.uid, seen.gid, seen.device);
+    one.is_file() && one.bytes >= BYTES_MIN && one.inode != other.inode && of(one) == of(other)
+}
+
+fn has_same_content(mut one: File, mut other: File) -> io::Result<bool> {
     let (mut left, mut right) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     loop {
         let read = one.read(&mut left)?;
@@ -55,7 +75,8 @@ fn has_same_content(one: &Path, other: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

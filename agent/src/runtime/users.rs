@@ -1,7 +1,6 @@
 //! Users of this host: finding them, and making one for a server that names none.
 
 use std::fs;
-use std::path::Path;
 use std::process::Stdio;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
@@ -60,37 +59,6 @@ pub(crate) async fn ensure(name: &str, own: bool) -> Result<User, Failure> {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         missing(format!("the user `{name}` could not be made: {said}"))
     })
-}
-
-/// Gives everything below a path to its group to read: what is in it belongs to root, and runs as somebody else.
-pub(crate) fn let_group_read(path: &Path, user: User) -> std::io::Result<()> {
-    use std::os::unix::fs::{PermissionsExt, lchown};
-    let metadata = fs::symlink_metadata(path)?;
-    lchown(path, None, Some(user.gid))?;
-    if metadata.is_symlink() {
-        return Ok(());
-    }
-    let mode = metadata.permissions().mode();
-    let executable = if metadata.is_dir() || mode & 0o100 != 0 { 0o050 } else { 0o040 };
-    fs::set_permissions(path, fs::Permissions::from_mode((mode | executable) & !0o007))?;
-    if metadata.is_dir() {
-        for entry in fs::read_dir(path)? {
-            let_group_read(&entry?.path(), user)?;
-        }
-    }
-    Ok(())
-}
-
-/// Gives everything below a path to a user, as it is.
-pub(crate) fn give(path: &Path, user: User) -> std::io::Result<()> {
-    use std::os::unix::fs::lchown;
-    lchown(path, Some(user.uid), Some(user.gid))?;
-    if fs::symlink_metadata(path)?.is_dir() {
-        for entry in fs::read_dir(path)? {
-            give(&entry?.path(), user)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

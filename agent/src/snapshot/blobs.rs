@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -53,25 +53,31 @@ impl Blobs {
         Ok(Fresh { path, file, hasher: blake3::Hasher::new() })
     }
 
-    /// Keeps the content of a file: shared with it where the file system can (reflink), copied otherwise.
-    pub(super) fn keep(&self, path: &Path) -> Result<String, Failure> {
+    /// Keeps the content of an open file: shared with it where the file system can (reflink), copied otherwise. Of a file
+    /// that grows meanwhile, what it was at first is kept.
+    pub(super) fn keep(&self, mut from: File, path: &Path) -> Result<String, Failure> {
         let fail = failed(path);
         let mut fresh = self.fresh()?;
-        let mut from = File::open(path).map_err(&fail)?;
         let shared = rustix::fs::ioctl_ficlone(&fresh.file, &from).is_ok();
         if shared {
             // What is hashed is what is kept, whatever is written to the file meanwhile.
             from = File::open(&fresh.path).map_err(&fail)?;
         }
+        let mut from = (&from).take(from.metadata().map_err(&fail)?.len());
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
-            let read = from.read(&mut chunk).map_err(&fail)?;
-            if read == 0 {
-                return self.finish(fresh);
-            }
+            let read = match from.read(&mut chunk) {
+                Ok(0) => return self.finish(fresh),
+                Ok(read) => read,
+                Err(error) => {
+                    fresh.discard();
+                    return Err(fail(error));
+                }
+            };
             fresh.hasher.update(&chunk[..read]);
-            if !shared {
-                fresh.file.write_all(&chunk[..read]).map_err(&fail)?;
+            if !shared && let Err(error) = fresh.file.write_all(&chunk[..read]) {
+                fresh.discard();
+                return Err(fail(error));
             }
         }
     }
@@ -85,28 +91,32 @@ impl Blobs {
         Ok(digest)
     }
 
-    /// The content of a blob as a new file, checked.
-    pub(super) fn write_out(&self, blake3: &str, path: &Path, what: &str) -> Result<(), Failure> {
+    /// Writes the content of a blob to a new file, checked.
+    pub(super) fn write_out(&self, blake3: &str, mut to: File, path: &Path) -> Result<(), Failure> {
         let fail = failed(path);
-        let blob = self.path(blake3);
-        let from = File::open(&blob).map_err(|error| damaged(format!("the kept content of {what}: {error}")))?;
-        let to = File::create(path).map_err(&fail)?;
+        let what = path.display();
+        let mut from =
+            File::open(self.path(blake3)).map_err(|error| damaged(format!("the kept content of {what}: {error}")))?;
         if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
-            fs::copy(&blob, path).map_err(&fail)?;
+            std::io::copy(&mut from, &mut to).map_err(&fail)?;
         }
-        if hash(path)? != blake3 {
+        to.sync_all().map_err(&fail)?;
+        to.rewind().map_err(&fail)?;
+        if hash(to, path)? != blake3 {
             return Err(damaged(format!("the kept content of {what} is damaged")));
         }
-        to.sync_all().map_err(&fail)
+        Ok(())
     }
 
     /// An open blob, checked.
     pub(super) fn open(&self, blake3: &str, what: &str) -> Result<File, Failure> {
         let path = self.path(blake3);
-        if hash(&path)? != blake3 {
+        let mut file = File::open(&path).map_err(failed(&path))?;
+        if hash(file.try_clone().map_err(failed(&path))?, &path)? != blake3 {
             return Err(damaged(format!("the kept content of {what} is damaged")));
         }
-        File::open(&path).map_err(failed(&path))
+        file.rewind().map_err(failed(&path))?;
+        Ok(file)
     }
 
     /// Removes every blob that is not needed.
@@ -139,10 +149,9 @@ impl Fresh {
     }
 }
 
-/// BLAKE3 of a file.
-pub(super) fn hash(path: &Path) -> Result<String, Failure> {
+/// BLAKE3 of an open file.
+pub(super) fn hash(mut file: File, path: &Path) -> Result<String, Failure> {
     let mut hasher = blake3::Hasher::new();
-    let mut file = File::open(path).map_err(failed(path))?;
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         match file.read(&mut chunk).map_err(failed(path))? {

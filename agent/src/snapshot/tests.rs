@@ -153,6 +153,21 @@ async fn listed_files_and_folders_of_the_host_come_back_and_those_that_were_not_
 }
 
 #[tokio::test]
+async fn a_link_that_somebody_else_could_have_put_on_the_way_to_a_listed_path_is_refused() {
+    let setup = Setup::new();
+    let host = setup.folder.path().join("host");
+    fs::create_dir_all(host.join("real")).expect("folder");
+    fs::write(host.join("real/conf"), "1").expect("write");
+    symlink("real", host.join("link")).expect("link");
+    let release = setup.staged(|release| release.snapshot_paths = vec![host.join("link/conf").display().to_string()]);
+    setup.take("d1-aa-1", Some(&release), None).await;
+    fs::set_permissions(&host, fs::Permissions::from_mode(0o777)).expect("mode");
+    let id = "d2-aa-1".parse().expect("id");
+    let failure = take(&setup.layout, &setup.server, &id, Some(&release), None).await.expect_err("refused");
+    assert!(failure.message.contains("host/link is on the way to") && failure.hint.is_some(), "{failure:?}");
+}
+
+#[tokio::test]
 async fn damaged_blobs_are_noticed_before_anything_is_touched() {
     let setup = Setup::new();
     let host = setup.folder.path().join("f");

@@ -1,21 +1,33 @@
 //! A file, or a folder with everything below it, as a snapshot keeps it: content, kind, mode, owner, times, extended
 //! attributes, symbolic and hard links.
+//!
+//! What is kept is what was listed, by descriptors: whatever is exchanged between the look and the reading is not read.
+
+mod attributes;
+mod listing;
+mod replacement;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, XattrFlags};
 use serde::{Deserialize, Serialize};
 
+use self::attributes::Attributes;
+use self::listing::Listing;
 use super::blobs::{Blobs, hash};
-use super::{STEP, damaged, failed};
-use crate::stage;
+use super::{STEP, failed};
+use crate::beneath::{Place, Seen};
 
-/// Most entries of one tree.
-const ENTRIES_MAX: usize = 1_000_000;
+pub(super) use self::replacement::Replacement;
+
+/// Whether the server that writes what is kept still runs. Then, what changes under the hands is left out: it is kept once
+/// the server is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writer {
+    Runs,
+    Stopped,
+}
 
 /// What is there, by path below the root; the root itself is the empty path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +42,7 @@ pub(super) struct Entry {
     pub(super) kind: EntryKind,
     /// Extended attributes, hexadecimal.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    xattrs: BTreeMap<String, String>,
+    xattrs: Attributes,
     /// When its content was changed last, in nanoseconds since 1970.
     #[serde(default)]
     modified_ns: i64,
@@ -56,64 +68,57 @@ pub(super) enum EntryKind {
 }
 
 impl Tree {
-    /// Keeps everything at a path in the store; nothing when there is nothing. Files that are as `known` has them are
+    /// Keeps everything at a place in the store; nothing when there is nothing. Files that are as `known` has them are
     /// not read again.
-    pub(super) fn keep(root: &Path, blobs: &Blobs, known: &Self) -> Result<Option<Self>, Failure> {
-        let found = found(root)?;
-        let unchanged = |relative: &str, stamp| {
-            let entry = known.0.get(relative).filter(|entry| entry.stamp == stamp)?;
-            match &entry.kind {
-                EntryKind::File { blake3 } => Some(blake3.clone()),
-                EntryKind::Folder | EntryKind::Link { .. } | EntryKind::HardLink { .. } => None,
-            }
+    pub(super) fn keep(place: &Place, blobs: &Blobs, known: &Self, writer: Writer) -> Result<Option<Self>, Failure> {
+        Self::keep_listed(&Listing::of(place, writer)?, blobs, known, writer)
+    }
+
+    fn keep_listed(found: &Listing<'_>, blobs: &Blobs, known: &Self, writer: Writer) -> Result<Option<Self>, Failure> {
+        let unchanged = |relative: &str, seen: &Seen| {
+            let entry = known.0.get(relative).filter(|entry| entry.stamp == stamp(seen))?;
+            matches!(entry.kind, EntryKind::File { .. }).then(|| entry.clone())
         };
-        let to_read = found
-            .iter()
-            .filter(|(relative, metadata)| metadata.is_file() && unchanged(relative, stamp(metadata)).is_none());
-        blobs.check_room(to_read.map(|(_, metadata)| metadata.len()).sum())?;
-        let mut entries = BTreeMap::new();
+        let to_read = found.entries().filter(|(relative, seen)| seen.is_file() && unchanged(relative, seen).is_none());
+        blobs.check_room(to_read.fold(0, |bytes: u64, (_, seen)| bytes.saturating_add(seen.bytes)))?;
+        let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
         let mut inodes: BTreeMap<(u64, u64), String> = BTreeMap::new();
-        for (relative, metadata) in found {
-            let path = joined(root, &relative);
-            let first = (metadata.nlink() > 1 && metadata.is_file())
-                .then(|| inodes.get(&(metadata.dev(), metadata.ino())).cloned())
-                .flatten();
-            let kind = if let Some(to) = first {
-                EntryKind::HardLink { to }
-            } else if metadata.is_dir() {
-                EntryKind::Folder
-            } else if metadata.is_symlink() {
-                EntryKind::Link { to: fs::read_link(&path).map_err(failed(&path))? }
-            } else if metadata.is_file() {
-                inodes.insert((metadata.dev(), metadata.ino()), relative.clone());
-                let blake3 = match unchanged(&relative, stamp(&metadata)) {
-                    Some(blake3) => blake3,
-                    None => blobs.keep(&path)?,
-                };
-                EntryKind::File { blake3 }
+        for (relative, seen) in found.entries() {
+            let inode = (seen.device, seen.inode);
+            let first = (seen.links > 1 && seen.is_file()).then(|| inodes.get(&inode)).flatten();
+            let first = first.and_then(|to| Some((to.clone(), entries.get(to)?.xattrs.clone())));
+            let entry = if let Some((to, xattrs)) = first {
+                Some(Entry::of(seen, EntryKind::HardLink { to }, xattrs))
+            } else if let Some(known) = unchanged(relative, seen) {
+                Some(known)
             } else {
-                continue; // sockets, pipes and devices belong to whoever made them
+                found.read(relative, seen, |file, path| blobs.keep(file, path))?
             };
-            entries.insert(relative, Entry::of(&path, &metadata, kind)?);
+            match entry {
+                Some(entry) => {
+                    if matches!(entry.kind, EntryKind::File { .. }) {
+                        inodes.insert(inode, relative.to_owned());
+                    }
+                    entries.insert(relative.to_owned(), entry);
+                }
+                None if writer == Writer::Runs || !is_kept(seen) => {}
+                None => return Err(exchanged(&found.path(relative))),
+            }
+        }
+        if writer == Writer::Runs {
+            without_orphans(&mut entries);
         }
         Ok((!entries.is_empty()).then_some(Self(entries)))
     }
 
     /// What is there now, without keeping it.
-    pub(super) fn look(root: &Path) -> Result<Option<Self>, Failure> {
+    pub(super) fn look(place: &Place) -> Result<Option<Self>, Failure> {
+        let found = Listing::of(place, Writer::Runs)?;
         let mut entries = BTreeMap::new();
-        for (relative, metadata) in found(root)? {
-            let path = joined(root, &relative);
-            let kind = if metadata.is_dir() {
-                EntryKind::Folder
-            } else if metadata.is_symlink() {
-                EntryKind::Link { to: fs::read_link(&path).map_err(failed(&path))? }
-            } else if metadata.is_file() {
-                EntryKind::File { blake3: hash(&path)? }
-            } else {
-                continue;
-            };
-            entries.insert(relative, Entry::of(&path, &metadata, kind)?);
+        for (relative, seen) in found.entries() {
+            if let Some(entry) = found.read(relative, seen, hash)? {
+                entries.insert(relative.to_owned(), entry);
+            }
         }
         Ok((!entries.is_empty()).then_some(Self(entries)))
     }
@@ -148,193 +153,64 @@ impl Tree {
 }
 
 impl Entry {
-    fn of(path: &Path, metadata: &fs::Metadata, kind: EntryKind) -> Result<Self, Failure> {
-        Ok(Self {
-            mode: metadata.mode() & 0o7777,
-            uid: metadata.uid(),
-            gid: metadata.gid(),
+    fn of(seen: &Seen, kind: EntryKind, xattrs: Attributes) -> Self {
+        Self {
+            mode: seen.mode,
+            uid: seen.uid,
+            gid: seen.gid,
             kind,
-            xattrs: xattrs(path)?,
-            modified_ns: metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
-            stamp: stamp(metadata),
-        })
+            xattrs,
+            modified_ns: seen.modified_ns,
+            stamp: stamp(seen),
+        }
     }
 
     /// Whether it is the same to whoever reads it.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         (self.mode, self.uid, self.gid, &self.xattrs) == (other.mode, other.uid, other.gid, &other.xattrs)
     }
-
-    /// Gives a path what belongs to an entry besides its content.
-    fn dress(&self, path: &Path) -> Result<(), Failure> {
-        let fail = failed(path);
-        lchown(path, Some(self.uid), Some(self.gid)).map_err(&fail)?;
-        let is_link = matches!(self.kind, EntryKind::Link { .. });
-        for (name, value) in &self.xattrs {
-            let value =
-                hex::decode(value).map_err(|_| damaged(format!("the attribute {name} of {}", path.display())))?;
-            rustix::fs::lsetxattr(path, name.as_str(), &value, XattrFlags::empty())
-                .map_err(|error| fail(error.into()))?;
-        }
-        if !is_link {
-            fs::set_permissions(path, fs::Permissions::from_mode(self.mode)).map_err(&fail)?;
-        }
-        let time = Timespec {
-            tv_sec: self.modified_ns.div_euclid(1_000_000_000),
-            tv_nsec: self.modified_ns.rem_euclid(1_000_000_000) as _,
-        };
-        let times = Timestamps { last_access: time, last_modification: time };
-        rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| fail(error.into()))
-    }
-}
-
-/// What a path is to become, built beside it.
-pub(super) struct Replacement {
-    path: PathBuf,
-    /// Nothing where nothing was.
-    fresh: Option<PathBuf>,
-}
-
-impl Replacement {
-    /// Builds what was kept beside what is there. Every content is checked.
-    pub(super) fn build(path: &Path, tree: Option<&Tree>, blobs: &Blobs) -> Result<Self, Failure> {
-        let fresh = beside(path, "restoring");
-        remove(&fresh)?;
-        let Some(tree) = tree.filter(|tree| !tree.0.is_empty()) else {
-            return Ok(Self { path: path.to_owned(), fresh: None });
-        };
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(failed(parent))?;
-        }
-        // Data folders of snapshots of before this was written have no entry of their own.
-        if !tree.0.contains_key("") {
-            fs::create_dir_all(&fresh).map_err(failed(&fresh))?;
-        }
-        for (relative, entry) in &tree.0 {
-            let at = joined(&fresh, relative);
-            let what = joined(path, relative).display().to_string();
-            match &entry.kind {
-                EntryKind::Folder => fs::create_dir_all(&at).map_err(failed(&at))?,
-                EntryKind::Link { to } => symlink(to, &at).map_err(failed(&at))?,
-                EntryKind::File { blake3 } => blobs.write_out(blake3, &at, &what)?,
-                EntryKind::HardLink { .. } => {}
-            }
-        }
-        for (relative, entry) in &tree.0 {
-            if let EntryKind::HardLink { to } = &entry.kind {
-                let at = joined(&fresh, relative);
-                fs::hard_link(joined(&fresh, to), &at).map_err(failed(&at))?;
-            }
-        }
-        // Modes, owners and times last, the deepest first: a folder may come back read-only.
-        for (relative, entry) in tree.0.iter().rev() {
-            entry.dress(&joined(&fresh, relative))?;
-        }
-        Ok(Self { path: path.to_owned(), fresh: Some(fresh) })
-    }
-
-    /// Puts it in the place of what is there, by one rename.
-    pub(super) fn exchange(self) -> Result<(), Failure> {
-        let (path, fail) = (&self.path, failed(&self.path));
-        let Some(fresh) = self.fresh else { return remove(path) };
-        if fs::symlink_metadata(path).is_ok() {
-            rustix::fs::renameat_with(CWD, &fresh, CWD, path, RenameFlags::EXCHANGE)
-                .map_err(|error| fail(error.into()))?;
-            remove(&fresh)?;
-        } else {
-            fs::rename(&fresh, path).map_err(&fail)?;
-        }
-        let parent = path.parent().unwrap_or(path);
-        fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(&fail)
-    }
 }
 
 /// BLAKE3 of every file below a folder, by path below it.
-pub(super) fn hashes(folder: &Path) -> Result<BTreeMap<String, String>, Failure> {
+pub(super) fn hashes(place: &Place) -> Result<BTreeMap<String, String>, Failure> {
+    let found = Listing::of(place, Writer::Stopped)?;
     let mut hashes = BTreeMap::new();
-    for (relative, metadata) in found(folder)? {
-        if metadata.is_file() {
-            hashes.insert(relative.clone(), hash(&joined(folder, &relative))?);
+    for (relative, seen) in found.entries().filter(|(_, seen)| seen.is_file()) {
+        match found.read(relative, seen, hash)?.map(|entry| entry.kind) {
+            Some(EntryKind::File { blake3 }) => drop(hashes.insert(relative.to_owned(), blake3)),
+            _ => return Err(exchanged(&found.path(relative))),
         }
     }
     Ok(hashes)
 }
 
-/// Everything at a path, folders before their content, without following links.
-fn found(root: &Path) -> Result<BTreeMap<String, fs::Metadata>, Failure> {
-    let mut found = BTreeMap::new();
-    match fs::symlink_metadata(root) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(failed(root)(error)),
-        Ok(metadata) => drop(found.insert(String::new(), metadata)),
-    }
-    let mut folders = if found[""].is_dir() { vec![String::new()] } else { Vec::new() };
-    while let Some(below) = folders.pop() {
-        let folder = joined(root, &below);
-        for entry in fs::read_dir(&folder).map_err(failed(&folder))? {
-            let entry = entry.map_err(failed(&folder))?;
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
-                let message = format!("{} has a name that is not UTF-8", entry.path().display());
-                return Err(Failure::new(FailureKind::ResourceError, STEP, message).hint("rename or remove it"));
-            };
-            let relative = if below.is_empty() { name } else { format!("{below}/{name}") };
-            let metadata = fs::symlink_metadata(entry.path()).map_err(failed(&entry.path()))?;
-            if metadata.is_dir() {
-                folders.push(relative.clone());
-            }
-            found.insert(relative, metadata);
-            if found.len() > ENTRIES_MAX {
-                let message = format!("{} has more than {ENTRIES_MAX} files", root.display());
-                return Err(Failure::new(FailureKind::ResourceError, STEP, message).hint("keep less in `snapshot`"));
-            }
-        }
-    }
-    Ok(found)
+/// Sockets, pipes and devices belong to whoever made them.
+fn is_kept(seen: &Seen) -> bool {
+    seen.is_file() || seen.is_folder() || seen.is_link()
 }
 
-fn stamp(metadata: &fs::Metadata) -> (u64, u64, i64) {
-    let changed = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
-    (metadata.ino(), metadata.len(), changed)
-}
-
-fn joined(root: &Path, relative: &str) -> PathBuf {
-    if relative.is_empty() { root.to_owned() } else { root.join(relative) }
-}
-
-fn beside(path: &Path, what: &str) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.fleetwright-{what}"))
-}
-
-/// Removes whatever is at a path.
-fn remove(path: &Path) -> Result<(), Failure> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(path)(error)),
-        Ok(metadata) if metadata.is_dir() => stage::remove_folder(path),
-        Ok(_) => fs::remove_file(path).map_err(failed(path)),
+/// Leaves out what is below something that was left out.
+fn without_orphans(entries: &mut BTreeMap<String, Entry>) {
+    let orphans: Vec<String> = entries.keys().filter(|path| !has_its_folders(entries, path)).cloned().collect();
+    for orphan in orphans {
+        entries.remove(&orphan);
     }
 }
 
-fn xattrs(path: &Path) -> Result<BTreeMap<String, String>, Failure> {
-    let fail = |error: rustix::io::Errno| failed(path)(error.into());
-    let mut names = vec![0_u8; 64 * 1024];
-    let length = match rustix::fs::llistxattr(path, names.as_mut_slice()) {
-        Ok(length) => length,
-        // Some file systems have none.
-        Err(rustix::io::Errno::NOTSUP) => return Ok(BTreeMap::new()),
-        Err(error) => return Err(fail(error)),
-    };
-    let mut found = BTreeMap::new();
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let name = String::from_utf8_lossy(name).into_owned();
-        // What the kernel's security modules say of a file is theirs to say.
-        if name.starts_with("security.") && name != "security.capability" {
-            continue;
-        }
-        let mut value = vec![0_u8; 64 * 1024];
-        let length = rustix::fs::lgetxattr(path, name.as_str(), value.as_mut_slice()).map_err(fail)?;
-        found.insert(name, hex::encode(&value[..length]));
-    }
-    Ok(found)
+fn has_its_folders(entries: &BTreeMap<String, Entry>, path: &str) -> bool {
+    let above = path.match_indices('/').map(|(end, _)| &path[..end]);
+    (path.is_empty() || entries.contains_key("")) && above.into_iter().all(|folder| entries.contains_key(folder))
 }
+
+fn stamp(seen: &Seen) -> (u64, u64, i64) {
+    (seen.inode, seen.bytes, seen.changed_ns)
+}
+
+fn exchanged(path: &std::path::Path) -> Failure {
+    let message = format!("{} was exchanged for something else while it was read", path.display());
+    Failure::new(FailureKind::PermissionError, STEP, message)
+        .hint("look on the host for a process that still writes there although the server is stopped")
+}
+
+#[cfg(test)]
+mod tests;

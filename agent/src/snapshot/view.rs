@@ -11,6 +11,7 @@ use fleetwright_protocol::snapshot::{
 
 use super::tree::{Entry, EntryKind, Tree};
 use super::{Manifest, read_manifest};
+use crate::beneath::Place;
 use crate::layout::ServerLayout;
 
 /// The snapshots of a server, the newest last.
@@ -46,7 +47,9 @@ pub(crate) fn show(server: &ServerLayout, id: &SnapshotId, compare: bool) -> Res
     let mut changes = Vec::new();
     if compare {
         for (root, kept) in &trees {
-            compare_trees(root, kept.as_ref(), Tree::look(root)?.as_ref(), &mut changes);
+            let place = if *root == server.data() { Place::own(root)? } else { Place::reach(root)? };
+            let now = place.map(|place| Tree::look(&place)).transpose()?.flatten();
+            compare_trees(root, kept.as_ref(), now.as_ref(), &mut changes);
         }
     }
     let cut = cut || changes.len() > SNAPSHOT_ENTRIES_MAX;

@@ -35,6 +35,7 @@ pub(super) async fn coordinator(arguments: &CoordinatorArguments, context: &Cont
     if !state_dir.exists() {
         state_dir.create(&arguments.fleet, &arguments.listen, &clock::system())?;
     }
+    state_dir.tighten()?;
     serve(&state_dir).await?;
     Ok(exit::DONE)
 }

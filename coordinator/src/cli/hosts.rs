@@ -15,7 +15,7 @@ use crate::api::views::HostRow;
 pub(crate) enum HostsCommand {
     /// Lists all hosts: whether they are connected, what they have.
     List,
-    /// Makes a token with which one host may enrol once, and prints the command for that host.
+    /// Makes a token with which one host may enrol once, and prints it with the command for that host.
     Token {
         /// The name of the host.
         host: HostName,
@@ -36,8 +36,8 @@ pub(super) async fn hosts(command: HostsCommand, context: &Context) -> Result<u8
             let token: TokenView = client.post(&format!("/v1/hosts/{host}/token?expires_in={expires_in}"), &()).await?;
             context.ui.data(&token, || {
                 format!(
-                    "on {}, within {}, run:\n  fleetwright-agent enroll --coordinator {} --token {} --ca-fingerprint {}\n  fleetwright-agent run",
-                    token.host, token.expires_in, token.coordinator, token.token, token.ca_fingerprint
+                    "on {}, within {}, run:\n  fleetwright-agent enroll --coordinator {} --ca-fingerprint {} --token-file -\nand enter, as it is no argument that everybody on the host would see, this token:\n  {}\nthen run:\n  fleetwright-agent run",
+                    token.host, token.expires_in, token.coordinator, token.ca_fingerprint, token.token
                 )
             });
         }

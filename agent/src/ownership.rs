@@ -1,0 +1,197 @@
+//! Whose the files of a server are. What a server may write belongs to the user that its release runs as; what it only
+//! reads belongs to root, and to the server's group to read.
+//!
+//! A data folder is given to its user when it is made. Everything in it is given to another user only when the user of
+//! the server changes, and only while the server is stopped. What belongs to neither of the two stays whose it is.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use rustix::fs::{AtFlags, Gid, Mode, Uid, chownat, fchmod};
+use rustix::process::{getegid, geteuid};
+
+use crate::beneath::{DEPTH_MAX, Folder, Place, Seen};
+use crate::install::file_failure;
+use crate::layout::ServerLayout;
+use crate::runtime::users::User;
+
+/// The permissions of a data folder.
+const DATA_MODE: u32 = 0o700;
+const STEP: &str = "files";
+
+/// The user that this process runs as.
+pub(crate) fn own_user() -> User {
+    User { uid: geteuid().as_raw(), gid: getegid().as_raw() }
+}
+
+/// Makes the data folder of a server, where it is missing, for its user.
+pub(crate) fn make_data(server: &ServerLayout, user: User) -> Result<(), Failure> {
+    let data = server.data();
+    match DirBuilder::new().mode(DATA_MODE).create(&data) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(file_failure(&data, &error)),
+    }
+    let folder = Folder::open(&data).map_err(|error| file_failure(&data, &error))?;
+    own(&folder, user).map_err(|error| file_failure(&data, &error))
+}
+
+/// Makes the data of a server that is stopped belong to the user that its release runs as. Doing it again, also after it
+/// was cut off, ends the same way.
+pub(crate) fn settle_data(server: &ServerLayout, user: User) -> Result<(), Failure> {
+    let data = server.data();
+    make_data(server, user)?;
+    let fail = |error: io::Error| file_failure(&data, &error);
+    let folder = Folder::open(&data).map_err(fail)?;
+    let before = folder.seen().map_err(fail)?;
+    if (before.uid, before.gid) == (user.uid, user.gid) {
+        return Ok(());
+    }
+    give_all(&folder, before.uid, user)?;
+    // Last: as long as it is the old user's, the work is not done.
+    own(&folder, user).map_err(fail)
+}
+
+/// Gives a folder of this process's own user, which nobody else can reach yet, to a user, with everything in it.
+pub(crate) fn hand_over(path: &Path, user: User) -> Result<(), Failure> {
+    let fail = |error: io::Error| file_failure(path, &error);
+    let folder = Folder::open(path).map_err(fail)?;
+    give_all(&folder, own_user().uid, user)?;
+    own(&folder, user).map_err(fail)
+}
+
+/// Gives everything below a path to a user's group to read: it stays root's, and only root writes it.
+pub(crate) fn let_group_read(path: &Path, user: User) -> Result<(), Failure> {
+    let Some(place) = Place::own(path)? else { return Ok(()) };
+    show(&place.folder, &place.name, user, 0).map_err(|error| file_failure(path, &error))
+}
+
+fn show(folder: &Folder, name: &OsStr, user: User, depth: usize) -> io::Result<()> {
+    let Some(seen) = folder.look(name)? else { return Ok(()) };
+    let group = Some(Gid::from_raw(user.gid));
+    // The group reads and enters what its owner does, and nobody else writes or sees anything.
+    let mode = |seen: &Seen| {
+        let executable = if seen.is_folder() || seen.mode & 0o100 != 0 { 0o050 } else { 0o040 };
+        Mode::from_raw_mode((seen.mode | executable) & !0o027)
+    };
+    let below = Path::new(name);
+    if let Some(inner) = folder.folder(below, &seen)? {
+        if depth == DEPTH_MAX {
+            return Err(too_deep(&inner));
+        }
+        for entry in inner.names()? {
+            show(&inner, &entry?, user, depth + 1)?;
+        }
+        chownat(&inner, c"", None, group, AtFlags::EMPTY_PATH)?;
+        return Ok(fchmod(&inner, mode(&seen))?);
+    }
+    if let Some(file) = folder.file(below, &seen)? {
+        chownat(&file, c"", None, group, AtFlags::EMPTY_PATH)?;
+        return Ok(fchmod(&file, mode(&seen))?);
+    }
+    match folder.node(name)? {
+        Some((node, now)) if now.is(&seen) => Ok(chownat(&node, c"", None, group, AtFlags::EMPTY_PATH)?),
+        Some(_) | None => Err(io::Error::other("somebody has exchanged what is in it")),
+    }
+}
+
+/// Gives what one user has in a folder to another.
+fn give_all(folder: &Folder, from: u32, to: User) -> Result<(), Failure> {
+    let mut giving = Giving { from, to, names: BTreeMap::new() };
+    if from == 0 {
+        giving.count(folder, 0).map_err(|error| file_failure(folder.path(), &error))?;
+    }
+    giving.give(folder, 0)
+}
+
+struct Giving {
+    from: u32,
+    to: User,
+    /// How many names the files of root have in the folder: one with another name outside is not only the server's.
+    names: BTreeMap<(u64, u64), u64>,
+}
+
+impl Giving {
+    fn count(&mut self, folder: &Folder, depth: usize) -> io::Result<()> {
+        if depth > DEPTH_MAX {
+            return Err(too_deep(folder));
+        }
+        for name in folder.names()? {
+            let name = name?;
+            let Some(seen) = folder.look(&name)? else { continue };
+            if seen.is_file() && seen.links > 1 {
+                *self.names.entry((seen.device, seen.inode)).or_default() += 1;
+            }
+            if let Some(inner) = folder.folder(Path::new(&name), &seen)? {
+                self.count(&inner, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn give(&self, folder: &Folder, depth: usize) -> Result<(), Failure> {
+        if depth > DEPTH_MAX {
+            return Err(file_failure(folder.path(), &too_deep(folder)));
+        }
+        for name in folder.names().map_err(|error| file_failure(folder.path(), &error))? {
+            let name = name.map_err(|error| file_failure(folder.path(), &error))?;
+            let path = folder.path().join(&name);
+            let fail = |error: io::Error| file_failure(&path, &error);
+            // What was opened is what is judged, and what is given: the name is not used again.
+            let Some((node, seen)) = folder.node(&name).map_err(fail)? else { continue };
+            self.check(&seen, &path)?;
+            if seen.is_folder() {
+                self.give(&Folder::of_node(&node, folder, &name).map_err(fail)?, depth + 1)?;
+            }
+            self.give_one(&node, &seen).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    fn give_one(&self, node: &OwnedFd, seen: &Seen) -> io::Result<()> {
+        if seen.uid != self.from || (seen.uid, seen.gid) == (self.to.uid, self.to.gid) {
+            return Ok(());
+        }
+        let (uid, gid) = (Uid::from_raw(self.to.uid), Gid::from_raw(self.to.gid));
+        Ok(chownat(node, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
+    }
+
+    fn check(&self, seen: &Seen, path: &Path) -> Result<(), Failure> {
+        let refused = |what: String, hint: String| {
+            let message = format!("{} is {what}: it is not given to user {}", path.display(), self.to.uid);
+            Err(Failure::new(FailureKind::PermissionError, STEP, message).hint(hint))
+        };
+        if seen.is_device() {
+            let hint = "remove it: whoever has it has what is behind it".to_owned();
+            return refused(format!("a device (of user {})", seen.uid), hint);
+        }
+        let all_are_here = || self.names.get(&(seen.device, seen.inode)) == Some(&seen.links);
+        let is_the_servers = seen.uid == self.to.uid || (seen.uid == self.from && (self.from != 0 || all_are_here()));
+        if seen.is_file() && seen.links > 1 && !is_the_servers {
+            let hint = format!(
+                "see where else it is with `find / -xdev -inum {}`, and remove this name of it, or put a copy in its place; then deploy again",
+                seen.inode
+            );
+            return refused(format!("a file of user {} that has other names, too", seen.uid), hint);
+        }
+        Ok(())
+    }
+}
+
+fn own(folder: &Folder, user: User) -> io::Result<()> {
+    let (uid, gid) = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
+    Ok(chownat(folder, c"", uid, gid, AtFlags::EMPTY_PATH)?)
+}
+
+fn too_deep(folder: &Folder) -> io::Error {
+    io::Error::other(format!("{} is more than {DEPTH_MAX} folders deep", folder.path().display()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! What a place is to become: built in a folder beside it that nobody else may enter, and exchanged with what is there by
+//! one rename.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use rustix::fs::{
+    AtFlags, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, chownat, fchmod, futimens, linkat, mkdirat,
+    openat, renameat, renameat_with, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use super::super::blobs::Blobs;
+use super::super::{RESTORE, failed};
+use super::{Entry, EntryKind, Tree, attributes, listing::joined};
+use crate::beneath::{Folder, Place, Seen, remove};
+
+/// The name, in the folder beside a place, of what is built, and then of what it has taken the place of.
+const BUILT: &str = "built";
+
+/// What a place is to become.
+pub(in crate::snapshot) struct Replacement {
+    place: Place,
+    /// The folder beside it; nothing where nothing was, so that nothing is to be.
+    beside: Option<(OsString, Folder)>,
+}
+
+impl Replacement {
+    /// Builds what was kept beside what is there. Every content is checked.
+    pub(in crate::snapshot) fn build(place: Place, tree: Option<&Tree>, blobs: &Blobs) -> Result<Self, Failure> {
+        let path = place.path();
+        let fail = failed(&path);
+        let name = OsString::from(format!(".{}.fleetwright-restoring", place.name.to_string_lossy()));
+        remove(&place.folder, &name).map_err(&fail)?;
+        let Some(tree) = tree.filter(|tree| !tree.0.is_empty()) else { return Ok(Self { place, beside: None }) };
+        let holder = make_private(&place.folder, &name).map_err(&fail)?;
+        // Data folders of snapshots of before this was written have no entry of their own.
+        if !tree.0.contains_key("") {
+            mkdirat(&holder, BUILT, Mode::RWXU).map_err(|error| fail(error.into()))?;
+        }
+        for (relative, entry) in &tree.0 {
+            make(&holder, relative, entry, &joined(&path, relative), blobs)?;
+        }
+        for (relative, entry) in &tree.0 {
+            if let EntryKind::HardLink { to } = &entry.kind {
+                let (to, at) = (built(to), built(relative));
+                linkat(&holder, to, &holder, at, AtFlags::empty()).map_err(|error| fail(error.into()))?;
+            }
+        }
+        // Modes, owners and times last, the deepest first: a folder may come back read-only.
+        let own = tree.0.iter().rev().filter(|(_, entry)| !matches!(entry.kind, EntryKind::HardLink { .. }));
+        for (relative, entry) in own {
+            dress(&holder, relative, entry).map_err(failed(&joined(&path, relative)))?;
+        }
+        Ok(Self { place, beside: Some((name, holder)) })
+    }
+
+    /// Puts it in the place of what is there, by one rename.
+    pub(in crate::snapshot) fn exchange(self) -> Result<(), Failure> {
+        let path = self.place.path();
+        let fail = failed(&path);
+        let Place { folder, name } = &self.place;
+        let Some((beside, holder)) = &self.beside else { return remove(folder, name).map_err(&fail) };
+        let built = OsStr::new(BUILT);
+        let fresh = holder.look(built).map_err(&fail)?;
+        with_writable_folders(holder, built, folder, name, |there| {
+            if there {
+                renameat_with(holder, BUILT, folder, name, RenameFlags::EXCHANGE)
+            } else {
+                renameat(holder, BUILT, folder, name)
+            }
+        })
+        .map_err(&fail)?;
+        let is_there = self.place.look().map_err(&fail)?.zip(fresh).is_some_and(|(now, fresh)| now.is(&fresh));
+        if !is_there {
+            let message = format!("{} was exchanged for something else while it was put back", path.display());
+            return Err(Failure::new(FailureKind::PermissionError, RESTORE, message).hint(
+                "whoever may write the folder that it is in has done so: see what runs on the host as its owner",
+            ));
+        }
+        remove(holder, built).map_err(&fail)?;
+        match unlinkat(folder, beside, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::NOTEMPTY) => {}
+            Err(error) => return Err(fail(error.into())),
+        }
+        self.place.sync().map_err(&fail)
+    }
+}
+
+/// The path of something in the folder beside.
+fn built(relative: &str) -> PathBuf {
+    joined(Path::new(BUILT), relative)
+}
+
+/// A new folder that nobody but this process's user may enter.
+fn make_private(parent: &Folder, name: &OsStr) -> io::Result<Folder> {
+    mkdirat(parent, name, Mode::RWXU)?;
+    let taken = || io::Error::other("somebody else makes folders of this name beside it");
+    let seen = parent.look(name)?.ok_or_else(taken)?;
+    let folder = parent.folder(Path::new(name), &seen)?.ok_or_else(taken)?;
+    let ours = seen.uid == rustix::process::geteuid().as_raw() && seen.mode & 0o077 == 0;
+    if !ours || folder.names()?.next().is_some() {
+        return Err(taken());
+    }
+    Ok(folder)
+}
+
+/// Makes an entry, so that nobody but this process's user may do anything with it yet.
+fn make(holder: &Folder, relative: &str, entry: &Entry, path: &Path, blobs: &Blobs) -> Result<(), Failure> {
+    let (at, fail) = (built(relative), failed(path));
+    let made = match &entry.kind {
+        EntryKind::Folder => mkdirat(holder, &at, Mode::RWXU),
+        EntryKind::Link { to } => symlinkat(to, holder, &at),
+        EntryKind::File { blake3 } => {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = openat(holder, &at, flags, Mode::RUSR | Mode::WUSR).map_err(|error| fail(error.into()))?;
+            return blobs.write_out(blake3, File::from(file), path);
+        }
+        EntryKind::HardLink { .. } => Ok(()),
+    };
+    made.map_err(|error| fail(error.into()))
+}
+
+/// Gives what was built what belongs to it besides its content.
+fn dress(holder: &Folder, relative: &str, entry: &Entry) -> io::Result<()> {
+    let at = built(relative);
+    let time = Timespec {
+        tv_sec: entry.modified_ns.div_euclid(1_000_000_000),
+        tv_nsec: entry.modified_ns.rem_euclid(1_000_000_000) as _,
+    };
+    let times = Timestamps { last_access: time, last_modification: time };
+    let owner = |fd: &OwnedFd| {
+        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+        chownat(fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+    };
+    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if matches!(entry.kind, EntryKind::Link { .. }) {
+        let fd = openat(holder, &at, flags | OFlags::PATH, Mode::empty())?;
+        owner(&fd)?;
+        attributes::set_node(&fd, &entry.xattrs)?;
+        return Ok(utimensat(holder, &at, &times, AtFlags::SYMLINK_NOFOLLOW)?);
+    }
+    let fd = openat(holder, &at, flags | OFlags::RDONLY, Mode::empty())?;
+    owner(&fd)?;
+    attributes::set(fd.as_fd(), &entry.xattrs)?;
+    fchmod(&fd, Mode::from_raw_mode(entry.mode))?;
+    Ok(futimens(&fd, &times)?)
+}
+
+/// Renames between two folders. Who is not root may move a folder to another one only while it may be written: then the
+/// modes of those that may not be are lent for as long as it takes.
+fn with_writable_folders(
+    holder: &Folder,
+    built: &OsStr,
+    folder: &Folder,
+    name: &OsStr,
+    rename: impl Fn(bool) -> Result<(), Errno>,
+) -> io::Result<()> {
+    let there = folder.look(name)?;
+    let outcome = rename(there.is_some());
+    if outcome != Err(Errno::ACCESS) {
+        return Ok(outcome?);
+    }
+    let mut lent: Vec<(Folder, Seen)> = Vec::new();
+    for (parent, name, seen) in [(holder, built, holder.look(built)?), (folder, name, there)] {
+        let Some(seen) = seen.filter(|seen| seen.is_folder() && seen.mode & 0o200 == 0) else { continue };
+        if let Some(opened) = parent.folder(Path::new(name), &seen)? {
+            fchmod(&opened, Mode::from_raw_mode(seen.mode | 0o200))?;
+            lent.push((opened, seen));
+        }
+    }
+    let outcome = rename(there.is_some());
+    for (folder, seen) in lent {
+        fchmod(&folder, Mode::from_raw_mode(seen.mode))?;
+    }
+    Ok(outcome?)
+}
