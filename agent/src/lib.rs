@@ -24,6 +24,7 @@ mod output;
 mod pages;
 mod preflight;
 mod process;
+mod room;
 mod runtime;
 mod session;
 mod snapshot;

@@ -13,9 +13,11 @@ pub mod health;
 pub mod host;
 pub mod ids;
 pub mod instance;
+pub mod limits;
 pub mod mutant;
 pub mod plan;
 #[cfg(feature = "planning")]
 pub mod planning;
 pub mod release;
+pub mod room;
 pub mod time;
