@@ -279,7 +279,8 @@ fn obey(transaction: &Transaction<'_>, command: &Stamp, now: Timestamp) -> Resul
 mod tests {
     use fleetwright_deploy::failure::{Failure, FailureKind};
     use fleetwright_deploy::ids::ReleaseId;
-    use fleetwright_deploy::instance::StepKey;
+    use fleetwright_deploy::instance::{StepKey, StepReport};
+    use fleetwright_protocol::frame::{MESSAGE_BYTES_MAX, encode};
 
     use super::*;
 
@@ -334,5 +335,54 @@ mod tests {
         journal.commit(&commit(), now).expect("first");
         assert!(journal.commit(&commit(), now).is_err());
         assert_eq!(journal.instances().expect("fold").len(), 1);
+    }
+
+    #[test]
+    fn the_journal_goes_on_within_its_own_files_and_keeps_them_over_a_restart() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("journal.db");
+        let sizes = || {
+            let size = |path: PathBuf| std::fs::metadata(path).expect("a file").len();
+            (size(path.clone()), size(folder.path().join("journal.db-wal")))
+        };
+        let now = Timestamp::from_unix_ms(1_000);
+        let event = || InstanceEvent::StageFailed {
+            key: key(),
+            failure: Failure::new(FailureKind::DependencyError, "install", "x".repeat(1_000)),
+        };
+        let kept = {
+            let mut journal = Journal::open(&path).expect("open");
+            let kept = sizes();
+            assert!(kept.0 >= 1 << 20 && kept.1 >= 1 << 20, "{kept:?}");
+            for _ in 0..4 {
+                for _ in 0..25 {
+                    let commit = Commit { event: Some((server(), event())), ..Commit::default() };
+                    journal.try_commit(&commit, now).expect("commit");
+                }
+                // As a commit does that finds no room.
+                journal.begin_log_again().expect("a checkpoint");
+            }
+            assert_eq!(sizes(), kept, "a hundred decisions took no room on the disk");
+            kept
+        };
+        assert_eq!(sizes(), kept, "nor is it given back when the journal is closed");
+        drop(Journal::open(&path).expect("open"));
+        assert_eq!(sizes(), kept);
+    }
+
+    #[test]
+    fn a_report_of_an_older_agent_that_is_too_large_is_mended() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut journal = Journal::open(&folder.path().join("journal.db")).expect("open");
+        let mut failure = Failure::new(FailureKind::DeploymentError, "start", "no");
+        failure.output = vec!["x".repeat(1 << 20); 50];
+        let (deployment, report) = ("d1-aa".parse().expect("id"), StepReport::Failed(failure));
+        let message = AgentMessageV1::Step { deployment, server: server(), attempt: 1, report };
+        let reports = vec![Outgoing { number: 0, message, not_over: None }];
+        journal.commit(&Commit { reports, ..Commit::default() }, Timestamp::from_unix_ms(1)).expect("commit");
+        let outbox = journal.outbox().expect("outbox");
+        assert!(encode(&outbox[0].message, MESSAGE_BYTES_MAX - 1).is_ok());
+        let AgentMessageV1::Step { report: StepReport::Failed(told), .. } = &outbox[0].message else { panic!() };
+        assert!(told.output[0].ends_with("… cut: 1 MiB, the limit is 4 KiB"), "{}", told.output[0]);
     }
 }
