@@ -52,9 +52,8 @@ impl Agent {
         let lock = lock(&layout)?;
         client.set_default_client_config(endpoint::agent(&identity.tls(&layout.identity())?, &clock)?);
         // An agent starts on a full disk, too.
-        let journal = Journal::open(&layout.journal()).or_else(|error| {
-            if reserve.give_up() { Journal::open(&layout.journal()) } else { Err(error) }
-        })?;
+        let journal = Journal::open(&layout.journal())
+            .or_else(|error| if reserve.give_up() { Journal::open(&layout.journal()) } else { Err(error) })?;
         let steady = steady(journal.last_time()?)?;
         let (engine, handle) = Engine::open(journal, machine.clone(), identity.verifier()?, clock.clone(), steady)?;
         let inputs = handle.inputs.clone();

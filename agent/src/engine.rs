@@ -519,11 +519,8 @@ impl Engine {
         };
         let gate = self.gates.entry(server.clone()).or_default();
         let output = || self.machine.output_of_this_run(&server, OUTPUT_LINES);
-        let decided = if self.disk.waits(&server) {
-            None
-        } else {
-            gate.decide(instance, &seen, self.steady.now(), output)
-        };
+        let decided =
+            if self.disk.waits(&server) { None } else { gate.decide(instance, &seen, self.steady.now(), output) };
         if let Some(event) = decided {
             self.apply(&server, event, self.steady.now()).await?;
         } else if seen.unsupervised
@@ -604,3 +601,6 @@ fn redo_touches_process(actions: &[InstanceAction]) -> bool {
 fn event_name(event: &InstanceEvent) -> &'static str {
     fleetwright_deploy::instance::InstanceEventDiscriminants::from(event).into()
 }
+
+#[cfg(test)]
+mod tests;

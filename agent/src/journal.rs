@@ -78,6 +78,9 @@ pub(crate) struct ConnectionSerial {
 pub(crate) struct Journal {
     connection: Connection,
     path: PathBuf,
+    /// Has everything fail as on a full disk.
+    #[cfg(test)]
+    pub(crate) full: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Journal {
@@ -91,7 +94,12 @@ impl Journal {
         }
         // The room within the files is kept over a restart, too.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        let mut journal = Self { connection, path: path.to_owned() };
+        let mut journal = Self {
+            connection,
+            path: path.to_owned(),
+            #[cfg(test)]
+            full: std::sync::Arc::default(),
+        };
         // A journal that is there is opened without writing: its disk may be full.
         if version < SCHEMA_VERSION {
             journal.make_tables()?;
@@ -147,8 +155,19 @@ impl Journal {
         Ok(())
     }
 
+    #[cfg(test)]
+    fn fail_when_full(&self) -> Result<(), JournalError> {
+        let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+        match self.full.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(rusqlite::Error::SqliteFailure(full, None).into()),
+            false => Ok(()),
+        }
+    }
+
     /// Whether anything can be made durable.
     pub(crate) fn probe(&self) -> Result<(), JournalError> {
+        #[cfg(test)]
+        self.fail_when_full()?;
         self.connection.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"))?;
         Ok(())
     }
@@ -179,6 +198,8 @@ impl Journal {
 
     /// Makes a commit durable, without new room on the disk where there is none.
     pub(crate) fn commit(&mut self, commit: &Commit, now: Timestamp) -> Result<(), JournalError> {
+        #[cfg(test)]
+        self.fail_when_full()?;
         match self.try_commit(commit, now) {
             Err(error) if error.is_full() && self.begin_log_again().is_ok() => self.try_commit(commit, now),
             other => other,

@@ -25,8 +25,8 @@ use crate::check::{Checker, McpClient, headers, http_client};
 use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
-use crate::snapshot::aside;
 use crate::room::{self, Reserve};
+use crate::snapshot::aside;
 use crate::{container, facts, handover, metrics, runtime, snapshot, stage};
 
 /// How many releases are installed at once: package clients are hungry.
@@ -211,7 +211,8 @@ impl Machine for ThisHost {
 
     fn room(&self, servers: &[ServerName]) -> BoxFuture<'static, Option<Room>> {
         let (layout, servers) = (self.layout.clone(), servers.to_vec());
-        async move { tokio::task::spawn_blocking(move || room::measure(&layout, &servers)).await.ok().flatten() }.boxed()
+        async move { tokio::task::spawn_blocking(move || room::measure(&layout, &servers)).await.ok().flatten() }
+            .boxed()
     }
 
     fn keep_reserve(&self) {

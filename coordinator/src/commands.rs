@@ -74,7 +74,8 @@ impl CommandMaker {
         };
         self.seal(fleet, &instance.host, id, body, now).map_err(|error| match error {
             FrameError::TooLarge { bytes, limit } => {
-                let message = format!("the release is too large for a command: {}, the limit is {}", size(bytes), size(limit));
+                let message =
+                    format!("the release is too large for a command: {}, the limit is {}", size(bytes), size(limit));
                 Failure::new(FailureKind::ConfigurationError, "command", message)
                     .hint("make its `files` smaller, or deploy them as an artifact: `package: { artifact: … }`")
                     .at(&instance.host, &instance.server)

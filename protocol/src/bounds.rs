@@ -47,8 +47,7 @@ impl AgentMessageV1 {
     /// What is told in place of a message that does not fit a frame all the same; nothing where it may be left out.
     pub fn in_place_of_too_large(&self, bytes: usize) -> Option<Self> {
         let Self::Step { deployment, server, attempt, report } = self else { return None };
-        let message =
-            format!("a report was cut: {}, the limit is {}", size(bytes), size(MESSAGE_BYTES_MAX));
+        let message = format!("a report was cut: {}, the limit is {}", size(bytes), size(MESSAGE_BYTES_MAX));
         let failure = Failure::new(FailureKind::ResourceError, "report", message)
             .hint("the log of the host's agent says which; look at what the server answers and prints");
         let report = match report {
@@ -98,9 +97,8 @@ fn bounded_view(mut view: HostView) -> HostView {
         facts.os = words(std::mem::take(&mut facts.os));
         facts.arch = words(std::mem::take(&mut facts.arch));
         let runtimes = std::mem::take(&mut facts.runtimes).into_iter().take(RUNTIMES_MAX);
-        facts.runtimes = runtimes
-            .map(|(name, versions)| (words(name), versions.into_iter().take(VERSIONS_MAX).collect()))
-            .collect();
+        facts.runtimes =
+            runtimes.map(|(name, versions)| (words(name), versions.into_iter().take(VERSIONS_MAX).collect())).collect();
     }
     view
 }

@@ -21,8 +21,9 @@ fn big() -> impl Strategy<Value = String> {
 }
 
 fn many() -> impl Strategy<Value = Vec<String>> {
-    (prop::collection::vec(big(), 0..8), 0_usize..400)
-        .prop_map(|(texts, times)| (0..times).flat_map(|_| texts.iter().map(|text| text.chars().take(2_000).collect())).collect())
+    (prop::collection::vec(big(), 0..8), 0_usize..400).prop_map(|(texts, times)| {
+        (0..times).flat_map(|_| texts.iter().map(|text| text.chars().take(2_000).collect())).collect()
+    })
 }
 
 fn failure() -> impl Strategy<Value = Failure> {

@@ -168,9 +168,8 @@ fn an_agent_starts_on_a_full_disk_and_goes_on_when_there_is_room() {
     let mut agent = host.fleet.start_agent("host-1");
     host.fleet.wait_until("the host is back", || host.fleet.json(&["status"])["status"]["hosts_connected"] == 1);
     assert_eq!(host.agent(), i32::try_from(agent.id()).ok(), "its number is in its lock");
-    host.fleet.wait_until("its servers are healthy", || {
-        host.fleet.servers().values().all(|row| row["health"] == "healthy")
-    });
+    host.fleet
+        .wait_until("its servers are healthy", || host.fleet.servers().values().all(|row| row["health"] == "healthy"));
     host.disk.make_room();
     let lines = format!("servers:\n  - {{ server: quiet }}\n  - {{ server: filler }}\nrollout: {{ {ROLLOUT} }}\n");
     host.fleet.configure_plain(&["quiet"], 2, &lines);

@@ -113,28 +113,32 @@ impl Engine {
     /// Stops the server that fills the disk, then gives up the reserve: in this order, or it would fill that too.
     pub(super) async fn make_room(&mut self, but: Option<&ServerName>) {
         let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
-        let Some(room) = self.machine.room(&servers).await.filter(Room::is_critical) else { return };
-        if let Some(offender) = room.offender(&self.disk.sizes).filter(|offender| but != Some(&offender.server)) {
-            self.hold(offender).await;
-        }
-        // What is about to be put back still runs, and would take the reserve: whoever stops it gives that up.
-        if but.is_none() {
+        let Some(mut room) = self.machine.room(&servers).await.filter(Room::is_critical) else { return };
+        room.servers.retain(|server, _| !self.disk.is_held(server) && but != Some(server));
+        let stopped = match room.offender(&self.disk.sizes) {
+            Some(offender) => self.hold(offender).await,
+            None => true,
+        };
+        // What still runs would take the reserve, too. What is about to be put back does: whoever stops it gives the
+        // reserve up.
+        if stopped && but.is_none() {
             self.machine.give_up_reserve();
         }
     }
 
-    async fn hold(&mut self, offender: Offender) {
+    /// Stops a server, unless it is being worked on; whether it is stopped.
+    async fn hold(&mut self, offender: Offender) -> bool {
         let Offender { server, reason } = offender;
-        let work_is_done = self.work.get(&server).is_none_or(|work| work.task.is_finished());
-        if !work_is_done || self.disk.is_held(&server) {
-            return;
+        if self.work.get(&server).is_some_and(|work| !work.task.is_finished()) {
+            return false;
         }
         tracing::error!(%server, reason, "stopped");
         if let Err(failure) = self.machine.halt(&server).await {
             tracing::error!(%server, %failure, "it could not be stopped");
-            return;
+            return false;
         }
         self.disk.held.insert(server, reason);
+        true
     }
 
     /// Looks how much room there is: in the background while all is well, and at once when it matters.
