@@ -8,11 +8,11 @@ use fleetwright_deploy::host::{Facts, HostView};
 use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::instance::StepReport;
 use fleetwright_deploy::time::Timestamp;
-use fleetwright_protocol::CommandReply;
 use fleetwright_protocol::bounds::batch;
-use fleetwright_protocol::frame::{MESSAGE_BYTES_MAX, encode};
+use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX, encode};
 use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, MetricsSample, ServerMetrics};
 use fleetwright_protocol::snapshot::{SnapshotEntry, SnapshotSummary, SnapshotView};
+use fleetwright_protocol::{CommandReply, Envelope};
 use proptest::prelude::*;
 
 /// Texts of every size around the limits, and far beyond them.
@@ -164,4 +164,21 @@ fn a_report_that_does_not_fit_all_the_same_is_replaced_by_one_that_says_so() {
     let view = HostView { address: String::new(), state_dir: String::new(), labels: empty, facts: None };
     let other = AgentMessageV1::Greeting { agent_version: String::new(), view };
     assert_eq!(other.in_place_of_too_large(1), None);
+}
+
+#[test]
+fn whatever_can_be_sealed_fits_the_frame_of_a_command() {
+    let signer = fleetwright_certs::Signer::generate("command").expect("a key");
+    let (mut fits, mut too_large) = (0_usize, COMMAND_BYTES_MAX + 1);
+    while too_large - fits > 1 {
+        let bytes = fits.midpoint(too_large);
+        match Envelope::seal(&"x".repeat(bytes), &signer) {
+            Ok(envelope) => {
+                assert!(encode(&envelope, COMMAND_BYTES_MAX).is_ok(), "{bytes} bytes were sealed, and cannot be sent");
+                fits = bytes;
+            }
+            Err(_) => too_large = bytes,
+        }
+    }
+    assert!(fits > COMMAND_BYTES_MAX - 2048, "{fits}");
 }

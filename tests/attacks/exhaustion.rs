@@ -145,6 +145,7 @@ fn a_host_whose_disk_is_full_at_its_deadline_puts_itself_back_without_the_coordi
     host.wait_until_put_back(&before);
     assert_eq!(host.agent(), Some(agent), "the same agent");
     let mut coordinator = host.fleet.start_coordinator();
+    host.fleet.wait_until("the host is back", || host.fleet.json(&["status"])["status"]["hosts_connected"] == 1);
     host.fleet.wait_until("the host has told it", || {
         let servers = host.fleet.servers();
         servers.get("filler@host-1").is_some_and(|row| row["health"] == "healthy")
