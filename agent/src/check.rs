@@ -3,6 +3,7 @@
 //! A check that hangs, forks, prints without end or answers rubbish harms nobody: each run has a time and each answer a
 //! size, and whatever it started is ended with it.
 
+mod budget;
 mod files;
 mod http;
 mod mcp;
@@ -19,7 +20,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-pub(crate) use mcp::{McpClient, call_tool, end as end_session};
+pub(crate) use mcp::McpClient;
 
 /// Most of a text that is shown, in characters.
 const SHOWN_CHARACTERS_MAX: usize = 300;

@@ -159,11 +159,9 @@ pub fn main() -> ExitCode {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,rmcp=warn,rmcp::service=error"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| Printable(std::io::stderr()))
-        .with_ansi(false)
-        .init();
+    // A line that cannot be written, on a full disk for example, is lost, and no more.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Printable(std::io::stderr()));
+    log.with_ansi(false).log_internal_errors(false).init();
     // Fails only when a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     if let Command::Unpack { strip, archive, to } = &arguments.command {

@@ -40,8 +40,11 @@ pub(crate) fn steady(state_dir: &Path, last: Timestamp) -> Result<Clock> {
     let path = state_dir.join("clock.json");
     let anchor = anchor(read(&path), boot.trim(), since_boot_ms(), now(), last);
     let offset_ms = anchor.offset_ms;
-    if read(&path).as_ref() != Some(&anchor) {
-        store::write_private(&path, &serde_json::to_vec(&anchor)?)?;
+    if read(&path).as_ref() != Some(&anchor)
+        && let Err(error) = store::write_private(&path, &serde_json::to_vec(&anchor)?)
+    {
+        // The disk may be full. The next start of the agent counts from the wall clock again, and never less than this.
+        tracing::warn!(%error, "the start of the steady clock could not be written down");
     }
     Ok(Clock::new(move || Timestamp::from_unix_ms(since_boot_ms().saturating_add(offset_ms))))
 }

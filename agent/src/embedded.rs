@@ -17,6 +17,7 @@ use crate::identity::AgentIdentity;
 use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::machine::Machine;
+use crate::room::Reserve;
 use crate::session::Session;
 use crate::{notify, supervise};
 
@@ -47,9 +48,12 @@ impl Agent {
     ) -> Result<Self> {
         let layout = Layout::new(state_dir);
         fs::create_dir_all(layout.state_dir())?;
+        let reserve = Reserve::of(&layout);
         let lock = lock(&layout)?;
         client.set_default_client_config(endpoint::agent(&identity.tls(&layout.identity())?, &clock)?);
-        let journal = Journal::open(&layout.journal())?;
+        // An agent starts on a full disk, too.
+        let journal = Journal::open(&layout.journal())
+            .or_else(|error| if reserve.give_up() { Journal::open(&layout.journal()) } else { Err(error) })?;
         let steady = steady(journal.last_time()?)?;
         let (engine, handle) = Engine::open(journal, machine.clone(), identity.verifier()?, clock.clone(), steady)?;
         let inputs = handle.inputs.clone();
@@ -78,7 +82,11 @@ fn lock(layout: &Layout) -> Result<File> {
             layout.state_dir().display()
         );
     }
-    file.set_len(0)?;
-    write!(file, "{}", std::process::id())?;
+    // Written over what is there, which needs no room. A number that is missing hinders nobody but those who want to end
+    // this process by it.
+    let number = std::process::id().to_string();
+    if let Err(error) = file.write_all(number.as_bytes()).and_then(|()| file.set_len(number.len() as u64)) {
+        tracing::warn!(%error, "the number of this process could not be written down");
+    }
     Ok(file)
 }

@@ -5,6 +5,7 @@
 
 mod gate;
 mod look;
+mod room;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use fleetwright_deploy::instance::{
     Instance, InstanceAction, InstanceEvent, InstanceState, StepKey, StepReport, SwitchSpec,
 };
 use fleetwright_deploy::release::Release;
+use fleetwright_deploy::room::Room;
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::command::{CommandBody, CommandReply, IntentV1, StepOrder, VerifiedCommand};
 use fleetwright_protocol::report::AgentMessageV1;
@@ -29,6 +31,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::gate::Gate;
+use self::room::Disk;
 use crate::journal::{Commit, ConnectionSerial, Journal, JournalError, Outgoing};
 use crate::machine::{Machine, Observation};
 
@@ -55,6 +58,8 @@ pub(crate) enum Input {
     Told(i64),
     /// A new connection is up: everything worth knowing must be told again.
     Connected(ConnectionSerial),
+    /// How much room there is on the disk.
+    Room(Room),
 }
 
 /// What the session needs from the engine.
@@ -66,6 +71,8 @@ pub(crate) struct Handle {
     pub(crate) health: value::Receiver<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
     /// The servers that are watched.
     pub(crate) watched: value::Receiver<Arc<BTreeSet<ServerName>>>,
+    /// Counts how often commands were left for later and may be sent again now.
+    pub(crate) again: value::Receiver<u64>,
 }
 
 /// Work under way on an instance.
@@ -102,6 +109,8 @@ pub(crate) struct Engine {
     outbox: value::Sender<Arc<Vec<Outgoing>>>,
     health: value::Sender<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
     watched: value::Sender<Arc<BTreeSet<ServerName>>>,
+    again: value::Sender<u64>,
+    disk: Disk,
 }
 
 impl Engine {
@@ -119,7 +128,14 @@ impl Engine {
         let (outbox, outbox_out) = value::channel(Arc::new(journal.outbox()?));
         let (health, health_out) = value::channel(Arc::default());
         let (watched, watched_out) = value::channel(Arc::default());
-        let handle = Handle { inputs: inputs.clone(), outbox: outbox_out, health: health_out, watched: watched_out };
+        let (again, again_out) = value::channel(0);
+        let handle = Handle {
+            inputs: inputs.clone(),
+            outbox: outbox_out,
+            health: health_out,
+            watched: watched_out,
+            again: again_out,
+        };
         let engine = Self {
             machine,
             clock,
@@ -142,19 +158,23 @@ impl Engine {
             outbox,
             health,
             watched,
+            again,
+            disk: Disk::default(),
         };
         Ok((engine, handle))
     }
 
-    /// Goes on where the last run of the agent ended, and then works until the journal fails.
+    /// Goes on where the last run of the agent ended, and then works until the journal fails. That the disk is full is no
+    /// failure: it waits for room.
     pub(crate) async fn run(mut self) -> Result<()> {
         self.resume().await;
         loop {
-            let deadline = self.next_deadline();
+            let (deadline, look) = (self.next_deadline(), self.disk.next_look());
             tokio::select! {
                 Some(input) = self.input.recv() => self.take(input).await?,
                 Some(seen) = self.observation.recv() => self.observe(seen).await?,
                 () = tokio::time::sleep(deadline.unwrap_or(Duration::from_secs(3600))) => self.deadlines_passed().await?,
+                () = tokio::time::sleep_until(look) => self.look_at_disk().await?,
             }
         }
     }
@@ -184,15 +204,26 @@ impl Engine {
     async fn take(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Command { envelope, over, reply } => self.take_command(&envelope, over, reply).await?,
-            Input::Performed { server, event } => self.apply(&server, event, None, self.steady.now()).await?,
+            Input::Performed { server, event } => self.apply(&server, event, self.steady.now()).await?,
             Input::Report { server, key, report } => {
                 let commit = Commit { reports: vec![self.outgoing(&server, &key, report)], ..Commit::default() };
-                self.commit(&commit, self.steady.now())?;
+                match self.commit(&commit, self.steady.now()) {
+                    Err(error) if error.is_full() => {
+                        self.stall(&error);
+                        self.disk.wait_to_tell(&commit.reports);
+                    }
+                    other => other?,
+                }
             }
+            Input::Room(room) => self.take_room(room)?,
             Input::Ran(server) => self.watch_current(&server),
             Input::Alive(reply) => drop(reply.send(())),
             Input::Told(number) => {
-                self.journal.told(number)?;
+                match self.journal.told(number) {
+                    // It is told again after a restart at most, and forgotten with the next.
+                    Err(error) if error.is_full() => {}
+                    other => other?,
+                }
                 self.publish_outbox()?;
             }
             Input::Connected(serial) => {
@@ -231,7 +262,11 @@ impl Engine {
                 match (command.body, intent) {
                     (CommandBody::Step { deployment, server, attempt, order, .. }, Some(intent)) => {
                         let (stamp, key) = (stamp(&server, intent), StepKey { deployment, attempt });
-                        self.command(server, key, order, stamp, over, now).await?
+                        match self.command(server, key, order, stamp, over, now).await? {
+                            Some(answer) => answer,
+                            // Without an answer the coordinator sends it again over the next connection.
+                            None => return Ok(()),
+                        }
                     }
                     (CommandBody::Step { .. }, None) => refuse("it comes without the operator's intent".to_owned()),
                     (reading, _) => {
@@ -250,7 +285,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Checks what needs memory, and obeys a command at most once.
+    /// Checks what needs memory, and obeys a command at most once. No answer when there is no room to obey it now.
     async fn command(
         &mut self,
         server: ServerName,
@@ -259,25 +294,35 @@ impl Engine {
         obeyed: Stamp,
         over: ConnectionSerial,
         now: Timestamp,
-    ) -> Result<CommandReply> {
+    ) -> Result<Option<CommandReply>> {
         match self.admission.admit(&obeyed) {
             Ok(Admitted::New) => {}
-            Ok(Admitted::Again) => return Ok(CommandReply::Duplicate),
-            Err(NotAdmitted::Older { .. }) => return Ok(CommandReply::Stale),
+            Ok(Admitted::Again) => return Ok(Some(CommandReply::Duplicate)),
+            Err(NotAdmitted::Older { .. }) => return Ok(Some(CommandReply::Stale)),
             Err(older @ NotAdmitted::OlderIntent { .. }) => {
                 let failure = Failure::new(FailureKind::PermissionError, "command", older.to_string());
-                return Ok(CommandReply::Refused(failure.at(&self.verifier.host, &server)));
+                return Ok(Some(CommandReply::Refused(failure.at(&self.verifier.host, &server))));
             }
+        }
+        // What undoes something may be what makes room.
+        if self.disk.waits(&server) || (self.disk.is_full() && !matches!(order, StepOrder::Restore { .. })) {
+            return Ok(None);
         }
         let event = match self.event_of(&server, key.clone(), order, over, now) {
             Ok(Some(event)) => event,
             // Testing and cleaning are not remembered: after a crash they must be asked for again, and doing
             // them twice does no harm.
-            Ok(None) => return Ok(CommandReply::Accepted),
-            Err(failure) => return Ok(CommandReply::Refused(failure)),
+            Ok(None) => return Ok(Some(CommandReply::Accepted)),
+            Err(failure) => return Ok(Some(CommandReply::Refused(failure))),
         };
-        self.apply(&server, event, Some(obeyed), now).await?;
-        Ok(CommandReply::Accepted)
+        match self.try_apply_with_room(&server, &event, Some(obeyed), now).await {
+            Ok(()) => Ok(Some(CommandReply::Accepted)),
+            Err(error) if error.is_full() => {
+                self.stall(&error);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whether an event of a command fits its instance now.
@@ -334,16 +379,50 @@ impl Engine {
         self.check(server, event, now).map(Some)
     }
 
-    /// Applies an event: state, journal, outbox, then actions. An event that no longer fits is dropped: it is
-    /// the outcome of work that something else has overtaken.
-    async fn apply(
+    /// Applies an event that is no command's. It waits while there is no room for it.
+    async fn apply(&mut self, server: &ServerName, event: InstanceEvent, now: Timestamp) -> Result<()> {
+        if self.disk.waits(server) {
+            self.disk.wait(server, event);
+            return Ok(());
+        }
+        match self.try_apply_with_room(server, &event, None, now).await {
+            Err(error) if error.is_full() => {
+                self.stall(&error);
+                self.disk.wait(server, event);
+                Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Applies an event; when there is no room for it, makes room, and tries once more.
+    async fn try_apply_with_room(
         &mut self,
         server: &ServerName,
-        event: InstanceEvent,
+        event: &InstanceEvent,
         command: Option<Stamp>,
         now: Timestamp,
-    ) -> Result<()> {
-        let instance = self.instances.entry(server.clone()).or_insert_with(|| Instance::new(server.clone()));
+    ) -> Result<(), JournalError> {
+        match self.try_apply(server, event, command.clone(), now).await {
+            Err(error) if error.is_full() => {
+                self.make_room(None).await;
+                self.try_apply(server, event, command, now).await
+            }
+            other => other,
+        }
+    }
+
+    /// Applies an event: state, journal, outbox, then actions. What cannot be made durable leaves the state as it was.
+    /// An event that no longer fits is dropped: it is the outcome of work that something else has overtaken.
+    async fn try_apply(
+        &mut self,
+        server: &ServerName,
+        event: &InstanceEvent,
+        command: Option<Stamp>,
+        now: Timestamp,
+    ) -> Result<(), JournalError> {
+        let known = self.instances.get(server).cloned();
+        let mut instance = known.unwrap_or_else(|| Instance::new(server.clone()));
         let actions = match instance.apply(event.clone(), now) {
             Ok(actions) => actions,
             Err(illegal) => {
@@ -351,9 +430,6 @@ impl Engine {
                 return Ok(());
             }
         };
-        tracing::info!(%server, event = event_name(&event), "applied");
-        let confirmed = matches!(event, InstanceEvent::ConfirmRequested { .. });
-        let restored = matches!(event, InstanceEvent::RestoreSucceeded { .. });
         let mut reports = Vec::new();
         let mut rest = Vec::new();
         for action in actions {
@@ -362,13 +438,16 @@ impl Engine {
                 other => rest.push(other),
             }
         }
-        let commit = Commit { event: Some((server.clone(), event)), command, reports };
+        let commit = Commit { event: Some((server.clone(), event.clone())), command, reports };
         self.commit(&commit, now)?;
+        tracing::info!(%server, event = event_name(event), "applied");
+        self.instances.insert(server.clone(), instance);
+        self.disk.not_done_ahead(server, &mut rest);
         self.perform(server, rest).await;
-        if restored {
+        if matches!(event, InstanceEvent::RestoreSucceeded { .. }) {
             self.watch_current(server);
         }
-        if confirmed {
+        if matches!(event, InstanceEvent::ConfirmRequested { .. }) {
             self.machine.confirmed(server);
             // Only now does the coordinator take the health of this release for that of the instance.
             self.told.remove(server);
@@ -376,7 +455,7 @@ impl Engine {
         Ok(())
     }
 
-    fn commit(&mut self, commit: &Commit, now: Timestamp) -> Result<()> {
+    fn commit(&mut self, commit: &Commit, now: Timestamp) -> Result<(), JournalError> {
         self.journal.commit(commit, now)?;
         if let Some(stamp) = &commit.command {
             self.admission.obey(stamp.clone(), now);
@@ -387,7 +466,7 @@ impl Engine {
         Ok(())
     }
 
-    fn publish_outbox(&mut self) -> Result<()> {
+    fn publish_outbox(&mut self) -> Result<(), JournalError> {
         self.outbox.send_replace(Arc::new(self.journal.outbox()?));
         Ok(())
     }
@@ -404,38 +483,48 @@ impl Engine {
         };
         let (deployment, attempt) = (key.deployment.clone(), key.attempt);
         let message = AgentMessageV1::Step { deployment, server: server.clone(), attempt, report };
-        Outgoing { number: 0, message, not_over }
+        Outgoing { number: 0, message: message.bounded(), not_over }
     }
 
     fn next_deadline(&self) -> Option<Duration> {
         let now = self.steady.now();
-        let earliest = self.instances.values().filter_map(|instance| Some(instance.deadline()?.0)).min()?;
+        let open = self.instances.values().filter(|instance| !self.disk.has_passed(instance.server()));
+        let earliest = open.filter_map(|instance| Some(instance.deadline()?.0)).min()?;
         Some(earliest.since(now).into())
     }
 
     async fn deadlines_passed(&mut self) -> Result<()> {
         let now = self.steady.now();
-        let due = |instance: &&Instance| instance.deadline().is_some_and(|(at, _)| at <= now);
+        let due = |instance: &&Instance| {
+            instance.deadline().is_some_and(|(at, _)| at <= now) && !self.disk.has_passed(instance.server())
+        };
         let servers: Vec<ServerName> = self.instances.values().filter(due).map(|i| i.server().clone()).collect();
         for server in servers {
             tracing::warn!(%server, "not confirmed in time: the host puts itself back");
-            self.apply(&server, InstanceEvent::DeadlinePassed, None, now).await?;
+            self.apply(&server, InstanceEvent::DeadlinePassed, now).await?;
+            if self.disk.has_passed(&server) {
+                self.put_back_ahead(&server, now).await;
+            }
         }
         Ok(())
     }
 
     /// Takes in what a watcher saw: it may decide a step, start a supervisor again, or be worth telling.
-    async fn observe(&mut self, seen: Observation) -> Result<()> {
+    async fn observe(&mut self, mut seen: Observation) -> Result<()> {
         let server = seen.server.clone();
+        self.disk.mark(&mut seen);
         let Some(instance) = self.instances.get(&server).filter(|instance| instance.current() == Some(&seen.release))
         else {
             return Ok(());
         };
         let gate = self.gates.entry(server.clone()).or_default();
         let output = || self.machine.output_of_this_run(&server, OUTPUT_LINES);
-        if let Some(event) = gate.decide(instance, &seen, self.steady.now(), output) {
-            self.apply(&server, event, None, self.steady.now()).await?;
+        let decided =
+            if self.disk.waits(&server) { None } else { gate.decide(instance, &seen, self.steady.now(), output) };
+        if let Some(event) = decided {
+            self.apply(&server, event, self.steady.now()).await?;
         } else if seen.unsupervised
+            && !self.disk.is_held(&server)
             && matches!(instance.state(), InstanceState::Idle)
             && self.work.get(&server).is_none_or(|work| work.task.is_finished())
             && self.started_again.get(&server).is_none_or(|then| then.elapsed() > START_AGAIN_PAUSE)
@@ -466,7 +555,7 @@ impl Engine {
         };
         self.told.insert(seen.server.clone(), seen.report.clone());
         self.health.send_modify(|health| {
-            Arc::make_mut(health).insert(seen.server.clone(), message);
+            Arc::make_mut(health).insert(seen.server.clone(), message.bounded());
         });
     }
 
@@ -512,3 +601,6 @@ fn redo_touches_process(actions: &[InstanceAction]) -> bool {
 fn event_name(event: &InstanceEvent) -> &'static str {
     fleetwright_deploy::instance::InstanceEventDiscriminants::from(event).into()
 }
+
+#[cfg(test)]
+mod tests;

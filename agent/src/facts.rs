@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use fleetwright_deploy::host::{Facts, Version};
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 use crate::container;
@@ -13,6 +14,8 @@ use crate::runtime::systemd;
 
 /// How long one program may take to tell its version.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes of a program's answer.
+const ANSWER_BYTES_MAX: u64 = 16 * 1024;
 /// Interpreters that are looked for on the search path.
 const PYTHONS: [&str; 8] =
     ["python3", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10", "python3.9", "python"];
@@ -103,8 +106,15 @@ fn numbers(text: &str) -> Option<Version> {
 }
 
 async fn ask(program: &Path, arguments: &[&str]) -> Option<String> {
-    let child =
-        Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(PROBE_TIMEOUT, child).await.ok()?.ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let mut child = command.spawn().ok()?;
+    let stdout = child.stdout.take()?;
+    let asking = async {
+        let mut text = Vec::new();
+        stdout.take(ANSWER_BYTES_MAX).read_to_end(&mut text).await.ok()?;
+        // A program that has more to say finds nobody who listens.
+        child.wait().await.ok()?.success().then(|| String::from_utf8_lossy(&text).into_owned())
+    };
+    tokio::time::timeout(PROBE_TIMEOUT, asking).await.ok()?
 }

@@ -1,18 +1,24 @@
 //! The agent's journal: what was decided, which commands were obeyed, and what has yet to be told. One SQLite
 //! file, one writer, every commit synchronised to disk.
+//!
+//! Its files are larger than what is in them: whoever fills the disk cannot take the room within, so the agent can go on
+//! deciding for a while.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fleetwright_deploy::admission::{Admission, OBEYED_KEPT, Stamp};
 use fleetwright_deploy::ids::{CommandId, Generation, ServerName};
 use fleetwright_deploy::instance::{Instance, InstanceEvent};
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::report::AgentMessageV1;
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, Transaction, params};
 
 /// The version of the tables below.
 const SCHEMA_VERSION: i64 = 1;
+/// The room that is kept within the journal's files, in bytes.
+const ROOM_BYTES: i64 = 1024 * 1024;
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JournalError {
@@ -26,6 +32,15 @@ pub(crate) enum JournalError {
     Newer(i64),
     #[error("journal: entry {0} does not fit those before it: {1}")]
     Inconsistent(i64, String),
+}
+
+impl JournalError {
+    /// Whether there is no room left on its disk. Nothing was written then.
+    pub(crate) fn is_full(&self) -> bool {
+        let Self::Sqlite(rusqlite::Error::SqliteFailure(error, _)) = self else { return false };
+        error.code == ErrorCode::DiskFull
+            || [rusqlite::ffi::SQLITE_IOERR_WRITE, rusqlite::ffi::SQLITE_IOERR_SHMSIZE].contains(&error.extended_code)
+    }
 }
 
 /// What one commit makes durable, together or not at all.
@@ -62,6 +77,10 @@ pub(crate) struct ConnectionSerial {
 
 pub(crate) struct Journal {
     connection: Connection,
+    path: PathBuf,
+    /// Has everything fail as on a full disk.
+    #[cfg(test)]
+    pub(crate) full: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Journal {
@@ -73,7 +92,26 @@ impl Journal {
         if version > SCHEMA_VERSION {
             return Err(JournalError::Newer(version));
         }
-        connection.execute_batch(
+        // The room within the files is kept over a restart, too.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let mut journal = Self {
+            connection,
+            path: path.to_owned(),
+            #[cfg(test)]
+            full: std::sync::Arc::default(),
+        };
+        // A journal that is there is opened without writing: its disk may be full.
+        if version < SCHEMA_VERSION {
+            journal.make_tables()?;
+        }
+        match journal.keep_room() {
+            Err(error) if !error.is_full() => Err(error),
+            Ok(()) | Err(_) => Ok(journal),
+        }
+    }
+
+    fn make_tables(&mut self) -> Result<(), JournalError> {
+        self.connection.execute_batch(
             "BEGIN;
              CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, server TEXT NOT NULL, event TEXT NOT NULL) STRICT;
              CREATE TABLE IF NOT EXISTS seen (command BLOB PRIMARY KEY, at INTEGER NOT NULL) STRICT;
@@ -82,7 +120,56 @@ impl Journal {
              PRAGMA user_version = 1;
              COMMIT;",
         )?;
-        Ok(Self { connection })
+        Ok(())
+    }
+
+    /// Keeps room within the journal's files, unless there is enough in them: pages that are written and free, and a
+    /// write-ahead log that begins again where it was written before.
+    pub(crate) fn keep_room(&mut self) -> Result<(), JournalError> {
+        let number = |pragma: &str| self.connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
+        let free = number("PRAGMA freelist_count")?.saturating_mul(number("PRAGMA page_size")?);
+        let log = std::fs::metadata(self.log()).map_or(0, |metadata| i64::try_from(metadata.len()).unwrap_or(i64::MAX));
+        if free >= ROOM_BYTES / 2 && log >= ROOM_BYTES {
+            return Ok(());
+        }
+        // Each step as one transaction: one that fails leaves nothing behind.
+        for step in [
+            "DROP TABLE IF EXISTS room",
+            &format!("CREATE TABLE room AS SELECT zeroblob({ROOM_BYTES}) AS bytes"),
+            "DROP TABLE room",
+        ] {
+            self.connection.execute_batch(step)?;
+        }
+        self.begin_log_again()
+    }
+
+    fn log(&self) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push("-wal");
+        path.into()
+    }
+
+    /// Has the log begin again at its start, where it needs no new room.
+    fn begin_log_again(&self) -> Result<(), JournalError> {
+        self.connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn fail_when_full(&self) -> Result<(), JournalError> {
+        let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+        match self.full.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(rusqlite::Error::SqliteFailure(full, None).into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether anything can be made durable.
+    pub(crate) fn probe(&self) -> Result<(), JournalError> {
+        #[cfg(test)]
+        self.fail_when_full()?;
+        self.connection.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"))?;
+        Ok(())
     }
 
     /// The latest time in it.
@@ -109,8 +196,17 @@ impl Journal {
         Ok(instances)
     }
 
-    /// Makes a commit durable.
+    /// Makes a commit durable, without new room on the disk where there is none.
     pub(crate) fn commit(&mut self, commit: &Commit, now: Timestamp) -> Result<(), JournalError> {
+        #[cfg(test)]
+        self.fail_when_full()?;
+        match self.try_commit(commit, now) {
+            Err(error) if error.is_full() && self.begin_log_again().is_ok() => self.try_commit(commit, now),
+            other => other,
+        }
+    }
+
+    fn try_commit(&mut self, commit: &Commit, now: Timestamp) -> Result<(), JournalError> {
         let transaction = self.connection.transaction()?;
         if let Some((server, event)) = &commit.event {
             transaction.execute(
@@ -152,7 +248,7 @@ impl Journal {
         Ok(Admission::new(fleet, intents, obeyed))
     }
 
-    /// Everything that has yet to be told, the oldest first.
+    /// Everything that has yet to be told, the oldest first. What an older agent kept may be larger than a message.
     pub(crate) fn outbox(&self) -> Result<Vec<Outgoing>, JournalError> {
         let mut statement =
             self.connection.prepare("SELECT number, message, run, connection FROM outbox ORDER BY number")?;
@@ -164,16 +260,16 @@ impl Journal {
             let count: Option<i64> = row.get(3)?;
             reports.push(Outgoing {
                 number: row.get(0)?,
-                message: fleetwright_protocol::frame::decode(&message)?,
+                message: fleetwright_protocol::frame::decode::<AgentMessageV1>(&message)?.bounded(),
                 not_over: run.zip(count).map(|(run, count)| ConnectionSerial { run, count }),
             });
         }
         Ok(reports)
     }
 
-    /// Forgets a report that was acknowledged.
+    /// Forgets a report that was acknowledged, and those before it: they are told in order.
     pub(crate) fn told(&mut self, number: i64) -> Result<(), JournalError> {
-        self.connection.execute("DELETE FROM outbox WHERE number = ?1", params![number])?;
+        self.connection.execute("DELETE FROM outbox WHERE number <= ?1", params![number])?;
         Ok(())
     }
 }
@@ -204,7 +300,8 @@ fn obey(transaction: &Transaction<'_>, command: &Stamp, now: Timestamp) -> Resul
 mod tests {
     use fleetwright_deploy::failure::{Failure, FailureKind};
     use fleetwright_deploy::ids::ReleaseId;
-    use fleetwright_deploy::instance::StepKey;
+    use fleetwright_deploy::instance::{StepKey, StepReport};
+    use fleetwright_protocol::frame::{MESSAGE_BYTES_MAX, encode};
 
     use super::*;
 
@@ -259,5 +356,54 @@ mod tests {
         journal.commit(&commit(), now).expect("first");
         assert!(journal.commit(&commit(), now).is_err());
         assert_eq!(journal.instances().expect("fold").len(), 1);
+    }
+
+    #[test]
+    fn the_journal_goes_on_within_its_own_files_and_keeps_them_over_a_restart() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("journal.db");
+        let sizes = || {
+            let size = |path: PathBuf| std::fs::metadata(path).expect("a file").len();
+            (size(path.clone()), size(folder.path().join("journal.db-wal")))
+        };
+        let now = Timestamp::from_unix_ms(1_000);
+        let event = || InstanceEvent::StageFailed {
+            key: key(),
+            failure: Failure::new(FailureKind::DependencyError, "install", "x".repeat(1_000)),
+        };
+        let kept = {
+            let mut journal = Journal::open(&path).expect("open");
+            let kept = sizes();
+            assert!(kept.0 >= 1 << 20 && kept.1 >= 1 << 20, "{kept:?}");
+            for _ in 0..4 {
+                for _ in 0..25 {
+                    let commit = Commit { event: Some((server(), event())), ..Commit::default() };
+                    journal.try_commit(&commit, now).expect("commit");
+                }
+                // As a commit does that finds no room.
+                journal.begin_log_again().expect("a checkpoint");
+            }
+            assert_eq!(sizes(), kept, "a hundred decisions took no room on the disk");
+            kept
+        };
+        assert_eq!(sizes(), kept, "nor is it given back when the journal is closed");
+        drop(Journal::open(&path).expect("open"));
+        assert_eq!(sizes(), kept);
+    }
+
+    #[test]
+    fn a_report_of_an_older_agent_that_is_too_large_is_mended() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut journal = Journal::open(&folder.path().join("journal.db")).expect("open");
+        let mut failure = Failure::new(FailureKind::DeploymentError, "start", "no");
+        failure.output = vec!["x".repeat(1 << 20); 50];
+        let (deployment, report) = ("d1-aa".parse().expect("id"), StepReport::Failed(failure));
+        let message = AgentMessageV1::Step { deployment, server: server(), attempt: 1, report };
+        let reports = vec![Outgoing { number: 0, message, not_over: None }];
+        journal.commit(&Commit { reports, ..Commit::default() }, Timestamp::from_unix_ms(1)).expect("commit");
+        let outbox = journal.outbox().expect("outbox");
+        assert!(encode(&outbox[0].message, MESSAGE_BYTES_MAX - 1).is_ok());
+        let AgentMessageV1::Step { report: StepReport::Failed(told), .. } = &outbox[0].message else { panic!() };
+        assert!(told.output[0].ends_with("… cut: 1 MiB, the limit is 4 KiB"), "{}", told.output[0]);
     }
 }

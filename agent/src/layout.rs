@@ -54,6 +54,11 @@ impl Layout {
         self.state_dir.join("journal.db")
     }
 
+    /// Room that is kept for a full disk.
+    pub(crate) fn reserve(&self) -> PathBuf {
+        self.state_dir.join("reserve")
+    }
+
     pub(crate) fn lock(&self) -> PathBuf {
         self.state_dir.join("agent.lock")
     }

@@ -26,6 +26,7 @@ mod ownership;
 mod pages;
 mod preflight;
 mod process;
+mod room;
 mod runtime;
 mod session;
 mod snapshot;

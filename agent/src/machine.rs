@@ -9,6 +9,7 @@ use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
 use fleetwright_deploy::instance::Switch;
 use fleetwright_deploy::release::Release;
+use fleetwright_deploy::room::Room;
 use fleetwright_protocol::report::MetricsSample;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use futures_util::future::BoxFuture;
@@ -102,6 +103,19 @@ pub trait Machine: Send + Sync + 'static {
     fn output(&self, server: &ServerName, lines: usize) -> Vec<String>;
     /// The last lines of its output since it was stopped the last time.
     fn output_of_this_run(&self, server: &ServerName, lines: usize) -> Vec<String>;
+    /// How much room there is where the agent keeps its state, and what these servers use of it; nothing where that
+    /// cannot be known.
+    fn room(&self, _servers: &[ServerName]) -> BoxFuture<'static, Option<Room>> {
+        Box::pin(std::future::ready(None))
+    }
+    /// Takes room in reserve for a full disk, unless it is taken.
+    fn keep_reserve(&self) {}
+    /// Gives the reserve back to the disk.
+    fn give_up_reserve(&self) {}
+    /// Stops a server at once, without changing what it is to run.
+    fn halt(&self, _server: &ServerName) -> Work {
+        Box::pin(std::future::ready(Ok(())))
+    }
     /// Takes samples of metrics; nothing where they cannot be read.
     fn sampler(&self) -> Option<Box<dyn Sampler>>;
 }

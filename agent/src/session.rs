@@ -12,9 +12,10 @@ use fleetwright_certs::{COORDINATOR_DNS_NAME, Role};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::ServerName;
 use fleetwright_deploy::time::Timestamp;
+use fleetwright_protocol::bounds;
 use fleetwright_protocol::command::CommandReply;
-use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
-use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply, MetricsSample, SAMPLES_MAX};
+use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX, encode};
+use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply, MetricsSample};
 use fleetwright_protocol::{Clock, Envelope, close, endpoint, read_frame, write_frame};
 use quinn::{Connection, Endpoint};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -52,6 +53,7 @@ pub(crate) struct Session {
     outbox: watch::Receiver<Arc<Vec<Outgoing>>>,
     health: watch::Receiver<Arc<BTreeMap<ServerName, AgentMessageV1>>>,
     watched: watch::Receiver<Arc<BTreeSet<ServerName>>>,
+    again: watch::Receiver<u64>,
     serial: ConnectionSerial,
     /// What this host is; asked again after a connection was lost, since that may have taken long.
     view: Option<HostView>,
@@ -64,7 +66,7 @@ pub(crate) struct Session {
 enum Over {
     /// It is gone.
     Lost(anyhow::Error),
-    /// A report must go over a newer one.
+    /// A report must go over a newer one, or commands that were left for later must be sent again.
     NewerWanted,
 }
 
@@ -77,7 +79,7 @@ impl Session {
         clock: Clock,
         handle: Handle,
     ) -> Result<Self> {
-        let Handle { inputs, outbox, health, watched } = handle;
+        let Handle { inputs, outbox, health, watched, again } = handle;
         let mut run = [0; 8];
         getrandom::fill(&mut run).context("random numbers")?;
         let serial = ConnectionSerial { run: i64::from_le_bytes(run), count: 0 };
@@ -90,6 +92,7 @@ impl Session {
             outbox,
             health,
             watched,
+            again,
             serial,
             view: None,
             samples: Samples::default(),
@@ -161,6 +164,7 @@ impl Session {
     async fn serve(&mut self, connection: &Connection) -> Over {
         self.outbox.mark_changed();
         self.health.mark_changed();
+        self.again.mark_unchanged();
         let commands = tokio::spawn(obey(connection.clone(), self.inputs.clone(), self.serial));
         let metrics = tokio::spawn(tell_metrics(connection.clone(), self.samples.clone()));
         let clock = self.clock.clone();
@@ -184,6 +188,7 @@ impl Session {
                         break over;
                     }
                 }
+                Ok(()) = self.again.changed() => break Over::NewerWanted,
                 Ok(()) = self.health.changed() => {
                     let messages = Arc::clone(&self.health.borrow_and_update());
                     if let Err(error) = tell_health(connection, &messages).await {
@@ -230,13 +235,26 @@ async fn tell_health(connection: &Connection, messages: &BTreeMap<ServerName, Ag
     Ok(())
 }
 
+/// Tells one message. One that does not fit its frame is cut, and counts as told if nothing is left of it: what cannot
+/// be told never ends a connection, and is not tried again.
 async fn tell(connection: &Connection, message: AgentMessageV1) -> Result<CoordinatorReply> {
+    let Some(message) = sendable(message) else { return Ok(CoordinatorReply::Acknowledged) };
     let exchange = async {
         let (mut send, mut receive) = connection.open_bi().await?;
         write_frame(&mut send, &AgentMessage::V1(message), MESSAGE_BYTES_MAX).await?;
         Ok(read_frame(&mut receive, MESSAGE_BYTES_MAX).await?)
     };
     timeout(EXCHANGE_TIMEOUT, exchange).await.context("the coordinator does not answer")?
+}
+
+fn sendable(message: AgentMessageV1) -> Option<AgentMessageV1> {
+    let message = message.bounded();
+    let bytes = encode(&message, usize::MAX).map_or(usize::MAX, |bytes| bytes.len() + 1);
+    if bytes <= MESSAGE_BYTES_MAX {
+        return Some(message);
+    }
+    tracing::error!(bytes, limit = MESSAGE_BYTES_MAX, "a message is too large to be told; what is left of it is");
+    message.in_place_of_too_large(bytes)
 }
 
 /// Takes commands, one stream each, until the connection is gone.
@@ -249,7 +267,7 @@ async fn obey(connection: Connection, inputs: mpsc::Sender<Input>, over: Connect
                 let (reply, answer) = oneshot::channel();
                 inputs.send(Input::Command { envelope: Box::new(envelope), over, reply }).await?;
                 let answer: CommandReply = answer.await?;
-                write_frame(&mut send, &answer, MESSAGE_BYTES_MAX).await?;
+                write_frame(&mut send, &answer.bounded(), MESSAGE_BYTES_MAX).await?;
                 anyhow::Ok(())
             };
             match timeout(EXCHANGE_TIMEOUT, exchange).await {
@@ -290,7 +308,7 @@ async fn tell_metrics(connection: Connection, samples: Samples) {
     loop {
         tick.tick().await;
         loop {
-            let batch: Vec<MetricsSample> = lock().iter().take(SAMPLES_MAX).cloned().collect();
+            let batch = bounds::batch(lock().iter().cloned());
             if batch.is_empty() {
                 break;
             }

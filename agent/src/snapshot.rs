@@ -9,6 +9,7 @@
 
 mod blobs;
 mod database;
+mod room;
 mod tree;
 mod view;
 
@@ -32,6 +33,7 @@ use crate::stage;
 use self::blobs::Blobs;
 use self::tree::{Tree, Writer};
 
+pub(crate) use room::make_room;
 pub(crate) use view::{list, show};
 
 const STEP: &str = "snapshot";

@@ -11,6 +11,7 @@ use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
 use fleetwright_deploy::instance::Switch;
 use fleetwright_deploy::release::Release;
+use fleetwright_deploy::room::Room;
 use fleetwright_protocol::command::CHECK_RUN_TIMEOUT;
 use fleetwright_protocol::report::MetricsSample;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
@@ -20,10 +21,11 @@ use quinn::Connection;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::check::{Checker, McpClient, call_tool, end_session, headers, http_client};
+use crate::check::{Checker, McpClient, headers, http_client};
 use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
+use crate::room::{self, Reserve};
 use crate::snapshot::aside;
 use crate::{container, facts, handover, metrics, runtime, snapshot, stage};
 
@@ -207,6 +209,25 @@ impl Machine for ThisHost {
         runtime::output(&self.layout.server(server), lines, true)
     }
 
+    fn room(&self, servers: &[ServerName]) -> BoxFuture<'static, Option<Room>> {
+        let (layout, servers) = (self.layout.clone(), servers.to_vec());
+        async move { tokio::task::spawn_blocking(move || room::measure(&layout, &servers)).await.ok().flatten() }
+            .boxed()
+    }
+
+    fn keep_reserve(&self) {
+        Reserve::of(&self.layout).keep();
+    }
+
+    fn give_up_reserve(&self) {
+        Reserve::of(&self.layout).give_up();
+    }
+
+    fn halt(&self, server: &ServerName) -> Work {
+        let server = self.layout.server(server);
+        async move { runtime::stop(&server, false).await }.boxed()
+    }
+
     fn sampler(&self) -> Option<Box<dyn Sampler>> {
         match metrics::Sampler::new() {
             Ok(sampler) => Some(Box::new(HostSampler { sampler, layout: self.layout.clone() })),
@@ -257,21 +278,35 @@ async fn run_release(layout: &ServerLayout, target: Option<&ReleaseId>, anew: bo
 /// Puts a snapshot back. What ran before must run again, with its own checks passing; a server whose checks
 /// did not pass before the switch either is only started.
 async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
-    let Restore { switch, drain, kept } = restore;
+    let Restore { switch, drain, .. } = restore;
     runtime::stop(server, *drain).await?;
+    if room::free(layout).is_some_and(|room| room.is_critical()) {
+        // What frees room comes first. The reserve only now: what has just been stopped would have taken that too.
+        tracing::warn!(server = server.name(), "the disk is full: the reserve is given up to put it back");
+        Reserve::of(layout).give_up();
+        put_away(server, restore)?;
+        snapshot::make_room(layout, server, &switch.snapshot).await?;
+    }
     // Without a snapshot nothing was touched yet: what ran before only has to run again.
     if server.snapshot(&switch.snapshot).exists() {
         snapshot::restore(layout, server, &switch.snapshot).await?;
     }
     run_release(server, switch.previous.as_ref(), false).await?;
-    if let Some(target) = switch.spec.target.as_ref().filter(|target| switch.previous.as_ref() != Some(target)) {
-        let undone: Vec<ReleaseId> = kept.iter().filter(|release| *release != target).cloned().collect();
-        stage::discard(server, target, &undone)?;
-    }
+    put_away(server, restore)?;
     match &switch.previous {
         Some(previous) => recovered(server, previous).await,
         None => Ok(()),
     }
+}
+
+/// Removes the release that is not to run any more.
+fn put_away(server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
+    let Restore { switch, kept, .. } = restore;
+    let Some(target) = switch.spec.target.as_ref().filter(|target| switch.previous.as_ref() != Some(target)) else {
+        return Ok(());
+    };
+    let undone: Vec<ReleaseId> = kept.iter().filter(|release| *release != target).cloned().collect();
+    stage::discard(server, target, &undone)
 }
 
 /// Whether an old release is healthy again, by its own checks.
@@ -304,21 +339,6 @@ async fn recovered(server: &ServerLayout, id: &ReleaseId) -> Result<(), Failure>
 async fn test(release: &Release, secrets: &BTreeMap<String, String>) -> Result<(), String> {
     let Some(url) = release.mcp_url() else { return Ok(()) };
     let http = http_client().map_err(|error| error.to_string())?;
-    let client = McpClient::new(http);
     let headers = headers(release.mcp_headers().iter(), secrets)?;
-    let session = match client.connect(&url, headers).await {
-        Ok(session) => session,
-        Err(error) if error.auth_challenge().is_some() => return Ok(()),
-        Err(error) => {
-            return Err(format!("{url} does not complete the MCP handshake: {}", crate::check::chain(&error)));
-        }
-    };
-    let mut outcome = session.list_all_tools().await.map(drop).map_err(|error| error.to_string());
-    for call in &release.tool_calls {
-        if outcome.is_ok() {
-            outcome = call_tool(&session, call).await;
-        }
-    }
-    end_session(session).await;
-    outcome
+    McpClient::new(http).test(&url, headers, &release.tool_calls).await
 }

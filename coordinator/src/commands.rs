@@ -7,6 +7,7 @@ use fleetwright_deploy::deployment::{Deployment, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::Fleet;
 use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, HostName, InstanceId, ServerName};
+use fleetwright_deploy::limits::size;
 use fleetwright_deploy::plan::Plan;
 use fleetwright_deploy::time::{Length, Timestamp};
 use fleetwright_protocol::command::{COMMAND_LIFETIME, Command, CommandBody, CommandV1, IntentV1, StepOrder};
@@ -71,7 +72,16 @@ impl CommandMaker {
             intent,
             order,
         };
-        self.seal(fleet, &instance.host, id, body, now).map_err(|error| failed(error.to_string()))
+        self.seal(fleet, &instance.host, id, body, now).map_err(|error| match error {
+            FrameError::TooLarge { bytes, limit } => {
+                let message =
+                    format!("the release is too large for a command: {}, the limit is {}", size(bytes), size(limit));
+                Failure::new(FailureKind::ConfigurationError, "command", message)
+                    .hint("make its `files` smaller, or deploy them as an artifact: `package: { artifact: … }`")
+                    .at(&instance.host, &instance.server)
+            }
+            other => failed(other.to_string()),
+        })
     }
 
     /// A command that only looks.

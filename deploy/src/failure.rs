@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use strum::{EnumIter, IntoStaticStr};
 
 use crate::ids::{HostName, ServerName};
+use crate::limits;
 
 /// Most lines of a server's own output that travel with a failure.
 pub const OUTPUT_LINES_MAX: usize = 20;
@@ -208,13 +209,8 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-fn cut(mut text: String) -> String {
-    if text.len() > TEXT_BYTES_MAX {
-        let end = (0..=TEXT_BYTES_MAX).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+fn cut(text: String) -> String {
+    limits::cut(text, TEXT_BYTES_MAX)
 }
 
 #[cfg(test)]
@@ -233,7 +229,7 @@ mod tests {
         let lines: Vec<String> = (0..100).map(|n| format!("line {n}")).collect();
         let failure = Failure::new(FailureKind::DeploymentError, "start", "ü".repeat(TEXT_BYTES_MAX))
             .output(lines.iter().map(String::as_str));
-        assert!(failure.message.len() <= TEXT_BYTES_MAX + '…'.len_utf8());
+        assert!(failure.message.len() <= TEXT_BYTES_MAX && failure.message.contains("… cut: 8 KiB"));
         assert_eq!(failure.output.len(), OUTPUT_LINES_MAX);
         assert_eq!(failure.output.last().map(String::as_str), Some("line 99"));
     }

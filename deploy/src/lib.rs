@@ -13,10 +13,12 @@ pub mod health;
 pub mod host;
 pub mod ids;
 pub mod instance;
+pub mod limits;
 pub mod mutant;
 pub mod plan;
 #[cfg(feature = "planning")]
 pub mod planning;
 pub mod printable;
 pub mod release;
+pub mod room;
 pub mod time;

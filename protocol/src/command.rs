@@ -28,6 +28,8 @@ pub const COMMAND_LIFETIME: Length = Length::from_secs(60);
 pub const CLOCK_SKEW_MAX: Length = Length::from_secs(60);
 /// How long checks that a person asked for may take, all together.
 pub const CHECK_RUN_TIMEOUT: Length = Length::from_secs(12);
+/// What an envelope adds to what it holds, at most, in bytes: what is sealed fits its frame.
+const ENVELOPE_BYTES: usize = 1024;
 /// Most log lines that one command may ask for.
 pub const LOG_LINES_MAX: u32 = 1_000;
 
@@ -43,7 +45,7 @@ pub struct Envelope {
 impl Envelope {
     /// Signs a message.
     pub fn seal<T: Serialize>(message: &T, signer: &Signer) -> Result<Self, FrameError> {
-        let payload = encode(message, COMMAND_BYTES_MAX)?;
+        let payload = encode(message, COMMAND_BYTES_MAX - ENVELOPE_BYTES)?;
         let signature = signer.sign(&payload);
         Ok(Self { payload, signature })
     }

@@ -4,6 +4,7 @@
 //! Agents dial. Each message or command has a bidirectional stream of its own: one frame there, one frame back.
 
 pub mod artifact;
+pub mod bounds;
 pub mod clock;
 pub mod command;
 pub mod endpoint;

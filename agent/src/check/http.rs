@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use fleetwright_deploy::health::HttpMore;
+use fleetwright_deploy::limits::size;
 use fleetwright_deploy::time::{Length, Timestamp};
 use regex::Regex;
 use reqwest::RequestBuilder;
@@ -47,15 +48,19 @@ pub(super) async fn check(
     if contains.is_none() && more.matches.is_none() && more.json.is_empty() {
         return Ok(format!("{url} answers {status}"));
     }
-    let mut body = Vec::new();
+    let (mut body, mut whole) = (Vec::new(), true);
     while let Some(chunk) = response.chunk().await.map_err(|error| chain(&error))? {
-        body.extend_from_slice(&chunk);
-        if body.len() > BODY_BYTES_MAX {
-            body.truncate(BODY_BYTES_MAX);
+        let room = BODY_BYTES_MAX - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if chunk.len() > room {
+            whole = false;
             break;
         }
     }
-    content(url, &String::from_utf8_lossy(&body), contains, more)?;
+    content(url, &String::from_utf8_lossy(&body), contains, more).map_err(|why| match whole {
+        true => why,
+        false => format!("{why} (only its first {} are looked at)", size(BODY_BYTES_MAX)),
+    })?;
     Ok(format!("{url} answers {status}"))
 }
 

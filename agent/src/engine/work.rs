@@ -78,6 +78,7 @@ impl Engine {
     async fn start_switch(&mut self, server: &ServerName, switch: Switch) {
         self.end_work(server).await;
         self.unwatch(server);
+        self.disk.let_go(server);
         if let Some(newest) = self.newest_connection {
             self.switched_over.insert(server.clone(), newest);
         }
@@ -94,9 +95,12 @@ impl Engine {
         });
     }
 
-    async fn start_restore(&mut self, server: &ServerName, switch: Switch, drain: bool) {
+    pub(super) async fn start_restore(&mut self, server: &ServerName, switch: Switch, drain: bool) {
         self.end_work(server).await;
         self.unwatch(server);
+        self.disk.let_go(server);
+        // Another server may fill the disk that this one needs room on.
+        self.make_room(Some(server)).await;
         let (machine, name, kept) = (self.machine.clone(), server.clone(), self.kept(server));
         self.start_work(server, async move {
             let key = switch.key.clone();
@@ -115,6 +119,7 @@ impl Engine {
     pub(super) async fn start_run(&mut self, server: &ServerName, release: Option<ReleaseId>) {
         self.end_work(server).await;
         self.unwatch(server);
+        self.disk.let_go(server);
         let running = self.machine.run(server, release);
         self.start_running(server, running);
     }

@@ -1,0 +1,222 @@
+//! Going on when the disk is full. What happens meanwhile waits in memory until it can be made durable; commands are
+//! left for later; a deadline that has passed counts all the same. The server that fills the disk is stopped first.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use anyhow::Result;
+use fleetwright_deploy::health::{CheckOutcome, CheckReport, HealthStatus, Severity};
+use fleetwright_deploy::ids::ServerName;
+use fleetwright_deploy::instance::{InstanceAction, InstanceEvent, InstanceState};
+use fleetwright_deploy::room::{Offender, Room};
+use fleetwright_deploy::time::Timestamp;
+use tokio::time::Instant;
+
+use super::{Engine, Input};
+use crate::journal::{Commit, JournalError, Outgoing};
+use crate::machine::Observation;
+
+/// How often the disk is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked at while it is full, or while a server is stopped because it was.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the engine knows of its disk.
+#[derive(Default)]
+pub(super) struct Disk {
+    looked: Option<Instant>,
+    /// What servers used when there was room last.
+    sizes: BTreeMap<ServerName, u64>,
+    /// Whether nothing can be made durable.
+    full: bool,
+    /// The servers that are stopped until there is room, and why.
+    held: BTreeMap<ServerName, String>,
+    /// What happened and could not be made durable, in order.
+    waiting: BTreeMap<ServerName, VecDeque<InstanceEvent>>,
+    reports: Vec<Outgoing>,
+    /// Servers that are being put back although their deadline is not in the journal yet.
+    ahead: BTreeSet<ServerName>,
+}
+
+impl Disk {
+    pub(super) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Whether something of a server waits to be made durable: whatever follows waits behind it.
+    pub(super) fn waits(&self, server: &ServerName) -> bool {
+        self.waiting.contains_key(server)
+    }
+
+    /// Whether the passing of its deadline is among that.
+    pub(super) fn has_passed(&self, server: &ServerName) -> bool {
+        self.waiting.get(server).is_some_and(|events| events.contains(&InstanceEvent::DeadlinePassed))
+    }
+
+    pub(super) fn is_held(&self, server: &ServerName) -> bool {
+        self.held.contains_key(server)
+    }
+
+    /// Something else runs in the place of what was stopped.
+    pub(super) fn let_go(&mut self, server: &ServerName) {
+        self.held.remove(server);
+    }
+
+    pub(super) fn wait(&mut self, server: &ServerName, event: InstanceEvent) {
+        let events = self.waiting.entry(server.clone()).or_default();
+        if events.back() != Some(&event) {
+            events.push_back(event);
+        }
+    }
+
+    pub(super) fn wait_to_tell(&mut self, reports: &[Outgoing]) {
+        self.reports.extend_from_slice(reports);
+    }
+
+    /// Takes out what was done before it was durable.
+    pub(super) fn not_done_ahead(&mut self, server: &ServerName, actions: &mut Vec<InstanceAction>) {
+        let restores = actions.iter().any(|action| matches!(action, InstanceAction::Restore { .. }));
+        if restores && self.ahead.remove(server) {
+            actions.retain(|action| !matches!(action, InstanceAction::Restore { .. }));
+        }
+    }
+
+    /// A server that is stopped because it fills the disk says so.
+    pub(super) fn mark(&self, seen: &mut Observation) {
+        if let Some(reason) = self.held.get(&seen.server) {
+            seen.report.status = HealthStatus::Unhealthy;
+            seen.report.checks.retain(|check| check.name != "process");
+            seen.report.checks.push(CheckReport {
+                name: "disk".to_owned(),
+                severity: Severity::Critical,
+                outcome: CheckOutcome::Failing { message: reason.clone() },
+            });
+        }
+    }
+
+    pub(super) fn next_look(&self) -> Instant {
+        let pause = if self.full || !self.held.is_empty() { FULL_PAUSE } else { LOOK_INTERVAL };
+        self.looked.map_or_else(Instant::now, |looked| looked + pause)
+    }
+}
+
+impl Engine {
+    /// Nothing could be made durable: goes on with what is, and tries again.
+    pub(super) fn stall(&mut self, error: &JournalError) {
+        if !self.disk.full {
+            tracing::error!(%error, "the disk is full: nothing new is done until there is room; deadlines count");
+            self.disk.full = true;
+            self.disk.looked = Some(Instant::now());
+        }
+    }
+
+    /// Stops the server that fills the disk, then gives up the reserve: in this order, or it would fill that too.
+    pub(super) async fn make_room(&mut self, but: Option<&ServerName>) {
+        let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
+        let Some(mut room) = self.machine.room(&servers).await.filter(Room::is_critical) else { return };
+        room.servers.retain(|server, _| !self.disk.is_held(server) && but != Some(server));
+        let stopped = match room.offender(&self.disk.sizes) {
+            Some(offender) => self.hold(offender).await,
+            None => true,
+        };
+        // What still runs would take the reserve, too. What is about to be put back does: whoever stops it gives the
+        // reserve up.
+        if stopped && but.is_none() {
+            self.machine.give_up_reserve();
+        }
+    }
+
+    /// Stops a server, unless it is being worked on; whether it is stopped.
+    async fn hold(&mut self, offender: Offender) -> bool {
+        let Offender { server, reason } = offender;
+        if self.work.get(&server).is_some_and(|work| !work.task.is_finished()) {
+            return false;
+        }
+        tracing::error!(%server, reason, "stopped");
+        if let Err(failure) = self.machine.halt(&server).await {
+            tracing::error!(%server, %failure, "it could not be stopped");
+            return false;
+        }
+        self.disk.held.insert(server, reason);
+        true
+    }
+
+    /// Looks how much room there is: in the background while all is well, and at once when it matters.
+    pub(super) async fn look_at_disk(&mut self) -> Result<()> {
+        self.disk.looked = Some(Instant::now());
+        if self.disk.full {
+            self.try_again().await?;
+        }
+        let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
+        let (looking, inputs) = (self.machine.room(&servers), self.inputs.clone());
+        tokio::spawn(async move {
+            if let Some(room) = looking.await {
+                let _ = inputs.send(Input::Room(room)).await;
+            }
+        });
+        Ok(())
+    }
+
+    pub(super) fn take_room(&mut self, room: Room) -> Result<(), JournalError> {
+        if !room.is_enough() || self.disk.full {
+            return Ok(());
+        }
+        self.disk.sizes = room.servers;
+        self.machine.keep_reserve();
+        match self.journal.keep_room() {
+            Err(error) if !error.is_full() => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        for (server, _) in std::mem::take(&mut self.disk.held) {
+            tracing::info!(%server, "there is room again: what was stopped is started");
+            self.start_current(&server);
+        }
+        Ok(())
+    }
+
+    /// Tries to make durable what waits, in order. Once all of it is, whatever was left for later is asked for again.
+    async fn try_again(&mut self) -> Result<()> {
+        self.make_room(None).await;
+        let now = self.steady.now();
+        let reports = std::mem::take(&mut self.disk.reports);
+        let commit = Commit { reports, ..Commit::default() };
+        let told = if commit.reports.is_empty() { self.journal.probe() } else { self.commit(&commit, now) };
+        if let Err(error) = told {
+            self.disk.reports = commit.reports;
+            return if error.is_full() { Ok(()) } else { Err(error.into()) };
+        }
+        let servers: Vec<ServerName> = self.disk.waiting.keys().cloned().collect();
+        for server in servers {
+            while let Some(event) = self.disk.waiting.get(&server).and_then(VecDeque::front).cloned() {
+                match self.try_apply(&server, &event, None, now).await {
+                    Ok(()) => drop(self.disk.waiting.get_mut(&server).and_then(VecDeque::pop_front)),
+                    Err(error) if error.is_full() => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            self.disk.waiting.remove(&server);
+        }
+        self.disk.full = false;
+        tracing::info!("there is room for the journal again");
+        self.again.send_modify(|times| *times += 1);
+        Ok(())
+    }
+
+    /// Puts an instance back although the journal has no room to say so. What is durable says it already: the deadline
+    /// is in it, and has passed; an agent that starts again does the same.
+    pub(super) async fn put_back_ahead(&mut self, server: &ServerName, now: Timestamp) {
+        let Some(mut instance) = self.instances.get(server).cloned() else { return };
+        let mut actions = Vec::new();
+        for event in self.disk.waiting.get(server).into_iter().flatten() {
+            actions = instance.apply(event.clone(), now).unwrap_or_default();
+        }
+        if !matches!(instance.state(), InstanceState::Restoring { .. }) {
+            return;
+        }
+        let restore = actions.into_iter().find(|action| matches!(action, InstanceAction::Restore { .. }));
+        if let Some(InstanceAction::Restore { switch, drain, .. }) = restore {
+            self.disk.ahead.insert(server.clone());
+            self.start_restore(server, switch, drain).await;
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! How much of what servers and programs say is told further: texts and lists have limits, and what is over one is cut
+//! and says so. So whatever a server does, what its host tells of it fits a message.
+
+use crate::failure::{Failure, OUTPUT_LINES_MAX, TEXT_BYTES_MAX};
+use crate::health::{CheckOutcome, CheckReport, CheckRun, HealthReport, McpInfo, Severity};
+
+/// Longest name of anything: of a check, a step, a tool, of a server as it calls itself; in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Most tools that a server may list.
+pub const TOOLS_MAX: usize = 1_000;
+/// Most checks that are told of, and longest message of one, in bytes.
+pub const CHECKS_MAX: usize = 200;
+const CHECK_BYTES_MAX: usize = 1024;
+/// Most measurements of all checks together that are told, and longest one, in bytes.
+const MEASUREMENTS_MAX: usize = 256;
+const MEASUREMENT_BYTES_MAX: usize = 512;
+
+const UNITS: [(&str, usize); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// A number of bytes, for people.
+pub fn size(bytes: usize) -> String {
+    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{} {name}", bytes / unit),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+/// A text of at most `limit` bytes. A longer one is cut, and says so.
+pub fn cut(mut text: String, limit: usize) -> String {
+    let bytes = text.len();
+    if bytes <= limit {
+        return text;
+    }
+    let mark = format!("… cut: {}, the limit is {}", size(bytes), size(limit));
+    // Where not even the mark fits, the start of the text says more than that of the mark.
+    let mark = if mark.len() <= limit / 2 { mark } else { String::new() };
+    text.truncate(text.floor_char_boundary(limit - mark.len()));
+    text.push_str(&mark);
+    text
+}
+
+/// A list of at most `limit`, and whether it was cut.
+fn cut_list<T>(list: &mut Vec<T>, limit: usize) -> Option<String> {
+    let count = list.len();
+    let mark = (count > limit).then(|| format!("… cut: {count}, the limit is {limit}"));
+    list.truncate(limit);
+    mark
+}
+
+impl Failure {
+    /// The same failure with every text within its limit, however it was made.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        self.step = cut(self.step, NAME_BYTES_MAX);
+        self.message = cut(self.message, TEXT_BYTES_MAX);
+        self.hint = self.hint.map(|hint| cut(hint, TEXT_BYTES_MAX));
+        self.output = last_lines(self.output, OUTPUT_LINES_MAX);
+        self
+    }
+}
+
+/// The last lines of an output, each within the limit of a text.
+pub fn last_lines(mut lines: Vec<String>, limit: usize) -> Vec<String> {
+    lines.drain(..lines.len().saturating_sub(limit));
+    lines.into_iter().map(|line| cut(line, TEXT_BYTES_MAX)).collect()
+}
+
+impl CheckOutcome {
+    /// The same outcome with a message within its limit.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let shorter = |message| cut(message, CHECK_BYTES_MAX);
+        match self {
+            Self::Passing { message } => Self::Passing { message: shorter(message) },
+            Self::NeedsAuthentication { message } => Self::NeedsAuthentication { message: shorter(message) },
+            Self::Failing { message } => Self::Failing { message: shorter(message) },
+            Self::Warning { message } => Self::Warning { message: shorter(message) },
+        }
+    }
+
+    fn passes(&self) -> bool {
+        matches!(self, Self::Passing { .. })
+    }
+}
+
+impl HealthReport {
+    /// The same report within its limits. Of too many checks, those that do not pass are kept.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        if self.checks.len() > CHECKS_MAX {
+            self.checks.sort_by_key(|check| check.outcome.passes());
+        }
+        let mark = cut_list(&mut self.checks, CHECKS_MAX);
+        self.checks.extend(mark.map(|message| CheckReport {
+            name: "…".to_owned(),
+            severity: Severity::Info,
+            outcome: CheckOutcome::Warning { message },
+        }));
+        for check in &mut self.checks {
+            check.name = cut(std::mem::take(&mut check.name), NAME_BYTES_MAX);
+            check.outcome = check.outcome.clone().bounded();
+        }
+        self.mcp = self.mcp.map(McpInfo::bounded);
+        self
+    }
+}
+
+impl McpInfo {
+    /// The same within its limits.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        for text in [&mut self.name, &mut self.version, &mut self.protocol] {
+            *text = cut(std::mem::take(text), NAME_BYTES_MAX);
+        }
+        let mark = cut_list(&mut self.tools, TOOLS_MAX);
+        self.tools.extend(mark);
+        self.tools = self.tools.into_iter().map(|tool| cut(tool, NAME_BYTES_MAX)).collect();
+        self
+    }
+}
+
+/// Runs of checks within their limits, all together.
+pub fn bounded_runs(mut runs: Vec<CheckRun>) -> Vec<CheckRun> {
+    if runs.len() > CHECKS_MAX {
+        runs.sort_by_key(|run| run.outcome.passes());
+    }
+    let mark = cut_list(&mut runs, CHECKS_MAX);
+    runs.extend(mark.map(|message| CheckRun {
+        name: "…".to_owned(),
+        severity: Severity::Info,
+        outcome: CheckOutcome::Warning { message },
+        took_ms: 0,
+        performance: Vec::new(),
+    }));
+    let mut left = MEASUREMENTS_MAX;
+    for run in &mut runs {
+        run.name = cut(std::mem::take(&mut run.name), NAME_BYTES_MAX);
+        run.outcome = run.outcome.clone().bounded();
+        run.performance.truncate(left);
+        left -= run.performance.len();
+        for measurement in &mut run.performance {
+            *measurement = cut(std::mem::take(measurement), MEASUREMENT_BYTES_MAX);
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_is_cut_says_how_long_it_was_and_what_the_limit_is() {
+        assert_eq!(cut("short".to_owned(), 128), "short");
+        let long = cut("ü".repeat(501 << 19), 1024);
+        assert!(long.len() <= 1024 && long.ends_with("… cut: 501 MiB, the limit is 1 KiB"), "{long}");
+        assert_eq!(cut("x".repeat(100), 8), "xxxxxxxx");
+    }
+
+    #[test]
+    fn of_too_many_checks_those_that_fail_are_told() {
+        let check = |n: usize| CheckReport {
+            name: format!("c{n}"),
+            severity: Severity::Critical,
+            outcome: match n {
+                9_999 => CheckOutcome::Failing { message: "no".to_owned() },
+                _ => CheckOutcome::Passing { message: "yes".to_owned() },
+            },
+        };
+        let report = HealthReport { checks: (0..10_000).map(check).collect(), ..HealthReport::default() }.bounded();
+        assert_eq!(report.checks.len(), CHECKS_MAX + 1);
+        assert_eq!(report.checks[0].name, "c9999");
+        assert_eq!(report.checks[CHECKS_MAX].outcome.message(), "… cut: 10000, the limit is 200");
+    }
+}
