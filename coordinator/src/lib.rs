@@ -16,6 +16,7 @@ pub mod journal;
 mod local;
 mod local_artifact;
 mod lock;
+mod operator_key;
 mod project;
 mod secrets;
 mod serve;
@@ -23,3 +24,4 @@ mod sessions;
 mod state_dir;
 
 pub use embedded::{Coordinator, Operator};
+pub use operator_key::OperatorKey;
