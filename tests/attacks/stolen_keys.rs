@@ -71,7 +71,7 @@ fn newest(fleet: &Fleet) -> (Recorded, Release) {
     let started = entries.filter(|entry| entry["event"]["type"] == "deployment_started").last().expect("a deployment");
     let event = &started["event"];
     let intent = hex::decode(text(&event["intents"]["host-1"])).expect("hexadecimal");
-    let deployment = text(&fleet.newest_deployment()["id"]).parse().expect("id");
+    let deployment = text(&fleet.newest_deployment()["summary"]["id"]).parse().expect("id");
     let recorded =
         Recorded { deployment, server: "alpha".parse().expect("name"), intent: decode(&intent).expect("an intent") };
     let release = event["plan"]["groups"][0]["steps"][0]["release"].clone();

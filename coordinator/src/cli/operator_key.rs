@@ -20,7 +20,7 @@ pub(crate) enum OperatorKeyCommand {
         /// The file. Keep it where the operator works; whoever has it decides what the fleet runs.
         file: PathBuf,
     },
-    /// Writes the public half of `operator.key` into the state folder, as `operator.pub`.
+    /// Writes the public half of the operator's key into the state folder, as `operator.pub`.
     ///
     /// The coordinator needs only that. Fleets that were made by versions before have none.
     Export {
@@ -49,7 +49,11 @@ pub(super) fn operator_key(command: OperatorKeyCommand, context: &Context) -> Re
                 None => StateDir::new(std::path::Path::new(STATE_DIR_NAME))?,
             };
             if !(if_missing && (state_dir.has_operator_public() || !state_dir.exists())) {
-                OperatorKey::export(&state_dir, create)?;
+                if create {
+                    OperatorKey::export(&state_dir, create)?;
+                } else {
+                    state_dir.save_operator_public(&context.operator_key()?.public_pem()?)?;
+                }
             }
         }
     }
