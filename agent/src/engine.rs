@@ -6,6 +6,7 @@
 mod gate;
 mod look;
 mod room;
+mod sealed;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use fleetwright_deploy::admission::{Admission, Admitted, NotAdmitted, Stamp};
+use fleetwright_deploy::admission::{Admission, Admitted, NotAdmitted, Signed, Stamp};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::ids::{ReleaseId, ServerName};
@@ -23,7 +24,7 @@ use fleetwright_deploy::instance::{
 use fleetwright_deploy::release::Release;
 use fleetwright_deploy::room::Room;
 use fleetwright_deploy::time::Timestamp;
-use fleetwright_protocol::command::{CommandBody, CommandReply, IntentV1, StepOrder, VerifiedCommand};
+use fleetwright_protocol::command::{CommandBody, CommandReply, StepOrder, VerifiedCommand};
 use fleetwright_protocol::report::AgentMessageV1;
 use fleetwright_protocol::{Clock, Envelope, Verifier};
 use tokio::sync::{mpsc, oneshot, watch as value};
@@ -253,28 +254,29 @@ impl Engine {
             Ok(VerifiedCommand { command, .. }) if self.admission.admit_reading(command.generation).is_err() => {
                 CommandReply::Stale
             }
-            Ok(VerifiedCommand { command, intent }) => {
-                let stamp = |server: &ServerName, intent: IntentV1| Stamp {
-                    id: command.id,
-                    generation: command.generation,
-                    intent: (server.clone(), intent.generation),
-                };
-                match (command.body, intent) {
-                    (CommandBody::Step { deployment, server, attempt, order, .. }, Some(intent)) => {
-                        let (stamp, key) = (stamp(&server, intent), StepKey { deployment, attempt });
-                        match self.command(server, key, order, stamp, over, now).await? {
-                            Some(answer) => answer,
-                            // Without an answer the coordinator sends it again over the next connection.
-                            None => return Ok(()),
-                        }
-                    }
-                    (CommandBody::Step { .. }, None) => refuse("it comes without the operator's intent".to_owned()),
-                    (reading, _) => {
-                        self.look(reading, reply);
-                        return Ok(());
+            Ok(VerifiedCommand { command, intent }) => match (command.body, intent) {
+                (CommandBody::Step { deployment, server, attempt, order, .. }, Some(intent)) => {
+                    let (id, generation) = (command.id, command.generation);
+                    let (asks, intent) = (order.asks(), intent.signed());
+                    let stamp = Stamp { id, generation, server: server.clone(), asks, intent };
+                    match self.command(server, StepKey { deployment, attempt }, order, stamp, over, now).await? {
+                        Some(answer) => answer,
+                        // Without an answer the coordinator sends it again over the next connection.
+                        None => return Ok(()),
                     }
                 }
-            }
+                (CommandBody::Intent { ended, .. }, Some(intent)) => match self.hear(intent.signed(), ended, now)? {
+                    Some(answer) => answer,
+                    None => return Ok(()),
+                },
+                (CommandBody::Step { .. } | CommandBody::Intent { .. }, None) => {
+                    refuse("it comes without the operator's intent".to_owned())
+                }
+                (reading, _) => {
+                    self.look(reading, reply);
+                    return Ok(());
+                }
+            },
         };
         match &answer {
             CommandReply::Refused(failure) => tracing::warn!(%failure, "command refused"),
@@ -295,13 +297,13 @@ impl Engine {
         over: ConnectionSerial,
         now: Timestamp,
     ) -> Result<Option<CommandReply>> {
-        match self.admission.admit(&obeyed) {
+        match self.admission.admit(&obeyed, self.clock.now()) {
             Ok(Admitted::New) => {}
             Ok(Admitted::Again) => return Ok(Some(CommandReply::Duplicate)),
             Err(NotAdmitted::Older { .. }) => return Ok(Some(CommandReply::Stale)),
-            Err(older @ NotAdmitted::OlderIntent { .. }) => {
-                let failure = Failure::new(FailureKind::PermissionError, "command", older.to_string());
-                return Ok(Some(CommandReply::Refused(failure.at(&self.verifier.host, &server))));
+            Err(why) => {
+                let failure = not_admitted(&why).at(&self.verifier.host, &server);
+                return Ok(Some(CommandReply::Refused(failure)));
             }
         }
         // What undoes something may be what makes room.
@@ -325,6 +327,27 @@ impl Engine {
         }
     }
 
+    /// Takes note of an operator's intent: that it is followed from now on, or that its deployment has ended. Nothing
+    /// while the disk is full: the coordinator says it again.
+    fn hear(&mut self, intent: Signed, ended: bool, now: Timestamp) -> Result<Option<CommandReply>> {
+        match self.admission.hear(&intent, ended, self.clock.now()) {
+            Ok(false) => Ok(Some(CommandReply::Duplicate)),
+            Ok(true) => {
+                let word = if ended { "ended" } else { "begun" };
+                tracing::info!(deployment = %intent.deployment, generation = %intent.generation, "intent {word}");
+                match self.commit(&Commit { heard: Some((intent, ended)), ..Commit::default() }, now) {
+                    Ok(()) => Ok(Some(CommandReply::Accepted)),
+                    Err(error) if error.is_full() => {
+                        self.stall(&error);
+                        Ok(None)
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Err(why) => Ok(Some(CommandReply::Refused(not_admitted(&why)))),
+        }
+    }
+
     /// Whether an event of a command fits its instance now.
     fn check(&self, server: &ServerName, event: InstanceEvent, now: Timestamp) -> Result<InstanceEvent, Failure> {
         let known = self.instances.get(server).cloned();
@@ -345,10 +368,19 @@ impl Engine {
         now: Timestamp,
     ) -> Result<Option<InstanceEvent>, Failure> {
         let event = match order {
-            StepOrder::Stage { release, secrets } => {
+            StepOrder::Stage { release, .. } => {
+                sealed::refuse_secrets(&release).map_err(|failure| failure.at(&self.verifier.host, server))?;
                 let id = ReleaseId::of(&release);
                 let event = self.check(server, InstanceEvent::StageRequested { key, release: id.clone() }, now)?;
-                self.machine.receive(server, &id, &release, &secrets)?;
+                self.machine.receive(server, &id, &release, &BTreeMap::new())?;
+                event
+            }
+            StepOrder::StageSealed { release, secrets } => {
+                let values = sealed::open(&release, &secrets);
+                let values = values.map_err(|failure| failure.at(&self.verifier.host, server))?;
+                let id = ReleaseId::of(&release);
+                let event = self.check(server, InstanceEvent::StageRequested { key, release: id.clone() }, now)?;
+                self.machine.receive(server, &id, &release, &values)?;
                 event
             }
             StepOrder::Switch { target, confirm_within, healthy_deadline, min_healthy_time } => {
@@ -438,7 +470,7 @@ impl Engine {
                 other => rest.push(other),
             }
         }
-        let commit = Commit { event: Some((server.clone(), event.clone())), command, reports };
+        let commit = Commit { event: Some((server.clone(), event.clone())), command, reports, ..Commit::default() };
         self.commit(&commit, now)?;
         tracing::info!(%server, event = event_name(event), "applied");
         self.instances.insert(server.clone(), instance);
@@ -459,6 +491,9 @@ impl Engine {
         self.journal.commit(commit, now)?;
         if let Some(stamp) = &commit.command {
             self.admission.obey(stamp.clone(), now);
+        }
+        if let Some((intent, ended)) = &commit.heard {
+            self.admission.follow(intent, *ended, now);
         }
         if !commit.reports.is_empty() {
             self.publish_outbox()?;
@@ -596,6 +631,19 @@ impl Engine {
 /// Whether going on with these actions starts or stops the server anyway.
 fn redo_touches_process(actions: &[InstanceAction]) -> bool {
     actions.iter().any(|action| matches!(action, InstanceAction::Switch(_) | InstanceAction::Restore { .. }))
+}
+
+fn not_admitted(why: &NotAdmitted) -> Failure {
+    let failure = Failure::new(FailureKind::PermissionError, "command", why.to_string());
+    match why {
+        NotAdmitted::NotBegun { .. } => {
+            failure.hint("deploy again, or roll back again: the operator's intent is too old")
+        }
+        NotAdmitted::Spent { .. } => {
+            failure.hint("what has ended is undone only by a rollback that is signed anew: `fleetwright rollback`")
+        }
+        NotAdmitted::Older { .. } | NotAdmitted::OlderIntent { .. } | NotAdmitted::OnlyUndone { .. } => failure,
+    }
 }
 
 fn event_name(event: &InstanceEvent) -> &'static str {

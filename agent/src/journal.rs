@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use fleetwright_deploy::admission::{Admission, OBEYED_KEPT, Stamp};
-use fleetwright_deploy::ids::{CommandId, Generation, ServerName};
+use fleetwright_deploy::admission::{Admission, Followed, OBEYED_KEPT, Signed, Stamp};
+use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, ServerName};
 use fleetwright_deploy::instance::{Instance, InstanceEvent};
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::report::AgentMessageV1;
@@ -50,6 +50,8 @@ pub(crate) struct Commit {
     pub(crate) event: Option<(ServerName, InstanceEvent)>,
     /// A command that is obeyed by it, and the generations it raises.
     pub(crate) command: Option<Stamp>,
+    /// An operator's intent that the host has heard of, and whether its deployment has ended.
+    pub(crate) heard: Option<(Signed, bool)>,
     /// What the coordinator must be told.
     pub(crate) reports: Vec<Outgoing>,
 }
@@ -116,6 +118,7 @@ impl Journal {
              CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, server TEXT NOT NULL, event TEXT NOT NULL) STRICT;
              CREATE TABLE IF NOT EXISTS seen (command BLOB PRIMARY KEY, at INTEGER NOT NULL) STRICT;
              CREATE TABLE IF NOT EXISTS generations (name TEXT PRIMARY KEY, generation INTEGER NOT NULL) STRICT;
+             CREATE TABLE IF NOT EXISTS intents (deployment TEXT PRIMARY KEY, generation INTEGER NOT NULL, ended INTEGER NOT NULL, at INTEGER NOT NULL) STRICT;
              CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY AUTOINCREMENT, message BLOB NOT NULL, run INTEGER, connection INTEGER) STRICT;
              PRAGMA user_version = 1;
              COMMIT;",
@@ -216,6 +219,10 @@ impl Journal {
         }
         if let Some(command) = &commit.command {
             obey(&transaction, command, now)?;
+            follow(&transaction, &command.intent, false, now)?;
+        }
+        if let Some((intent, ended)) = &commit.heard {
+            follow(&transaction, intent, *ended, now)?;
         }
         for report in &commit.reports {
             let message = fleetwright_protocol::frame::encode(&report.message, usize::MAX)?;
@@ -245,7 +252,21 @@ impl Journal {
                 Some(Err(_)) => {}
             }
         }
-        Ok(Admission::new(fleet, intents, obeyed))
+        Ok(Admission::new(fleet, intents, obeyed, self.followed()?))
+    }
+
+    /// What the host has heard of operators' intents.
+    fn followed(&self) -> Result<BTreeMap<DeploymentId, Followed>, JournalError> {
+        let mut statement = self.connection.prepare("SELECT deployment, generation, ended, at FROM intents")?;
+        let mut rows = statement.query([])?;
+        let mut followed = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let Ok(deployment) = DeploymentId::try_from(row.get::<_, String>(0)?) else { continue };
+            let generation = Generation(u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0));
+            let (ended, at) = (row.get(2)?, Timestamp::from_unix_ms(row.get(3)?));
+            followed.insert(deployment, Followed { generation, ended, at });
+        }
+        Ok(followed)
     }
 
     /// Everything that has yet to be told, the oldest first. What an older agent kept may be larger than a message.
@@ -278,14 +299,11 @@ const FLEET_GENERATION: &str = "fleet";
 const INTENT_PREFIX: &str = "intent/";
 
 fn obey(transaction: &Transaction<'_>, command: &Stamp, now: Timestamp) -> Result<(), JournalError> {
-    transaction.execute(
-        "DELETE FROM seen WHERE at < ?1",
-        params![now.unix_ms().saturating_sub(i64::try_from(OBEYED_KEPT.ms()).unwrap_or(i64::MAX))],
-    )?;
+    transaction.execute("DELETE FROM seen WHERE at < ?1", params![forgotten_before(now)])?;
     transaction.execute("INSERT INTO seen (command, at) VALUES (?1, ?2)", params![command.id.0, now.unix_ms()])?;
-    let (server, intent) = &command.intent;
+    let (server, intent) = (&command.server, command.intent.generation);
     for (name, generation) in
-        [(FLEET_GENERATION.to_owned(), command.generation), (format!("{INTENT_PREFIX}{server}"), *intent)]
+        [(FLEET_GENERATION.to_owned(), command.generation), (format!("{INTENT_PREFIX}{server}"), intent)]
     {
         transaction.execute(
             "INSERT INTO generations (name, generation) VALUES (?1, ?2)
@@ -296,8 +314,29 @@ fn obey(transaction: &Transaction<'_>, command: &Stamp, now: Timestamp) -> Resul
     Ok(())
 }
 
+/// As [`Admission::follow`] does it in memory.
+fn follow(transaction: &Transaction<'_>, intent: &Signed, ended: bool, now: Timestamp) -> Result<(), JournalError> {
+    transaction.execute("DELETE FROM intents WHERE at < ?1", params![forgotten_before(now)])?;
+    let generation = i64::try_from(intent.generation.0).unwrap_or(i64::MAX);
+    transaction.execute(
+        "INSERT INTO intents (deployment, generation, ended, at) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (deployment) DO UPDATE SET
+             ended = CASE WHEN excluded.generation > generation THEN excluded.ended ELSE max(ended, excluded.ended) END,
+             generation = excluded.generation, at = excluded.at
+         WHERE excluded.generation >= generation",
+        params![intent.deployment.as_str(), generation, ended, now.unix_ms()],
+    )?;
+    Ok(())
+}
+
+/// What is of before this is forgotten.
+fn forgotten_before(now: Timestamp) -> i64 {
+    now.unix_ms().saturating_sub(i64::try_from(OBEYED_KEPT.ms()).unwrap_or(i64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
+    use fleetwright_deploy::admission::{Asks, Purpose};
     use fleetwright_deploy::failure::{Failure, FailureKind};
     use fleetwright_deploy::ids::ReleaseId;
     use fleetwright_deploy::instance::{StepKey, StepReport};
@@ -307,6 +346,21 @@ mod tests {
 
     fn server() -> ServerName {
         "time".parse().expect("name")
+    }
+
+    fn signed(deployment: &str, generation: u64) -> Signed {
+        let (deployment, begin_by) = (deployment.parse().expect("id"), Timestamp::from_unix_ms(9_000));
+        Signed { deployment, generation: Generation(generation), purpose: Purpose::Deploy, begin_by }
+    }
+
+    fn stamp(generation: u64, intent: u64) -> Stamp {
+        Stamp {
+            id: CommandId([7; 16]),
+            generation: Generation(generation),
+            server: server(),
+            asks: Asks::Forward,
+            intent: signed("d1-aa", intent),
+        }
     }
 
     fn key() -> StepKey {
@@ -319,7 +373,8 @@ mod tests {
         let path = folder.path().join("journal.db");
         let now = Timestamp::from_unix_ms(1_000);
         let mut live = Instance::new(server());
-        let id = CommandId([7; 16]);
+        let heard =
+            [("d1-aa", 3, true), ("d1-aa", 2, false), ("d2-bb", 5, false), ("d2-bb", 6, false), ("d2-bb", 6, true)];
         {
             let mut journal = Journal::open(&path).expect("open");
             let events = [
@@ -334,13 +389,17 @@ mod tests {
                 let commit = Commit { event: Some((server(), event)), ..Commit::default() };
                 journal.commit(&commit, now).expect("commit");
             }
-            let command = Stamp { id, generation: Generation(4), intent: (server(), Generation(3)) };
-            journal.commit(&Commit { command: Some(command), ..Commit::default() }, now).expect("commit");
+            journal.commit(&Commit { command: Some(stamp(4, 3)), ..Commit::default() }, now).expect("commit");
+            for (deployment, generation, ended) in heard {
+                let heard = Some((signed(deployment, generation), ended));
+                journal.commit(&Commit { heard, ..Commit::default() }, now).expect("commit");
+            }
         }
         let journal = Journal::open(&path).expect("open");
         assert_eq!(journal.instances().expect("fold").get(&server()), Some(&live));
         let mut admission = Admission::default();
-        admission.obey(Stamp { id, generation: Generation(4), intent: (server(), Generation(3)) }, now);
+        admission.obey(stamp(4, 3), now);
+        heard.iter().for_each(|(of, generation, ended)| admission.follow(&signed(of, *generation), *ended, now));
         assert_eq!(journal.admission().expect("admission"), admission);
     }
 
@@ -348,10 +407,9 @@ mod tests {
     fn a_command_is_obeyed_once_or_the_whole_commit_is_refused() {
         let folder = tempfile::tempdir().expect("folder");
         let mut journal = Journal::open(&folder.path().join("journal.db")).expect("open");
-        let command = || Stamp { id: CommandId([7; 16]), generation: Generation(1), intent: (server(), Generation(1)) };
         let event = InstanceEvent::StageRequested { key: key(), release: ReleaseId::of(b"r") };
         let commit =
-            || Commit { event: Some((server(), event.clone())), command: Some(command()), reports: Vec::new() };
+            || Commit { event: Some((server(), event.clone())), command: Some(stamp(1, 1)), ..Commit::default() };
         let now = Timestamp::from_unix_ms(1_000);
         journal.commit(&commit(), now).expect("first");
         assert!(journal.commit(&commit(), now).is_err());

@@ -19,6 +19,7 @@ mod instances;
 mod journal;
 mod lock;
 mod monitor;
+mod operator_key;
 mod output;
 mod plan;
 mod rollback;
@@ -41,6 +42,7 @@ use fleetwright_deploy::deployment::Outcome;
 
 use self::output::{Format, Ui};
 use crate::client::{Client, failure_in};
+use crate::operator_key::OperatorKey;
 use crate::state_dir::StateDir;
 
 /// What the exit codes of the command mean.
@@ -86,6 +88,9 @@ struct Global {
     /// The unix socket of the coordinator, where it is not in the state folder.
     #[arg(long, global = true, env = "FLEETWRIGHT_COORDINATOR", hide_env_values = true, value_name = "SOCKET")]
     coordinator: Option<PathBuf>,
+    /// The file with the operator's key, for commands that sign; without it, `operator.key` in the state folder.
+    #[arg(long, global = true, env = "FLEETWRIGHT_OPERATOR_KEY", hide_env_values = true, value_name = "FILE")]
+    operator_key: Option<PathBuf>,
     /// How results are printed.
     #[arg(long, global = true, value_enum, default_value_t = Format::Human)]
     output: Format,
@@ -127,6 +132,8 @@ enum Command {
     #[command(subcommand)]
     Journal(journal::JournalCommand),
     Coordinator(coordinator::CoordinatorArguments),
+    #[command(subcommand)]
+    OperatorKey(operator_key::OperatorKeyCommand),
 }
 
 impl Command {
@@ -148,6 +155,18 @@ impl Context {
         match &self.global.state_dir {
             Some(folder) => StateDir::new(folder).map(Some),
             None => StateDir::find(),
+        }
+    }
+
+    /// The operator's key: the one that was named, or that of the state folder.
+    pub(crate) fn operator_key(&self) -> Result<OperatorKey> {
+        let in_state_dir = || Ok::<_, anyhow::Error>(self.state_dir()?.map(|state_dir| state_dir.operator_key_file()));
+        let file = self.global.operator_key.clone().map_or_else(in_state_dir, |named| Ok(Some(named)))?;
+        match file.filter(|file| file.exists()) {
+            Some(file) => OperatorKey::read(&file),
+            None => bail!(
+                "the operator's key is not here\n  hint: name its file with --operator-key, or the state folder that holds it with --state-dir"
+            ),
         }
     }
 
@@ -241,6 +260,7 @@ async fn perform(command: Command, context: &Context) -> Result<u8> {
         Command::Unhalt(arguments) => halt::unhalt(&arguments, context).await,
         Command::Journal(command) => journal::journal(&command, context),
         Command::Coordinator(arguments) => coordinator::coordinator(&arguments, context).await,
+        Command::OperatorKey(command) => operator_key::operator_key(command, context),
     }
 }
 

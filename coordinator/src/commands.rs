@@ -1,23 +1,22 @@
 //! Making the signed command for an order: its id, its intent, and, for a release, its bytes and secrets.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fleetwright_certs::{Signer, TrustedKeys};
+use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::deployment::{Deployment, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::Fleet;
-use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, HostName, InstanceId, ServerName};
+use fleetwright_deploy::ids::{CommandId, Generation, HostName, InstanceId};
 use fleetwright_deploy::limits::size;
 use fleetwright_deploy::plan::Plan;
-use fleetwright_deploy::time::{Length, Timestamp};
-use fleetwright_protocol::command::{COMMAND_LIFETIME, Command, CommandBody, CommandV1, IntentV1, StepOrder};
-use fleetwright_protocol::frame::{decode, encode};
+use fleetwright_deploy::time::Timestamp;
+use fleetwright_protocol::command::{COMMAND_LIFETIME, Command, CommandBody, CommandV1, StepOrder};
+use fleetwright_protocol::frame::decode;
 use fleetwright_protocol::{Envelope, FrameError, Intent};
 
 use crate::secrets::Secrets;
-
-/// How long an operator's intent counts.
-pub(crate) const INTENT_LIFETIME: Length = Length::from_secs(24 * 3_600);
 
 /// Signs what the coordinator sends.
 pub(crate) struct CommandMaker {
@@ -43,7 +42,7 @@ impl CommandMaker {
             .intent(deployment.id(), &instance.host)
             .ok_or_else(|| failed("the operator has signed no intent for this host".to_owned()))?;
         let intent = open_text(intent).map_err(|error| failed(error.to_string()))?;
-        let Intent::V1(meant) = decode(&intent.payload).map_err(|error| failed(error.to_string()))?;
+        let meant = decode::<Intent>(&intent.payload).map_err(|error| failed(error.to_string()))?.meant();
         let name: &'static str = OrderName::from(order).into();
         let id = CommandId::of(deployment.id(), instance, attempt, name, meant.generation);
         let order = match order {
@@ -51,7 +50,7 @@ impl CommandMaker {
                 let release = deployment
                     .planned_release(instance)
                     .ok_or_else(|| failed("the plan has no release for it".to_owned()))?;
-                StepOrder::Stage { release: release.to_bytes(), secrets: self.secrets.reveal(release)? }
+                StepOrder::StageSealed { release: release.to_bytes(), secrets: self.secrets.reveal(release)? }
             }
             Order::Switch { target, confirm_within, healthy_deadline, min_healthy_time } => StepOrder::Switch {
                 target: target.clone(),
@@ -84,7 +83,20 @@ impl CommandMaker {
         })
     }
 
-    /// A command that only looks.
+    /// The word to a host that an operator's intent is followed from now on, or that its deployment has ended.
+    pub(crate) fn announce(
+        &self,
+        fleet: &Fleet,
+        host: &HostName,
+        (intent, ended): (&str, bool),
+        now: Timestamp,
+    ) -> Result<Envelope, Failure> {
+        let failed = |why: String| Failure::new(FailureKind::DeploymentError, "command", why);
+        let intent = open_text(intent).map_err(|error| failed(error.to_string()))?;
+        self.look(fleet, host, CommandBody::Intent { intent, ended }, now)
+    }
+
+    /// A command that touches no server.
     pub(crate) fn look(
         &self,
         fleet: &Fleet,
@@ -119,37 +131,11 @@ impl CommandMaker {
     }
 }
 
-/// What an operator signs: for each host, which servers a plan lets run which release.
-pub(crate) fn sign_intents(
-    fleet: &fleetwright_deploy::ids::FleetName,
-    deployment: &DeploymentId,
-    plan: &Plan,
-    generation: Generation,
-    signer: &Signer,
-    now: Timestamp,
-) -> Result<std::collections::BTreeMap<HostName, String>, FrameError> {
-    let plan_id = plan.id();
-    let signed = plan.per_host().into_iter().map(|(host, servers)| {
-        let intent = IntentV1 {
-            fleet: fleet.clone(),
-            host: host.clone(),
-            deployment: deployment.clone(),
-            plan: plan_id.clone(),
-            generation,
-            not_after: now.after(INTENT_LIFETIME),
-            servers,
-        };
-        let envelope = Envelope::seal(&Intent::V1(intent), signer)?;
-        Ok((host, hex::encode(encode(&envelope, usize::MAX)?)))
-    });
-    signed.collect()
-}
-
-/// Whether intents are what agents will accept: signed by the operator, for exactly this plan and generation.
+/// Whether intents are what agents will accept: signed by the operator, for exactly this plan, purpose and generation.
 pub(crate) fn check_intents(
-    intents: &std::collections::BTreeMap<HostName, String>,
+    intents: &BTreeMap<HostName, String>,
     plan: &Plan,
-    generation: Generation,
+    (purpose, generation): (Purpose, Generation),
     keys: &TrustedKeys,
 ) -> Result<(), String> {
     let (plan_id, wanted) = (plan.id(), plan.per_host());
@@ -158,10 +144,10 @@ pub(crate) fn check_intents(
         let envelope = open_text(text).map_err(|error| error.to_string())?;
         keys.verify(&envelope.payload, &envelope.signature)
             .map_err(|error| format!("the intent for {host} is refused: {error}"))?;
-        let Intent::V1(intent) = decode(&envelope.payload).map_err(|error| error.to_string())?;
-        let same: Vec<(ServerName, Option<fleetwright_deploy::ids::ReleaseId>)> = intent.servers;
-        if intent.host != *host || intent.plan != plan_id || same != *servers || intent.generation != generation {
-            return Err(format!("the intent for {host} was signed for another plan or generation"));
+        let intent = decode::<Intent>(&envelope.payload).map_err(|error| error.to_string())?.meant();
+        let same = intent.host == *host && intent.plan == plan_id && intent.servers == *servers;
+        if !same || intent.generation != generation || intent.purpose != purpose {
+            return Err(format!("the intent for {host} was signed for another plan, purpose or generation"));
         }
     }
     Ok(())

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use fleetwright_certs::{Signer, Token};
+use fleetwright_certs::Token;
+use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::Fleet;
@@ -20,9 +21,10 @@ use fleetwright_protocol::{Clock, close};
 use quinn::Endpoint;
 
 use crate::artifacts::Artifacts;
-use crate::commands::{CommandMaker, sign_intents};
+use crate::commands::CommandMaker;
 use crate::engine::{Authorities, Engine, Handle, Reply, Request};
 use crate::journal::{self, Journal, SqliteStore};
+use crate::operator_key::OperatorKey;
 use crate::secrets::Secrets;
 use crate::sessions;
 use crate::state_dir::{FleetFile, StateDir};
@@ -37,27 +39,29 @@ pub struct Coordinator {
     handle: Handle,
     identity: TlsIdentity,
     reset_key: [u8; 32],
-    operator: Operator,
+    authority_fingerprint: String,
     artifacts: Arc<Artifacts>,
     secrets: Arc<Secrets>,
     clock: Clock,
     lock: File,
 }
 
-/// What an operator does by way of a coordinator in the same program.
+/// What an operator does by way of a coordinator in the same program. The key is the operator's own: the coordinator has
+/// only its public half.
 #[derive(Clone)]
 pub struct Operator {
     handle: Handle,
     fleet: FleetName,
-    key_pem: String,
+    key: Arc<OperatorKey>,
     authority_fingerprint: String,
     clock: Clock,
 }
 
 impl Coordinator {
-    /// Makes the state folder of a fleet: its authority, its keys, and where it listens.
-    pub fn create(folder: &Path, fleet: &FleetName, listen: &str, clock: &Clock) -> Result<()> {
-        StateDir::new(folder)?.create(fleet, listen, clock)
+    /// Makes the state folder of a fleet: its authority, its keys, and where it listens. It does what is signed with the
+    /// key whose public half, as a PEM text, it is given here.
+    pub fn create(folder: &Path, fleet: &FleetName, listen: &str, operator_public: &str, clock: &Clock) -> Result<()> {
+        StateDir::new(folder)?.create(fleet, listen, operator_public, clock)
     }
 
     /// Opens a state folder. One coordinator at a time works on it.
@@ -66,26 +70,18 @@ impl Coordinator {
         let FleetFile { name, .. } = state_dir.fleet()?;
         let lock = state_dir.lock()?;
         let (journal, fleet) = open_journal(&state_dir, &name)?;
-        let operator = state_dir.operator_signer()?;
-        let key_pem = operator.to_pem()?;
         let secrets = Arc::new(Secrets::new(state_dir.secrets(), state_dir.values_key()?));
         let authorities = Authorities {
             authority: state_dir.authority(&name)?,
             commands: CommandMaker { signer: state_dir.command_signer()?, secrets: secrets.clone() },
             operator_keys: state_dir.operator_keys()?,
-            operator,
+            operator_public: state_dir.operator_public()?,
         };
         let (engine, handle) = Engine::open(fleet, journal, authorities, clock.clone());
-        let operator = Operator {
-            handle: handle.clone(),
-            fleet: name.clone(),
-            key_pem,
-            authority_fingerprint: state_dir.authority_fingerprint()?,
-            clock: clock.clone(),
-        };
+        let authority_fingerprint = state_dir.authority_fingerprint()?;
         let (identity, reset_key) = (state_dir.tls()?, state_dir.reset_key()?);
         let artifacts = Arc::new(Artifacts::new(state_dir.artifacts()));
-        Ok(Self { name, engine, handle, identity, reset_key, operator, artifacts, secrets, clock, lock })
+        Ok(Self { name, engine, handle, identity, reset_key, authority_fingerprint, artifacts, secrets, clock, lock })
     }
 
     /// The settings that the endpoint must have: of its socket, and of the connections it accepts.
@@ -93,9 +89,15 @@ impl Coordinator {
         Ok((endpoint::coordinator_socket(&self.reset_key), endpoint::coordinator(&self.identity, &self.clock)?))
     }
 
-    /// The operator's way in.
-    pub fn operator(&self) -> Operator {
-        self.operator.clone()
+    /// The way in of the operator who has this key.
+    pub fn operator(&self, key: OperatorKey) -> Operator {
+        Operator {
+            handle: self.handle.clone(),
+            fleet: self.name.clone(),
+            key: Arc::new(key),
+            authority_fingerprint: self.authority_fingerprint.clone(),
+            clock: self.clock.clone(),
+        }
     }
 
     pub(crate) fn handle(&self) -> Handle {
@@ -145,7 +147,7 @@ impl Operator {
     /// Signs the intents of a plan, and starts it.
     pub async fn start(&self, plan: Plan, options: Options) -> Result<DeploymentId, Failure> {
         let generation = plan.parent.next();
-        let intents = self.intents(&DeploymentId::new(generation, &plan.id()), &plan, generation)?;
+        let intents = self.intents(&DeploymentId::new(generation, &plan.id()), &plan, (Purpose::Deploy, generation))?;
         let plan = Box::new(plan);
         self.ask(|reply| Request::Start { plan, options, intents, reply }).await
     }
@@ -163,7 +165,7 @@ impl Operator {
         let (plan, generation) = found.await?.ok_or_else(|| {
             Failure::new(FailureKind::ConfigurationError, "rollback", format!("there is no deployment {deployment}"))
         })?;
-        let intents = self.intents(&deployment, &plan, generation.next())?;
+        let intents = self.intents(&deployment, &plan, (Purpose::RollBack, generation.next()))?;
         self.ask(|reply| Request::RollBack { deployment, by, strategy, only, intents, reply }).await
     }
 
@@ -176,13 +178,10 @@ impl Operator {
         &self,
         deployment: &DeploymentId,
         plan: &Plan,
-        generation: Generation,
+        to: (Purpose, Generation),
     ) -> Result<BTreeMap<HostName, String>, Failure> {
-        let failed = |why: String| Failure::new(FailureKind::PermissionError, "intent", why);
-        let signer = Signer::from_pem(&self.key_pem, fleetwright_protocol::command::INTENT_PURPOSE)
-            .map_err(|error| failed(error.to_string()))?;
-        sign_intents(&self.fleet, deployment, plan, generation, &signer, self.clock.now())
-            .map_err(|error| failed(error.to_string()))
+        let signed = self.key.sign(&self.fleet, deployment, plan, to, self.clock.now());
+        signed.map_err(|error| Failure::new(FailureKind::PermissionError, "intent", error.to_string()))
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<Result<T, Failure>>) -> Request) -> Result<T, Failure> {

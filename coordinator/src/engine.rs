@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use fleetwright_certs::{Authority, Signer, TrustedKeys};
+use fleetwright_certs::{Authority, TrustedKeys};
 use fleetwright_deploy::deployment::{Action, DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{Fleet, FleetEvent, Refused};
@@ -43,8 +43,9 @@ const FULL_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Authorities {
     pub(crate) authority: Authority,
     pub(crate) commands: CommandMaker,
+    /// The keys that may sign intents, and the one that hosts are told of when they enrol: public halves alone.
     pub(crate) operator_keys: TrustedKeys,
-    pub(crate) operator: Signer,
+    pub(crate) operator_public: String,
 }
 
 /// What is done once what has come in is durable; it is told when it could not be made so.
@@ -185,6 +186,7 @@ impl Engine {
                         self.send(&deployment, &instance, attempt, &order, now);
                     }
                     Action::Ask { deployment, external, attempt } => self.ask(deployment, external, attempt),
+                    Action::Announce { deployment } => self.announce(&deployment),
                     Action::Settled { .. } => {}
                 }
             }
@@ -307,6 +309,11 @@ impl Engine {
             }
             Request::LookAt { host, body, reply } => self.look_at(&host, body, reply),
             Request::Resend { host } => self.send_missed(&host),
+            // What was signed before another deployment began is signed anew.
+            Request::NotHeard { host, generation } if generation < self.fleet.generation() => {
+                self.announce_to(&host);
+            }
+            Request::NotHeard { .. } => {}
             Request::Records { after, limit, reply } => {
                 self.commit()?;
                 let records = self.journal.as_ref().map(|journal| journal.records(after, limit)).transpose()?;
@@ -336,6 +343,40 @@ impl Engine {
             // An engine that has ended asks again when it is started.
             let _ = requests.send(answer).await;
         });
+    }
+
+    /// Every connected host of a deployment hears of the operator's intents for it.
+    fn announce(&self, deployment: &DeploymentId) {
+        for host in self.fleet.intended(deployment) {
+            if let Some(word) = self.fleet.announcement(deployment, host) {
+                self.tell_intent(host, deployment, word);
+            }
+        }
+    }
+
+    /// A host that is back hears of all intents that still count.
+    fn announce_to(&self, host: &HostName) {
+        for (deployment, intent, ended) in self.fleet.announcements(host, self.clock.now()) {
+            self.tell_intent(host, deployment, (intent, ended));
+        }
+    }
+
+    fn tell_intent(&self, host: &HostName, deployment: &DeploymentId, word: (&str, bool)) {
+        let Some(session) = self.sessions.get(host) else { return };
+        match self.authorities.commands.announce(&self.fleet, host, word, self.clock.now()) {
+            Err(failure) => tracing::warn!(%host, %deployment, %failure, "an intent cannot be told"),
+            Ok(envelope) => {
+                let (reply, answer) = oneshot::channel();
+                session.send(Outbound { envelope, reply });
+                let (requests, host, generation) =
+                    (self.handle.requests.clone(), host.clone(), self.fleet.generation());
+                tokio::spawn(async move {
+                    if let Ok(CommandReply::Stale) = answer.await {
+                        let _ = requests.send(Request::NotHeard { host, generation }).await;
+                    }
+                });
+            }
+        }
     }
 
     /// Hands a command to the session of its host. Without one it goes out when the host is back.

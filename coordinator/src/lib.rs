@@ -16,6 +16,7 @@ pub mod journal;
 mod local;
 mod local_artifact;
 mod lock;
+mod operator_key;
 mod project;
 mod registry;
 mod secrets;
@@ -24,3 +25,4 @@ mod sessions;
 mod state_dir;
 
 pub use embedded::{Coordinator, Operator};
+pub use operator_key::OperatorKey;

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 use crate::api::TokenView;
 use crate::api::views::HostRow;
 use crate::client::Client;
+use crate::operator_key::OperatorKey;
 use crate::state_dir::{StateDir, lock_holder};
 
 /// How often something that is about to happen is looked at.
@@ -78,6 +79,10 @@ pub(crate) async fn ensure_coordinator(state_dir: &StateDir) -> Result<(Client, 
     let client = Client::new(&state_dir.socket())?;
     if client.is_up().await {
         return Ok((client, false));
+    }
+    // A fleet that was made by a version before has its public half nowhere.
+    if !state_dir.has_operator_public() {
+        OperatorKey::export(state_dir, false)?;
     }
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("coordinator").arg("--state-dir").arg(state_dir.path());

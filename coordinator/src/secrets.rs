@@ -10,13 +10,11 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::planning::secret_key;
-use fleetwright_deploy::release::{Release, SecretEncoding, SecretSource, is_secret_name};
+use fleetwright_deploy::planning::{GENERATED_DIGEST, secret_key};
+use fleetwright_deploy::release::{Release, SecretKey, SecretSource, UnboundSecret, is_secret_name};
 use fleetwright_deploy::time::Timestamp;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use fleetwright_protocol::command::SentSecret;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Characters that generated values are drawn from: none needs quoting in a shell, a URL or YAML.
@@ -43,21 +41,19 @@ impl Secrets {
         Self { folder, key, found: Mutex::default(), looking: Mutex::default() }
     }
 
-    /// The values that a release names. Those that take long to look up must have been looked up before.
-    pub(crate) fn reveal(&self, release: &Release) -> Result<BTreeMap<String, String>, Failure> {
+    /// The values that a release names, each with what its host checks it by. Those that take long to look up must have
+    /// been looked up before.
+    pub(crate) fn reveal(&self, release: &Release) -> Result<BTreeMap<String, SentSecret>, Failure> {
         let named = release.secrets.iter().map(|(name, secret)| {
             let declared = secret.declared_name(name);
             let value = self.value(declared, &secret.source).ok_or_else(|| missing(declared, &secret.source))?;
-            let generated = matches!(secret.source, SecretSource::Generated { .. });
-            if let Some(digest) = secret.digest.as_ref().filter(|_| !generated)
-                && *digest != self.digest_of(declared, &value)
-            {
-                let message = format!("secret `{declared}` has changed since the plan was made");
-                return Err(
-                    Failure::new(FailureKind::ConfigurationError, "secrets", message).hint("plan and deploy again")
-                );
-            }
-            Ok((name.clone(), encoded(value, secret.encode)))
+            let key = SecretKey::derive(&self.key, &secret.source);
+            let message = match secret.check(name, &value, &key) {
+                Ok(_) => return Ok((name.clone(), SentSecret { value, key })),
+                Err(UnboundSecret::OtherValue(_)) => format!("secret `{declared}` has changed since the plan was made"),
+                Err(why) => why.to_string(),
+            };
+            Err(Failure::new(FailureKind::ConfigurationError, "secrets", message).hint("plan and deploy again"))
         });
         named.collect()
     }
@@ -107,6 +103,14 @@ impl Secrets {
         if takes_long(source) {
             let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
             self.look_up_anew(name, source).ok()?;
+        }
+        Some(SecretKey::derive(&self.key, source).digest(&self.value(name, source)?))
+    }
+
+    /// The digest that versions before gave a value, once that is known.
+    pub(crate) fn older_digest(&self, name: &str, source: &SecretSource) -> Option<String> {
+        if matches!(source, SecretSource::Generated { .. }) {
+            return Some(GENERATED_DIGEST.to_owned());
         }
         Some(self.digest_of(name, &self.value(name, source)?))
     }
@@ -184,22 +188,6 @@ impl Secrets {
         let mut bytes = vec![0; length as usize];
         hasher.finalize_xof().fill(&mut bytes);
         bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 64)])).collect()
-    }
-}
-
-/// What is unreserved in URLs (RFC 3986, section 2.3).
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-/// A value as it is put into a text.
-fn encoded(value: String, encode: Option<SecretEncoding>) -> String {
-    match encode {
-        None => value,
-        Some(SecretEncoding::Base64) => STANDARD.encode(value),
-        Some(SecretEncoding::Url) => utf8_percent_encode(&value, RESERVED).to_string(),
-        Some(SecretEncoding::Json) => {
-            let quoted = serde_json::to_string(&value).unwrap_or_default();
-            quoted.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or_default().to_owned()
-        }
     }
 }
 
@@ -344,18 +332,9 @@ mod tests {
         release
             .secrets
             .insert("key".to_owned(), fleetwright_deploy::release::SecretUse { source, digest, encode: None });
-        assert_eq!(secrets.reveal(&release).expect("values")["key"], "one");
+        assert_eq!(secrets.reveal(&release).expect("values")["key"].value, "one");
         std::fs::write(&file, "two").expect("write");
         let failure = secrets.reveal(&release).expect_err("refused");
         assert!(failure.message.contains("has changed since the plan was made"), "{failure}");
-    }
-
-    #[test]
-    fn a_value_is_put_in_as_the_text_around_it_wants_it() {
-        let value = "a b/\"c\"\\ä~".to_owned();
-        assert_eq!(encoded(value.clone(), None), value);
-        assert_eq!(encoded(value.clone(), Some(SecretEncoding::Url)), "a%20b%2F%22c%22%5C%C3%A4~");
-        assert_eq!(encoded(value.clone(), Some(SecretEncoding::Json)), "a b/\\\"c\\\"\\\\ä~");
-        assert_eq!(encoded(value, Some(SecretEncoding::Base64)), "YSBiLyJjIlzDpH4=");
     }
 }

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// The name of a state folder, when it is looked for in the present folder and those above it.
 pub(crate) const STATE_DIR_NAME: &str = ".fleetwright";
+/// The file with the public half of the operator's key.
+pub(crate) const OPERATOR_PUBLIC: &str = "operator.pub";
 
 /// What is remembered of a fleet besides its keys and its journal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,11 +94,20 @@ impl StateDir {
         self.folder.join("hosts")
     }
 
-    /// Makes a fleet: its authority, its coordinator's certificate, and the keys that sign commands and intents.
-    pub(crate) fn create(&self, name: &FleetName, listen: &str, clock: &Clock) -> Result<()> {
+    /// Makes the folder itself, for its owner alone.
+    pub(crate) fn make_folder(&self) -> Result<()> {
         let failed = || format!("the state folder {} cannot be made", self.folder.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).with_context(failed)?;
-        fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700)).with_context(failed)?;
+        fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700)).with_context(failed)
+    }
+
+    /// Makes a fleet: its authority, its coordinator's certificate, and the key that signs commands. Of the operator's key
+    /// it gets the public half.
+    pub(crate) fn create(&self, name: &FleetName, listen: &str, operator_public: &str, clock: &Clock) -> Result<()> {
+        TrustedKeys::from_pems([operator_public], INTENT_PURPOSE)
+            .context("the operator's public key cannot be read")?;
+        self.make_folder()?;
+        let failed = || format!("the state folder {} cannot be made", self.folder.display());
         fs::create_dir_all(self.secrets()).with_context(failed)?;
         let now = clock.now_unix_s();
         let authority = Authority::create(name.as_str(), now)?;
@@ -108,7 +119,7 @@ impl StateDir {
         self.write("coordinator.pem", &chain_pem)?;
         self.write("coordinator.key", &key_pem)?;
         self.write("command.key", &Signer::generate(COMMAND_PURPOSE)?.to_pem()?)?;
-        self.write("operator.key", &Signer::generate(INTENT_PURPOSE)?.to_pem()?)?;
+        self.save_operator_public(operator_public)?;
         self.write("values.key", fleetwright_certs::Token::generate()?.reveal())?;
         // Last, since it is what makes the folder a fleet's.
         self.save_fleet(&FleetFile { name: name.clone(), listen: listen.to_owned() })
@@ -181,15 +192,36 @@ impl StateDir {
         Ok(Signer::from_pem(&self.read("command.key")?, COMMAND_PURPOSE)?)
     }
 
-    /// The operator's key, which signs intents.
-    pub(crate) fn operator_signer(&self) -> Result<Signer> {
-        Ok(Signer::from_pem(&self.read("operator.key")?, INTENT_PURPOSE)?)
+    /// Where the operator's key lies, unless it is kept elsewhere. Only commands read it.
+    pub(crate) fn operator_key_file(&self) -> PathBuf {
+        self.folder.join("operator.key")
+    }
+
+    /// Keeps the public half of the operator's key.
+    pub(crate) fn save_operator_public(&self, pem: &str) -> Result<()> {
+        self.write(OPERATOR_PUBLIC, pem)
+    }
+
+    /// Whether the public half of the operator's key is here.
+    pub(crate) fn has_operator_public(&self) -> bool {
+        self.folder.join(OPERATOR_PUBLIC).exists()
+    }
+
+    /// The public half of the operator's key, as a PEM text.
+    pub(crate) fn operator_public(&self) -> Result<String> {
+        if !self.has_operator_public() {
+            bail!(
+                "{} lacks {OPERATOR_PUBLIC}, the public half of the operator's key\n  hint: `fleetwright operator-key export --state-dir {}` writes it, where operator.key is",
+                self.folder.display(),
+                self.folder.display()
+            );
+        }
+        self.read(OPERATOR_PUBLIC)
     }
 
     /// The keys that may sign intents.
     pub(crate) fn operator_keys(&self) -> Result<TrustedKeys> {
-        let public = self.operator_signer()?.public_pem()?;
-        Ok(TrustedKeys::from_pems([public.as_str()], INTENT_PURPOSE)?)
+        Ok(TrustedKeys::from_pems([self.operator_public()?.as_str()], INTENT_PURPOSE)?)
     }
 
     /// What generated values and digests of secrets are derived from.

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
+use crate::admission::INTENT_LIFETIME_MAX;
 use crate::deployment::{
-    Action, Deployment, DeploymentEvent, Effects, Hold, HoldKind, IllegalEvent, Note, Options, Step, StepState,
+    Action, Deployment, DeploymentEvent, Effects, Hold, HoldKind, IllegalEvent, Note, Options, Phase, Step, StepState,
 };
 use crate::failure::{Failure, FailureKind};
 use crate::health::{HealthReport, HealthStatus};
@@ -19,6 +20,9 @@ use crate::mutant::{Mutant, is_active};
 use crate::plan::{EXTERNALS_MAX, External, Plan, PlannedStep, RollbackStrategy, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
+
+/// Of how many deployments, the newest first, a host that comes back hears.
+const ANNOUNCEMENTS_MAX: usize = 64;
 
 /// What can happen to a fleet. One of these is one entry of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr)]
@@ -258,6 +262,35 @@ impl Fleet {
         self.intents.get(deployment)?.get(host).map(String::as_str)
     }
 
+    /// What a host is to know about the operator's intents for it that still count: each with its deployment, and whether
+    /// that has ended.
+    pub fn announcements<'a>(
+        &'a self,
+        host: &'a HostName,
+        now: Timestamp,
+    ) -> impl Iterator<Item = (&'a DeploymentId, &'a str, bool)> {
+        let counts = move |deployment: &&Deployment| match deployment.phase() {
+            Phase::Finished { at, .. } => now <= at.after(INTENT_LIFETIME_MAX),
+            _ => true,
+        };
+        let counting = self.deployments().rev().filter(counts);
+        let told = counting
+            .filter_map(move |of| self.announcement(of.id(), host).map(|(intent, ended)| (of.id(), intent, ended)));
+        told.take(ANNOUNCEMENTS_MAX)
+    }
+
+    /// What a host is to know about the operator's newest intent for it in a deployment: that, and whether the deployment
+    /// has ended.
+    pub fn announcement(&self, deployment: &DeploymentId, host: &HostName) -> Option<(&str, bool)> {
+        let ended = self.deployments.get(deployment)?.outcome().is_some();
+        Some((self.intent(deployment, host)?, ended))
+    }
+
+    /// The hosts that the operator has signed an intent for in a deployment.
+    pub fn intended(&self, deployment: &DeploymentId) -> impl Iterator<Item = &HostName> {
+        self.intents.get(deployment).into_iter().flat_map(BTreeMap::keys)
+    }
+
     /// Whether a host is to stage a release that is made of this artifact, and so may have it.
     pub fn may_fetch(&self, host: &HostName, sha256: &str) -> bool {
         let wants = |step: &PlannedStep| {
@@ -446,8 +479,9 @@ impl Fleet {
             FleetEvent::RollbackRequested { deployment, by, strategy, only, intents } => {
                 self.may_roll_back(&deployment, &only)?;
                 let event = DeploymentEvent::RollbackRequested { by, strategy, only };
-                let effects = self.tell(&deployment, event, now)?;
+                let mut effects = self.tell(&deployment, event, now)?;
                 self.generation = self.generation.next();
+                effects.actions.insert(0, Action::Announce { deployment: deployment.clone() });
                 self.intents.entry(deployment).or_default().extend(intents);
                 Ok(effects)
             }
@@ -588,6 +622,7 @@ impl Fleet {
         self.deployments.insert(id.clone(), deployment);
         self.order.push(id.clone());
         self.intents.insert(id.clone(), intents);
+        effects.actions.push(Action::Announce { deployment: id.clone() });
         self.take_in(&id, started, &mut effects, now);
         Ok(effects)
     }
@@ -606,9 +641,14 @@ impl Fleet {
 
     fn tell(&mut self, id: &DeploymentId, event: DeploymentEvent, now: Timestamp) -> Result<Effects, Refused> {
         let Some(deployment) = self.deployments.get_mut(id) else { return Err(Refused::NoChange) };
+        let was_under_way = deployment.outcome().is_none();
         let from_deployment = deployment.apply(event, now)?;
+        let ends = was_under_way && deployment.outcome().is_some();
         let mut effects = Effects::default();
         self.take_in(id, from_deployment, &mut effects, now);
+        if ends {
+            effects.actions.push(Action::Announce { deployment: id.clone() });
+        }
         Ok(effects)
     }
 
@@ -627,7 +667,7 @@ impl Fleet {
         for action in from.actions {
             match action {
                 Action::Settled { instance, release, trouble } => self.settle(id, instance, release, trouble, now),
-                Action::Send { .. } | Action::Ask { .. } => effects.actions.push(action),
+                Action::Send { .. } | Action::Ask { .. } | Action::Announce { .. } => effects.actions.push(action),
             }
         }
         effects.notes.extend(from.notes);

@@ -182,6 +182,11 @@ impl DeploymentId {
     pub fn new(generation: Generation, plan: &PlanId) -> Self {
         Self(format!("d{}-{}", generation.0, &plan.0[..8]))
     }
+
+    /// The generation that it raised the fleet to, as its id says.
+    pub fn generation(&self) -> Option<Generation> {
+        self.0.strip_prefix('d')?.split_once('-')?.0.parse().ok().map(Generation)
+    }
 }
 
 impl SnapshotId {

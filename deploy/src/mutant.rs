@@ -46,6 +46,8 @@ pub enum Mutant {
     MixAttempts,
     /// After a restart, hosts are taken for connected that were.
     RememberConnections,
+    /// A host obeys what comes under an intent whose deployment has ended there.
+    ObeySpentIntent,
 }
 
 #[cfg(feature = "mutants")]

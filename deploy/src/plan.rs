@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
+use crate::admission::{BEGIN_WITHIN_MIN, INTENT_LIFETIME_MAX, Purpose};
 use crate::ids::{EnvironmentName, Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId, ServerName};
 use crate::release::Release;
+use crate::time::Length;
 
 mod external;
 mod retry;
@@ -140,6 +142,15 @@ impl Plan {
     /// How fast the instances of a server are switched.
     pub fn pace(&self, server: &ServerName) -> Pace {
         self.paces.get(server).copied().unwrap_or_default()
+    }
+
+    /// How long an operator's intent may take to reach a host: as long as the plan waits for one, and a little.
+    pub fn begin_within(&self, purpose: Purpose) -> Length {
+        let waits = match purpose {
+            Purpose::Deploy => self.rollout.progress_deadline,
+            Purpose::RollBack => self.rollback.deadline,
+        };
+        waits.plus(BEGIN_WITHIN_MIN).min(INTENT_LIFETIME_MAX)
     }
 
     /// All steps, in order.

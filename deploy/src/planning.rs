@@ -4,6 +4,7 @@
 
 mod alone;
 mod diff;
+mod digests;
 mod entries;
 mod explain;
 mod externals;
@@ -76,6 +77,8 @@ pub struct Circumstances {
     /// A digest of every secret that has a value, by its source as [`secret_key`] writes it; nothing when
     /// values cannot be had, as without a coordinator.
     pub secret_digests: Option<BTreeMap<String, String>>,
+    /// The digests that versions before gave the same values: what runs may hold them, and is not changed by that.
+    pub older_digests: BTreeMap<String, String>,
     /// The artifacts that are there, or will be when the plan is executed; nothing when that cannot be known.
     pub artifacts: Option<BTreeSet<String>>,
     /// Rules that are set aside, each with the reason.
@@ -160,6 +163,20 @@ impl CheckedPlan {
     pub fn into_plan(self) -> Plan {
         self.plan
     }
+}
+
+/// What stood for the digest of a generated value in versions before, and does in a plan without a coordinator.
+pub const GENERATED_DIGEST: &str = "generated";
+
+/// The sources of the secrets that steps need, each by the name that its environment gives it, or another that no two
+/// share.
+pub fn secrets_of<'a>(steps: impl Iterator<Item = &'a PlannedStep>) -> BTreeMap<String, SecretSource> {
+    let secrets = steps.filter_map(|step| step.release.as_deref()).flat_map(|release| &release.secrets);
+    let named = secrets.map(|(name, secret)| match &secret.source {
+        SecretSource::Generated { context, .. } => (context.clone(), secret.source.clone()),
+        source => (secret.declared_name(name).to_owned(), source.clone()),
+    });
+    named.collect()
 }
 
 /// How a secret's source is named among [`Circumstances::secret_digests`].
@@ -350,7 +367,7 @@ impl Warnings {
 pub fn go_back(older: &Plan, server: &ServerName, circumstances: &Circumstances) -> CheckedPlan {
     let steps = older.steps().filter(|step| step.instance.server == *server);
     let steps = steps.filter_map(|planned| {
-        let release = planned.release.clone()?;
+        let release = Box::new(digests::anew(*planned.release.clone()?, circumstances));
         let present = circumstances.present.get(&planned.instance);
         let id = release.id();
         Some(steps::step(planned.instance.clone(), release, id, present))

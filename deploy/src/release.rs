@@ -22,8 +22,8 @@ pub use kept::Database;
 pub use run::{BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
 use secret::secrets_in;
 pub use secret::{
-    MARKER_END, MARKER_SIGN, MARKER_START, MissingSecret, SecretEncoding, SecretSource, SecretUse, has_marker,
-    is_secret_name, marker, masked, reveal,
+    MARKER_END, MARKER_SIGN, MARKER_START, MissingSecret, SecretEncoding, SecretKey, SecretSource, SecretUse,
+    UnboundSecret, has_marker, is_secret_name, marker, masked, reveal,
 };
 
 /// The desired state of one instance.
@@ -208,6 +208,21 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl Release {
+    /// The values of its secrets as they are put into its texts, if each is the one that the release was made with.
+    pub fn take_secrets<'a>(
+        &self,
+        sent: &'a BTreeMap<String, (&'a str, SecretKey)>,
+    ) -> Result<BTreeMap<String, String>, UnboundSecret> {
+        if let Some(unknown) = sent.keys().find(|name| !self.secrets.contains_key(*name)) {
+            return Err(UnboundSecret::Unknown(unknown.clone()));
+        }
+        let values = self.secrets.iter().map(|(name, secret)| {
+            let (value, key) = sent.get(name).ok_or_else(|| UnboundSecret::Missing(name.clone()))?;
+            Ok((name.clone(), secret.check(name, value, key)?))
+        });
+        values.collect()
+    }
+
     /// A release that runs a command, and nothing else.
     pub fn plain(server: ServerName, command: Vec<String>) -> Self {
         Self {

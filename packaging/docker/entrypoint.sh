@@ -10,6 +10,7 @@ tokens=/run/fleetwright/tokens
 
 case "${1:-}" in
 coordinator)
+    fleetwright operator-key export --if-missing
     fleetwright coordinator --listen 0.0.0.0:7117 --fleet "${FLEETWRIGHT_FLEET:-compose}" &
     coordinator=$!
     trap 'kill -TERM "$coordinator"' TERM INT

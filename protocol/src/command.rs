@@ -1,16 +1,18 @@
 //! Commands and intents, each in an envelope that is verified before a byte of it is decoded.
 //!
-//! An *intent* is the operator's: for one host, which server may run which release, until when. A *command* is
-//! the coordinator's: do this now. An agent does only what both allow.
+//! An *intent* is the operator's: for one host, which server may run which release, to what purpose, until when. A
+//! *command* is the coordinator's: do this now. An agent does only what both allow.
 
 use std::collections::BTreeMap;
 
 use fleetwright_certs::{BadSignature, Signature, Signer, TrustedKeys};
+use fleetwright_deploy::admission::{Asks, INTENT_LIFETIME_MAX, Purpose, Signed};
 use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::health::CheckRun;
 use fleetwright_deploy::ids::{
     CommandId, DeploymentId, FleetName, Generation, HostName, PlanId, ReleaseId, ServerName, SnapshotId,
 };
+use fleetwright_deploy::release::SecretKey;
 use fleetwright_deploy::time::{Length, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -121,24 +123,33 @@ pub enum CommandBody {
         /// Whether to compare it with what is there now.
         compare: bool,
     },
+    /// What the host is to know about an intent. Does nothing to any server.
+    Intent {
+        /// The operator's intent, an [`Intent`] in an [`Envelope`].
+        intent: Envelope,
+        /// Whether its deployment has ended: from then on it lets nothing more be done. Without that, it is followed
+        /// from now on.
+        ended: bool,
+    },
 }
 
 impl CommandBody {
-    /// The server that it is about.
-    pub fn server(&self) -> &ServerName {
+    /// The server that it is about, where it is about one.
+    pub fn server(&self) -> Option<&ServerName> {
         match self {
             Self::Step { server, .. }
             | Self::Logs { server, .. }
             | Self::Check { server, .. }
             | Self::Snapshots { server }
-            | Self::Snapshot { server, .. } => server,
+            | Self::Snapshot { server, .. } => Some(server),
+            Self::Intent { .. } => None,
         }
     }
 
     /// The operator's intent, where one is needed: nothing that only looks needs one.
     fn intent(&self) -> Option<&Envelope> {
         match self {
-            Self::Step { intent, .. } => Some(intent),
+            Self::Step { intent, .. } | Self::Intent { intent, .. } => Some(intent),
             Self::Logs { .. } | Self::Check { .. } | Self::Snapshots { .. } | Self::Snapshot { .. } => None,
         }
     }
@@ -178,6 +189,41 @@ pub enum StepOrder {
     Test,
     /// Prune old releases and snapshots.
     Clean,
+    /// Get a release ready beside the running one. Each value of its secrets comes with what it takes to see that it is
+    /// the one whose digest the release holds.
+    StageSealed {
+        /// The release, as the bytes whose hash is its id.
+        release: Vec<u8>,
+        /// Its secrets, by name.
+        secrets: BTreeMap<String, SentSecret>,
+    },
+}
+
+/// The value of a secret, on its way to the host that needs it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentSecret {
+    /// The value, before it is encoded.
+    pub value: String,
+    /// The key of the digest that the release holds of it.
+    pub key: SecretKey,
+}
+
+impl std::fmt::Debug for SentSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SentSecret(..)")
+    }
+}
+
+impl StepOrder {
+    /// What it asks for, as far as an intent's time and purpose matter.
+    pub fn asks(&self) -> Asks {
+        match self {
+            Self::Stage { .. } | Self::StageSealed { .. } | Self::Switch { .. } => Asks::Forward,
+            Self::Confirm | Self::Test | Self::Clean => Asks::Keep,
+            Self::Restore { .. } => Asks::Undo,
+            Self::Resolve => Asks::Resolve,
+        }
+    }
 }
 
 /// An agent's answer to a command. The outcome of a step follows later, as a report.
@@ -206,6 +252,31 @@ pub enum CommandReply {
 pub enum Intent {
     /// The first shape.
     V1(IntentV1),
+    /// With its purpose, and by when it must have reached its host.
+    V2(IntentV2),
+}
+
+impl Intent {
+    /// What it says, whatever its shape. One of the first shape says what it is for by its generation alone: that of its
+    /// deployment, or a later one to undo it.
+    pub fn meant(self) -> IntentV2 {
+        let of = match self {
+            Self::V2(intent) => return intent,
+            Self::V1(intent) => intent,
+        };
+        let deploys = of.deployment.generation() == Some(of.generation);
+        IntentV2 {
+            fleet: of.fleet,
+            host: of.host,
+            purpose: if deploys { Purpose::Deploy } else { Purpose::RollBack },
+            deployment: of.deployment,
+            plan: of.plan,
+            generation: of.generation,
+            begin_by: of.not_after,
+            not_after: of.not_after,
+            servers: of.servers,
+        }
+    }
 }
 
 /// The operator's intent for one host. That everything in it may also be undone is part of it.
@@ -225,6 +296,37 @@ pub struct IntentV1 {
     pub not_after: Timestamp,
     /// Which server may run which release; nothing means that it may be removed.
     pub servers: Vec<(ServerName, Option<ReleaseId>)>,
+}
+
+/// The operator's intent for one host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntentV2 {
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The host.
+    pub host: HostName,
+    /// The deployment it is for.
+    pub deployment: DeploymentId,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The plan it was made from.
+    pub plan: PlanId,
+    /// The generation the fleet rises to by it.
+    pub generation: Generation,
+    /// By when the host must have heard of it.
+    pub begin_by: Timestamp,
+    /// When it no longer counts.
+    pub not_after: Timestamp,
+    /// Which server may run which release; nothing means that it may be removed.
+    pub servers: Vec<(ServerName, Option<ReleaseId>)>,
+}
+
+impl IntentV2 {
+    /// Its place among others.
+    pub fn signed(&self) -> Signed {
+        let Self { deployment, generation, purpose, begin_by, .. } = self.clone();
+        Signed { deployment, generation, purpose, begin_by }
+    }
 }
 
 /// Why a command is not done.
@@ -250,6 +352,9 @@ pub enum Rejection {
         /// When.
         at: Timestamp,
     },
+    /// It was signed for longer than intents count.
+    #[error("the operator's intent counts until {0}, which is longer than any may")]
+    LastsTooLong(Timestamp),
     /// It was issued in the future.
     #[error("the command was issued at {0}, which is in the future")]
     FromTheFuture(Timestamp),
@@ -264,7 +369,7 @@ pub struct VerifiedCommand {
     /// The command.
     pub command: CommandV1,
     /// The intent, where the command needs one.
-    pub intent: Option<IntentV1>,
+    pub intent: Option<IntentV2>,
 }
 
 /// Verifies commands on behalf of one host.
@@ -300,12 +405,15 @@ impl Verifier {
         Ok(VerifiedCommand { command, intent })
     }
 
-    fn open_intent(&self, envelope: &Envelope, now: Timestamp) -> Result<IntentV1, Rejection> {
+    fn open_intent(&self, envelope: &Envelope, now: Timestamp) -> Result<IntentV2, Rejection> {
         self.intent_keys.verify(&envelope.payload, &envelope.signature).map_err(Rejection::IntentSignature)?;
-        let Intent::V1(intent) = decode(&envelope.payload)?;
+        let intent = decode::<Intent>(&envelope.payload)?.meant();
         self.check_target(&intent.fleet, &intent.host)?;
         if intent.not_after <= now {
             return Err(Rejection::Expired { what: "operator's intent", at: intent.not_after });
+        }
+        if intent.not_after.since(now) > INTENT_LIFETIME_MAX.plus(CLOCK_SKEW_MAX) {
+            return Err(Rejection::LastsTooLong(intent.not_after));
         }
         Ok(intent)
     }
@@ -319,7 +427,7 @@ impl Verifier {
     }
 }
 
-fn check_intended(body: &CommandBody, intent: &IntentV1) -> Result<(), Rejection> {
+fn check_intended(body: &CommandBody, intent: &IntentV2) -> Result<(), Rejection> {
     let CommandBody::Step { deployment, server, order, .. } = body else { return Ok(()) };
     let refuse = |why: String| Err(Rejection::NotIntended(why));
     if intent.deployment != *deployment {
@@ -329,7 +437,7 @@ fn check_intended(body: &CommandBody, intent: &IntentV1) -> Result<(), Rejection
         return refuse(format!("it does not name the server {server}"));
     };
     let asked = match order {
-        StepOrder::Stage { release, .. } => Some(ReleaseId::of(release)),
+        StepOrder::Stage { release, .. } | StepOrder::StageSealed { release, .. } => Some(ReleaseId::of(release)),
         StepOrder::Switch { target, .. } => target.clone(),
         StepOrder::Confirm | StepOrder::Restore { .. } | StepOrder::Resolve | StepOrder::Test | StepOrder::Clean => {
             return Ok(());

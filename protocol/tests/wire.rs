@@ -3,14 +3,18 @@
 
 use std::collections::BTreeMap;
 
+use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::{CheckOutcome, CheckReport, CheckRun, HealthReport, HealthStatus, McpInfo, Severity};
 use fleetwright_deploy::host::{Facts, HostView, Version};
 use fleetwright_deploy::ids::{CommandId, Generation, PlanId, ReleaseId};
 use fleetwright_deploy::instance::{RestoreCause, StepReport};
+use fleetwright_deploy::release::SecretKey;
 use fleetwright_deploy::time::{Length, Timestamp};
 use fleetwright_protocol::artifact::{Chunk, Listed, Packed};
-use fleetwright_protocol::command::{Command, CommandBody, CommandReply, CommandV1, Intent, IntentV1, StepOrder};
+use fleetwright_protocol::command::{
+    Command, CommandBody, CommandReply, CommandV1, Intent, IntentV1, IntentV2, SentSecret, StepOrder,
+};
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{decode, encode};
 use fleetwright_protocol::report::{
@@ -175,6 +179,14 @@ fn messages_have_the_bytes_that_were_recorded() {
     let listed = Listed { total: 2, chunks: vec![Chunk { blake3: [9; 32], bytes: 70_000 }] };
     text.push_str(&record("listed", &CoordinatorReply::Listed(listed)));
     text.push_str(&record("chunks", &CoordinatorReply::Chunks(vec![Packed(vec![1, 2, 3])])));
+    let sent = SentSecret { value: "v".to_owned(), key: SecretKey::new([8; 32]) };
+    let sealed = StepOrder::StageSealed { release: b"{}".to_vec(), secrets: [("k".to_owned(), sent)].into() };
+    text.push_str(&record("stage sealed", &command(sealed)));
+    let of = intent.clone().meant();
+    assert_eq!(of.purpose, Purpose::RollBack, "its generation is not that of its deployment");
+    let second = Intent::V2(IntentV2 { begin_by: Timestamp::from_unix_ms(5_000), ..of });
+    text.push_str(&record("intent, second shape", &second));
+    text.push_str(&record("announced", &CommandBody::Intent { intent: envelope(), ended: true }));
     text.push_str(&record("enrol", &EnrolRequest::V1 { token: "fw1-00".to_owned(), request_der: vec![1, 2] }));
     insta::assert_snapshot!(text);
 }

@@ -1,9 +1,12 @@
 //! A coordinator of the test's own, with whatever certificate and keys the test gives it.
 
+use std::fs::OpenOptions;
 use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fleetwright_deploy::failure::FailureKind;
 use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::endpoint::{self, TlsIdentity};
 use fleetwright_protocol::frame::MESSAGE_BYTES_MAX;
@@ -12,6 +15,8 @@ use fleetwright_protocol::{Envelope, read_frame, write_frame};
 use quinn::{Connection, Endpoint};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
+
+use crate::fleet::{Fleet, program};
 
 /// How long an agent has to dial or to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,6 +57,42 @@ impl Impostor {
             }
         });
         Some(connection)
+    }
+}
+
+/// The identity of a fleet's own coordinator, as whoever has its keys can show it.
+pub fn coordinator_identity(fleet: &Fleet) -> TlsIdentity {
+    let read = |name: &str| std::fs::read_to_string(fleet.state_dir().join(name)).expect(name);
+    TlsIdentity {
+        chain_pem: read("coordinator.pem"),
+        key_pem: read("coordinator.key"),
+        authority_pem: read("authority.pem"),
+    }
+}
+
+/// The agent of `host-1`, working for another coordinator.
+pub fn agent_towards(fleet: &Fleet, coordinator: &str) -> Child {
+    let folder = fleet.host("host-1");
+    let log = OpenOptions::new().append(true).create(true).open(folder.join("agent.log")).expect("log");
+    let mut command = Command::new(program("fleetwright-agent"));
+    command.arg("run").arg("--state-dir").arg(folder).args(["--coordinator", coordinator]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("agent")
+}
+
+/// Ends what a test has started.
+pub fn end(process: &mut Child) {
+    process.kill().expect("kill");
+    process.wait().expect("wait");
+}
+
+/// An agent refuses, for this reason.
+pub async fn expect_refusal(connection: &Connection, envelope: &Envelope, words: &str) {
+    match send(connection, envelope).await {
+        Some(CommandReply::Refused(failure)) => {
+            assert_eq!(failure.kind, FailureKind::PermissionError, "{failure}");
+            assert!(failure.message.contains(words), "expected `{words}`, got: {failure}");
+        }
+        other => panic!("expected a refusal because of `{words}`, got {other:?}"),
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
-use fleetwright::{Coordinator, Operator};
+use fleetwright::{Coordinator, Operator, OperatorKey};
 use fleetwright_agent::{Agent, Enrolment, enroll};
 use fleetwright_deploy::deployment::{Options, Outcome};
 use fleetwright_deploy::failure::Failure;
@@ -61,6 +61,8 @@ struct Shared {
     /// How far each machine's clock is from true time, in milliseconds.
     offsets: BTreeMap<String, Arc<AtomicI64>>,
     operator: Mutex<Option<Operator>>,
+    /// The operator's key, which no machine of the network has.
+    operator_key_pem: String,
     acts: Mutex<Vec<Act>>,
 }
 
@@ -149,11 +151,17 @@ impl Net {
         let names = machines.keys().map(ToString::to_string).chain([COORDINATOR.to_owned()]);
         let offsets = names.map(|name| (name, Arc::default())).collect();
         let folder = tempfile::Builder::new().prefix("fleetwright-simnet-").tempdir().expect("a folder");
-        let net =
-            Self(Arc::new(Shared { folder, machines, offsets, operator: Mutex::default(), acts: Mutex::default() }));
-        let name = "sim".parse().expect("name");
-        Coordinator::create(&net.state_dir(COORDINATOR), &name, "0.0.0.0:7100", &net.clock(COORDINATOR)).expect("made");
+        let key = OperatorKey::generate().expect("a key");
+        let (operator, operator_key_pem) = (Mutex::default(), key.to_pem().expect("PEM"));
+        let shared = Shared { folder, machines, offsets, operator, operator_key_pem, acts: Mutex::default() };
+        let (net, name) = (Self(Arc::new(shared)), "sim".parse().expect("name"));
+        let (state_dir, public) = (net.state_dir(COORDINATOR), key.public_pem().expect("PEM"));
+        Coordinator::create(&state_dir, &name, "0.0.0.0:7100", &public, &net.clock(COORDINATOR)).expect("made");
         net
+    }
+
+    fn operator_key(&self) -> OperatorKey {
+        OperatorKey::from_pem(&self.0.operator_key_pem).expect("a key")
     }
 
     fn state_dir(&self, who: &str) -> PathBuf {
@@ -184,7 +192,7 @@ impl Net {
             async move {
                 let coordinator = Coordinator::open(&net.state_dir(COORDINATOR), net.clock(COORDINATOR))?;
                 let endpoint = socket::endpoint(PORT, Some(coordinator.endpoint_config()?)).await?;
-                *net.0.operator.lock().expect("not poisoned") = Some(coordinator.operator());
+                *net.0.operator.lock().expect("not poisoned") = Some(coordinator.operator(net.operator_key()));
                 coordinator.run(endpoint, std::future::pending()).await?;
                 Ok(())
             }

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use fleetwright_certs::{Authority, COORDINATOR_DNS_NAME, Signer, key_and_request};
-use fleetwright_deploy::failure::FailureKind;
 use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, PlanId, ReleaseId};
 use fleetwright_deploy::time::{Length, Timestamp};
 use fleetwright_protocol::command::{
@@ -17,7 +16,7 @@ use fleetwright_protocol::endpoint::{self, TlsIdentity};
 use fleetwright_protocol::frame::COMMAND_BYTES_MAX;
 use fleetwright_protocol::{ALPN, Envelope, close};
 use fleetwright_tests::fleet::{Fleet, program};
-use fleetwright_tests::impostor::{Impostor, send};
+use fleetwright_tests::impostor::{Impostor, agent_towards, coordinator_identity, end, expect_refusal, send};
 use fleetwright_tests::servers::TestServer;
 use fleetwright_tests::tools::{Tool, have};
 use rustls::pki_types::pem::PemObject;
@@ -33,14 +32,6 @@ fn fleet() -> Fleet {
 
 fn state(fleet: &Fleet, name: &str) -> String {
     fs::read_to_string(fleet.state_dir().join(name)).expect(name)
-}
-
-fn coordinator_identity(fleet: &Fleet) -> TlsIdentity {
-    TlsIdentity {
-        chain_pem: state(fleet, "coordinator.pem"),
-        key_pem: state(fleet, "coordinator.key"),
-        authority_pem: state(fleet, "authority.pem"),
-    }
 }
 
 fn agent_identity(fleet: &Fleet) -> TlsIdentity {
@@ -144,20 +135,6 @@ async fn an_agents_certificate_does_not_make_a_coordinator() {
     end(&mut agent);
 }
 
-/// The agent of the host, working for another coordinator.
-fn agent_towards(fleet: &Fleet, coordinator: &str) -> Child {
-    let log =
-        fs::OpenOptions::new().append(true).create(true).open(fleet.host("host-1").join("agent.log")).expect("log");
-    let mut command = Command::new(program("fleetwright-agent"));
-    command.arg("run").arg("--state-dir").arg(fleet.host("host-1")).args(["--coordinator", coordinator]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("agent")
-}
-
-fn end(agent: &mut Child) {
-    agent.kill().expect("kill");
-    agent.wait().expect("wait");
-}
-
 /// A coordinator's keys, and what a valid command to stage a release on the host looks like.
 struct Forge {
     command: Signer,
@@ -210,16 +187,6 @@ impl Forge {
 
     fn seal(&self, command: CommandV1) -> Envelope {
         Envelope::seal(&WireCommand::V1(command), &self.command).expect("command")
-    }
-}
-
-async fn expect_refusal(connection: &quinn::Connection, envelope: &Envelope, words: &str) {
-    match send(connection, envelope).await {
-        Some(CommandReply::Refused(failure)) => {
-            assert_eq!(failure.kind, FailureKind::PermissionError, "{failure}");
-            assert!(failure.message.contains(words), "expected `{words}`, got: {failure}");
-        }
-        other => panic!("expected a refusal because of `{words}`, got {other:?}"),
     }
 }
 

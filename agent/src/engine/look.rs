@@ -15,9 +15,12 @@ const STEP: &str = "look";
 impl Engine {
     /// Answers a command that only looks, as soon as it can.
     pub(super) fn look(&self, body: CommandBody, reply: oneshot::Sender<CommandReply>) {
-        let place = |failure: Failure, server: &ServerName| failure.at(&self.verifier.host, server);
-        let server = body.server().clone();
-        let looking = self.looking(body).map_err(|failure| place(failure, &server));
+        let server = body.server().cloned();
+        let place = |failure: Failure| match &server {
+            Some(server) => failure.at(&self.verifier.host, server),
+            None => failure,
+        };
+        let looking = self.looking(body).map_err(place);
         tokio::spawn(async move {
             let answer = match looking {
                 Ok(looking) => looking.await,
@@ -29,12 +32,12 @@ impl Engine {
 
     fn looking(&self, body: CommandBody) -> Result<BoxFuture<'static, CommandReply>, Failure> {
         let machine = self.machine.clone();
-        if !machine.knows(body.server()) {
+        if !body.server().is_some_and(|server| machine.knows(server)) {
             return Err(Failure::new(FailureKind::ConfigurationError, STEP, "this host has no such server")
                 .hint("`fleetwright servers list` shows what runs where"));
         }
         Ok(match body {
-            CommandBody::Step { .. } => {
+            CommandBody::Step { .. } | CommandBody::Intent { .. } => {
                 return Err(Failure::new(FailureKind::PermissionError, STEP, "a step changes something"));
             }
             CommandBody::Logs { server, lines } => {

@@ -12,6 +12,7 @@ use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Api, ending};
+use crate::secrets::Secrets;
 
 /// A secret, without its value.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,15 +53,28 @@ struct Use {
     digests: BTreeSet<String>,
 }
 
+/// Digests of secrets that have a value, each by its source as [`secret_key`] writes it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct DigestsView {
+    /// Those that hosts can check.
+    pub(crate) digests: BTreeMap<String, String>,
+    /// Those of versions before, which releases that run may hold.
+    pub(crate) older: BTreeMap<String, String>,
+}
+
 pub(super) async fn digests(
     State(api): State<Api>,
     Json(sources): Json<BTreeMap<String, SecretSource>>,
-) -> Answer<BTreeMap<String, String>> {
+) -> Answer<DigestsView> {
     // Programs may have to be run for them: the engine does not wait for that.
     let digests = tokio::task::spawn_blocking(move || {
-        let digest =
-            |(name, source): (&String, &SecretSource)| Some((secret_key(source), api.secrets.digest(name, source)?));
-        sources.iter().filter_map(digest).collect()
+        let mut view = DigestsView::default();
+        for (name, source) in &sources {
+            let Some(digest) = api.secrets.digest(name, source) else { continue };
+            view.digests.insert(secret_key(source), digest);
+            view.older.extend(api.secrets.older_digest(name, source).map(|older| (secret_key(source), older)));
+        }
+        view
     });
     digests.await.map(Json).map_err(|_| ending())
 }
@@ -81,7 +95,9 @@ pub(super) async fn list(
             row.state = match api.secrets.digest(&row.name, &row.source) {
                 None => SecretState::Missing,
                 Some(_) if row.used_by.is_empty() => SecretState::Unused,
-                Some(digest) if digests.iter().all(|known| *known == digest) => SecretState::Current,
+                Some(digest) if digests.iter().all(|known| is_of(known, &digest, &api.secrets, &row)) => {
+                    SecretState::Current
+                }
                 Some(_) => SecretState::Changed,
             };
             row
@@ -89,6 +105,11 @@ pub(super) async fn list(
         rows.collect()
     });
     rows.await.map(Json).map_err(|_| ending())
+}
+
+/// Whether a digest that something was deployed with is that of the present value.
+fn is_of(known: &str, digest: &str, secrets: &Secrets, row: &SecretRow) -> bool {
+    known == digest || secrets.older_digest(&row.name, &row.source).as_deref() == Some(known)
 }
 
 impl Use {

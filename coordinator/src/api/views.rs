@@ -337,6 +337,7 @@ impl PlanningView {
             unreachable: self.unreachable,
             present: present.collect(),
             secret_digests: None,
+            older_digests: BTreeMap::new(),
             artifacts: Some(self.artifacts),
             variables: std::env::vars().collect(),
             files: Files::default(),

@@ -1,6 +1,8 @@
 //! `fleetwright coordinator`
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
 use fleetwright_deploy::ids::FleetName;
 use fleetwright_deploy::printable::Printable;
 
@@ -18,6 +20,9 @@ pub(crate) struct CoordinatorArguments {
     /// The name of the fleet, when it is made.
     #[arg(long, default_value = "local")]
     fleet: FleetName,
+    /// The public half of the operator's key, when the fleet is made. Without it, a key is made in the state folder.
+    #[arg(long, value_name = "FILE")]
+    operator_public: Option<PathBuf>,
 }
 
 pub(super) async fn coordinator(arguments: &CoordinatorArguments, context: &Context) -> Result<u8> {
@@ -33,9 +38,27 @@ pub(super) async fn coordinator(arguments: &CoordinatorArguments, context: &Cont
         None => StateDir::new(std::path::Path::new(STATE_DIR_NAME))?,
     };
     if !state_dir.exists() {
-        state_dir.create(&arguments.fleet, &arguments.listen, &clock::system())?;
+        let operator_public = match &arguments.operator_public {
+            Some(file) => {
+                std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?
+            }
+            None => make_operator_key(&state_dir).await?,
+        };
+        state_dir.create(&arguments.fleet, &arguments.listen, &operator_public, &clock::system())?;
     }
     state_dir.tighten()?;
     serve(&state_dir).await?;
     Ok(exit::DONE)
+}
+
+/// Has another process make the operator's key, which this one never holds; gives its public half.
+async fn make_operator_key(state_dir: &StateDir) -> Result<String> {
+    let mut command = tokio::process::Command::new(std::env::current_exe()?);
+    command.args(["operator-key", "export", "--create", "--state-dir"]).arg(state_dir.path());
+    let ended =
+        command.env_remove("FLEETWRIGHT_OPERATOR_KEY").status().await.context("the operator's key cannot be made")?;
+    if !ended.success() {
+        bail!("the operator's key could not be made: `fleetwright operator-key export` ended with {ended}");
+    }
+    state_dir.operator_public()
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
+use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::deployment::Options;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{DeploymentId, EnvironmentName, InstanceId};
@@ -19,10 +20,8 @@ use super::{Context, artifacts, exit, follow, plan, tables};
 use crate::api::views::{DeploymentSummary, DeploymentView, PlanningView, StatusView};
 use crate::api::{Decision, RollbackRequest, StartRequest, Started};
 use crate::client::Client;
-use crate::commands::sign_intents;
 use crate::local_artifact::{self, LocalArtifact};
-use crate::state_dir::StateDir;
-use crate::{clock, project};
+use crate::{clock, operator_key, project};
 
 /// Starts deployments and shows them.
 #[derive(Subcommand)]
@@ -270,17 +269,11 @@ pub(super) async fn launch(
     let plan = checked.into_plan();
     let generation = plan.parent.next();
     let id = DeploymentId::new(generation, &plan.id());
-    let signer = operator(context)?.operator_signer()?;
-    let intents = sign_intents(&fleet, &id, &plan, generation, &signer, clock::now())?;
+    operator_key::check_secrets(&plan)?;
+    let intents = context.operator_key()?.sign(&fleet, &id, &plan, (Purpose::Deploy, generation), clock::now())?;
     let options = Options { rollback, started_by: who() };
     let Started { id } = client.post("/v1/deployments", &StartRequest { plan, options, intents }).await?;
     Ok((id, last_event))
-}
-
-/// The state folder, which holds the operator's key.
-pub(super) fn operator(context: &Context) -> Result<StateDir> {
-    let state_dir = context.state_dir()?.filter(StateDir::exists);
-    state_dir.ok_or_else(|| anyhow::anyhow!("the operator's key is not here\n  hint: name the state folder with --state-dir: intents are signed with its operator.key"))
 }
 
 /// The signer of an intent to undo a deployment; it has the generation after the present one.
@@ -292,9 +285,9 @@ pub(super) async fn sign_rollback(
     context: &Context,
 ) -> Result<RollbackRequest> {
     let planning: PlanningView = client.get("/v1/planning").await?;
-    let signer = operator(context)?.operator_signer()?;
-    let generation = planning.generation.next();
-    let intents = sign_intents(&planning.fleet, &view.summary.id, &view.content, generation, &signer, clock::now())?;
+    operator_key::check_told(&view.summary.id, &view.content)?;
+    let to = (Purpose::RollBack, planning.generation.next());
+    let intents = context.operator_key()?.sign(&planning.fleet, &view.summary.id, &view.content, to, clock::now())?;
     Ok(RollbackRequest { by: who(), strategy, only, intents })
 }
 

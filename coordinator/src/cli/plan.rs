@@ -12,12 +12,14 @@ use fleetwright_deploy::planning::{
     self, Change, CheckedPlan, Circumstances, Configuration, Explanation, Risk, RiskLevel, SavedArtifact, SavedPlan,
     changes, secret_sources,
 };
+use fleetwright_deploy::release::SecretSource;
 use fleetwright_deploy::time::Length;
 use serde_json::json;
 use similar::{ChangeTag, TextDiff};
 
 use super::output::{Color, Ui};
 use super::{Context, exit, graph};
+use crate::api::secrets::DigestsView;
 use crate::api::views::PlanningView;
 use crate::client::Client;
 use crate::project::Project;
@@ -130,9 +132,29 @@ async fn reachable(context: &Context) -> Option<Client> {
 
 /// Makes a plan, against what runs if there is a coordinator.
 pub(super) async fn make(project: &Project, client: Option<&Client>) -> Result<(CheckedPlan, Circumstances)> {
-    let circumstances = circumstances(project, client).await?;
-    let checked = planning::plan(&project.configuration, &circumstances)?;
+    let mut circumstances = circumstances(project, client).await?;
+    let mut checked = planning::plan(&project.configuration, &circumstances)?;
+    // Which values are generated is known only from the plan.
+    let generated = planning::secrets_of(checked.plan().steps()).into_iter();
+    let generated: BTreeMap<_, _> =
+        generated.filter(|(_, source)| matches!(source, SecretSource::Generated { .. })).collect();
+    if let Some(client) = client.filter(|_| !generated.is_empty()) {
+        look_up_digests(&generated, &mut circumstances, client).await?;
+        checked = planning::plan(&project.configuration, &circumstances)?;
+    }
     Ok((checked, circumstances))
+}
+
+/// Asks the coordinator for digests of secrets, by names of any kind.
+pub(super) async fn look_up_digests(
+    sources: &BTreeMap<String, SecretSource>,
+    circumstances: &mut Circumstances,
+    client: &Client,
+) -> Result<()> {
+    let DigestsView { digests, older } = client.post("/v1/secrets/digests", sources).await?;
+    circumstances.secret_digests.get_or_insert_default().extend(digests);
+    circumstances.older_digests.extend(older);
+    Ok(())
 }
 
 /// What a plan is made from besides the configuration.
@@ -145,7 +167,7 @@ async fn circumstances(project: &Project, client: Option<&Client>) -> Result<Cir
             let mut circumstances = view.circumstances(clock::now());
             let local = project.artifacts.iter().map(|local| local.sha256.clone());
             circumstances.artifacts.get_or_insert_default().extend(local);
-            circumstances.secret_digests = Some(client.post("/v1/secrets/digests", &sources).await?);
+            look_up_digests(&sources, &mut circumstances, client).await?;
             circumstances
         }
         None => offline(configuration),

@@ -11,7 +11,7 @@ use super::{Context, control, deploy, exit, follow, plan};
 use crate::api::Started;
 use crate::api::views::{DeploymentView, PastRow, PlanningView, StatusView};
 use crate::client::Client;
-use crate::clock;
+use crate::{clock, operator_key};
 
 /// Undoes a deployment, or its part in one server, and stays until everything is put back.
 ///
@@ -116,8 +116,11 @@ async fn go_back(server: ServerName, to: &str, client: &Client, context: &Contex
             if known.is_empty() { "none".to_owned() } else { known.join(", ") }
         );
     };
+    operator_key::check_told(&row.deployment, &row.plan)?;
     let view: PlanningView = client.get("/v1/planning").await?;
-    let circumstances = view.circumstances(clock::now());
+    let mut circumstances = view.circumstances(clock::now());
+    let wanted = planning::secrets_of(row.plan.steps().filter(|step| step.instance.server == server));
+    plan::look_up_digests(&wanted, &mut circumstances, client).await?;
     let checked = planning::go_back(&row.plan, &server, &circumstances);
     plan::show(&checked, &circumstances, &context.ui);
     if checked.plan().summary().changes() == 0 {

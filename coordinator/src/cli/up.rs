@@ -18,6 +18,7 @@ use crate::api::views::{InstanceRow, StatusView};
 use crate::client::Client;
 use crate::clock;
 use crate::local::{LocalHost, agent_program, ensure_agents, ensure_coordinator, hosts};
+use crate::operator_key::OperatorKey;
 use crate::project::{self, Project};
 use crate::state_dir::{STATE_DIR_NAME, StateDir};
 
@@ -67,7 +68,8 @@ pub(super) async fn up(arguments: UpArguments, context: &Context) -> Result<u8> 
     };
     if !state_dir.exists() {
         let name: FleetName = "local".parse()?;
-        state_dir.create(&name, "127.0.0.1:0", &clock::system())?;
+        OperatorKey::export(&state_dir, true)?;
+        state_dir.create(&name, "127.0.0.1:0", &state_dir.operator_public()?, &clock::system())?;
         ui.say(&format!("made a fleet in {}", state_dir.path().display()));
     }
     let mut ours = false;

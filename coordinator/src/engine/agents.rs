@@ -42,6 +42,7 @@ impl Engine {
 
     /// The host may have missed what was sent to it, or found it stale; what it did not miss, it will not do again.
     pub(super) fn send_missed(&self, host: &HostName) {
+        self.announce_to(host);
         let missed: Vec<(DeploymentId, InstanceId, u32, Order)> = self
             .fleet
             .outstanding(host)
@@ -111,7 +112,7 @@ impl Engine {
             let _ = reply.send(Err("the token is not valid: it is unknown, expired or used up".to_owned()));
             return Ok(());
         };
-        let Authorities { authority, commands, operator, .. } = &self.authorities;
+        let Authorities { authority, commands, operator_public, .. } = &self.authorities;
         let certificate = match authority.issue_agent(host.as_str(), request_der, self.clock.now_unix_s()) {
             Ok(certificate) => certificate,
             Err(error) => {
@@ -125,7 +126,7 @@ impl Engine {
             certificate_pem: certificate.pem.clone(),
             authority_pem: authority.certificate().pem.clone(),
             command_keys: vec![commands.signer.public_pem()?],
-            intent_keys: vec![operator.public_pem()?],
+            intent_keys: vec![operator_public.clone()],
         };
         let certificate_sha256 = fingerprint(&certificate.der);
         let enrolled = self.event(FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256 });

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Refused};
@@ -24,7 +25,7 @@ impl Engine {
     ) {
         let keys = &self.authorities.operator_keys;
         let checked = self.fleet.may_start(&plan).map_err(|failure| *failure).and_then(|()| {
-            check_intents(&intents, &plan, plan.parent.next(), keys)
+            check_intents(&intents, &plan, (Purpose::Deploy, plan.parent.next()), keys)
                 .map_err(|why| Failure::new(FailureKind::PermissionError, "pre_validation", why))
         });
         let started = checked.and_then(|()| {
@@ -47,7 +48,7 @@ impl Engine {
         let generation = self.fleet.generation().next();
         let keys = &self.authorities.operator_keys;
         let checked = match self.fleet.may_roll_back(&deployment, &only) {
-            Ok(found) => check_intents(&intents, found.plan(), generation, keys)
+            Ok(found) => check_intents(&intents, found.plan(), (Purpose::RollBack, generation), keys)
                 .map_err(|why| Failure::new(FailureKind::PermissionError, "rollback", why)),
             Err(failure) => Err(*failure),
         };
@@ -84,8 +85,11 @@ impl Engine {
 
     /// Asks an agent for something that changes nothing.
     pub(super) fn look_at(&self, host: &HostName, body: CommandBody, reply: Reply<Result<CommandReply, Failure>>) {
-        let server = body.server().clone();
-        let failed = |kind, message: String| Failure::new(kind, "look", message).at(host, &server);
+        let server = body.server().cloned();
+        let failed = |kind, message: String| {
+            let failure = Failure::new(kind, "look", message);
+            if let Some(server) = &server { failure.at(host, server) } else { failure }
+        };
         if !self.fleet.hosts().contains_key(host) {
             let failure = failed(FailureKind::ConfigurationError, format!("there is no host {host}"));
             let _ = reply.send(Err(failure.hint("`fleetwright hosts list` shows them")));

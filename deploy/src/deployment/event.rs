@@ -319,6 +319,11 @@ pub enum Action {
         /// The attempt.
         attempt: u32,
     },
+    /// Tell the hosts of a deployment that its operator's intents are followed from now on, or that it has ended.
+    Announce {
+        /// The deployment.
+        deployment: DeploymentId,
+    },
     /// Remember what an instance runs from now on.
     Settled {
         /// The instance.

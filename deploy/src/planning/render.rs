@@ -12,8 +12,9 @@ use std::collections::BTreeMap;
 
 use serde_saphyr::Spanned;
 
+use super::digests::as_it_runs;
 use super::steps::Location;
-use super::{Circumstances, Planning, Warnings, secret_key};
+use super::{Circumstances, GENERATED_DIGEST, Planning, Warnings, secret_key};
 use crate::config::{ContainerWritten, Field, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
 use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
@@ -41,11 +42,13 @@ pub(super) fn release<'a>(
     let present = planning.circumstances.present.get(id);
     if let Some((present, then)) = present.and_then(|p| Some((p, p.release.rendered_at?))) {
         let same = build(planning, location, id, then, templates, &mut Warnings::default())?;
+        let same = as_it_runs(same, Some(present), planning.circumstances);
         if same.id() == present.release_id {
             return Ok(same);
         }
     }
-    build(planning, location, id, planning.circumstances.now, templates, warnings)
+    let made = build(planning, location, id, planning.circumstances.now, templates, warnings)?;
+    Ok(as_it_runs(made, present, planning.circumstances))
 }
 
 fn build<'a>(
@@ -83,7 +86,8 @@ fn secret_digest(
     warnings: &mut Warnings,
 ) -> Result<Option<String>, Problems> {
     if matches!(secret, SecretSource::Generated { .. }) {
-        return Ok(Some("generated".to_owned()));
+        let known = circumstances.secret_digests.as_ref().and_then(|digests| digests.get(&secret_key(secret)));
+        return Ok(Some(known.cloned().unwrap_or_else(|| GENERATED_DIGEST.to_owned())));
     }
     match &circumstances.secret_digests {
         None => {

@@ -1,4 +1,5 @@
 mod dependencies;
+mod digests;
 mod many;
 mod placement;
 mod rules;

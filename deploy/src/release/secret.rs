@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
@@ -20,7 +23,8 @@ pub const MARKER_END: char = '\u{f8fe}';
 pub struct SecretUse {
     /// Where the coordinator finds the value when it sends the release.
     pub source: SecretSource,
-    /// BLAKE3 of the value, keyed with the fleet's own key; nothing when the plan was made without it.
+    /// A digest of the value: [`SecretKey::digest`], which a host can check. Releases of before may hold another, that
+    /// only the coordinator can; nothing when the plan was made without the value.
     pub digest: Option<String>,
     /// What is done to the value before it is put in.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -51,6 +55,90 @@ impl SecretUse {
         }
     }
 }
+
+/// What the digest of one secret is keyed with. It is derived from the fleet's own key and goes to the hosts that get the
+/// value anyway: nobody else can try values against a digest, and no host can try those of others.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretKey([u8; 32]);
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretKey(..)")
+    }
+}
+
+impl SecretKey {
+    /// The key for the secret that is found at `source`.
+    pub fn derive(fleet: &[u8; 32], source: &SecretSource) -> Self {
+        let mut hasher = blake3::Hasher::new_keyed(fleet);
+        hasher.update(b"digest of one secret\0").update(serde_json::to_string(source).unwrap_or_default().as_bytes());
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// A key of these bytes.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The digest of a value, hexadecimal. Without the value, no other is found that has it too, whatever the key.
+    pub fn digest(&self, value: &str) -> String {
+        blake3::keyed_hash(&self.0, value.as_bytes()).to_hex().to_string()
+    }
+}
+
+impl SecretEncoding {
+    /// The value as it is put into a text.
+    pub fn apply(self, value: &str) -> String {
+        match self {
+            Self::Base64 => STANDARD.encode(value),
+            Self::Url => utf8_percent_encode(value, RESERVED).to_string(),
+            Self::Json => {
+                let quoted = serde_json::to_string(value).unwrap_or_default();
+                quoted.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or_default().to_owned()
+            }
+        }
+    }
+}
+
+/// What is unreserved in URLs (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Why a value is not taken for that of a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnboundSecret {
+    /// No value came with the release.
+    #[error("the release names the secret `{0}`, and no value came with it")]
+    Missing(String),
+    /// The release does not name it.
+    #[error("a value came for the secret `{0}`, which the release does not name")]
+    Unknown(String),
+    /// The release has no digest that a host can check.
+    #[error("the release holds no digest of the secret `{0}` that its host can check")]
+    NoDigest(String),
+    /// It is another value than the one that was signed.
+    #[error("the value of the secret `{0}` is not the one whose digest the release holds")]
+    OtherValue(String),
+}
+
+impl SecretUse {
+    /// The value as it is put into texts, if it is the one that the release was made with.
+    pub fn check(&self, name: &str, value: &str, key: &SecretKey) -> Result<String, UnboundSecret> {
+        let digest = self.digest.as_deref().filter(|digest| digest.len() == DIGEST_DIGITS);
+        let digest = digest.ok_or_else(|| UnboundSecret::NoDigest(name.to_owned()))?;
+        if key.digest(value) != digest {
+            return Err(UnboundSecret::OtherValue(name.to_owned()));
+        }
+        Ok(self.encode.map_or_else(|| value.to_owned(), |encode| encode.apply(value)))
+    }
+
+    /// Whether it holds a digest that its host can check.
+    pub fn is_bound(&self) -> bool {
+        self.digest.as_ref().is_some_and(|digest| digest.len() == DIGEST_DIGITS)
+    }
+}
+
+/// How many digits a digest has that a host can check.
+const DIGEST_DIGITS: usize = 64;
 
 /// Whether a secret may bear this name: it is also the name of a file on the host.
 pub fn is_secret_name(name: &str) -> bool {
@@ -196,6 +284,32 @@ mod tests {
         values.insert("name".to_owned(), "db".to_owned());
         assert_eq!(reveal(&text, &values).as_deref(), Ok("url=postgres://u:s3@h/db"));
         assert_eq!(masked(&text), "url=postgres://u:(secret password)@h/(secret name)");
+    }
+
+    #[test]
+    fn a_value_is_taken_only_with_the_digest_that_the_release_holds() {
+        let source = SecretSource::File { path: "key".to_owned() };
+        let key = SecretKey::derive(&[7; 32], &source);
+        assert_ne!(key, SecretKey::derive(&[8; 32], &source));
+        let used = |digest: Option<String>| SecretUse { source: source.clone(), digest, encode: None };
+        let bound = used(Some(key.digest("one")));
+        assert_eq!(bound.check("key", "one", &key).as_deref(), Ok("one"));
+        let other = Err(UnboundSecret::OtherValue("key".to_owned()));
+        assert_eq!(bound.check("key", "two", &key), other);
+        assert_eq!(bound.check("key", "one", &SecretKey::new([0; 32])), other);
+        for digest in [None, Some("generated".to_owned()), Some("0".repeat(32))] {
+            assert_eq!(used(digest).check("key", "one", &key), Err(UnboundSecret::NoDigest("key".to_owned())));
+        }
+        let encoded = SecretUse { encode: Some(SecretEncoding::Base64), ..bound };
+        assert_eq!(encoded.check("key.base64", "one", &key).as_deref(), Ok("b25l"));
+    }
+
+    #[test]
+    fn a_value_is_put_in_as_the_text_around_it_wants_it() {
+        let value = "a b/\"c\"\\ä~";
+        assert_eq!(SecretEncoding::Url.apply(value), "a%20b%2F%22c%22%5C%C3%A4~");
+        assert_eq!(SecretEncoding::Json.apply(value), "a b/\\\"c\\\"\\\\ä~");
+        assert_eq!(SecretEncoding::Base64.apply(value), "YSBiLyJjIlzDpH4=");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use fleetwright_deploy::admission::Stamp;
+use fleetwright_deploy::admission::{Signed, Stamp};
 use fleetwright_deploy::deployment::{Deployment, Order, Outcome, Phase, StepState};
 use fleetwright_deploy::fleet::Fleet;
 use fleetwright_deploy::ids::{CommandId, DeploymentId, Generation, HostName, InstanceId, ReleaseId, ServerName};
@@ -69,6 +69,19 @@ impl Checks {
             return Err(Violation::new("generations only rise", seen));
         }
         *highest = stamp.generation;
+        Ok(())
+    }
+
+    /// Under an intent whose deployment has ended on a host, nothing more is obeyed there, whoever sends it.
+    pub(super) fn spent(&self, host: &Host, intent: &Signed, now: i64) -> Checked {
+        let servers = host.agent.iter().flat_map(|agent| agent.instances.keys());
+        for server in servers {
+            if let Some(asks) = host.would_obey(intent, server, now).first() {
+                let seen =
+                    format!("{server}@{} would go {asks:?} under an intent for {}", host.name, intent.deployment);
+                return Err(Violation::new("an intent counts once", seen));
+            }
+        }
         Ok(())
     }
 

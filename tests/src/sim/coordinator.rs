@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use fleetwright::journal::{Journal, NewEntry, Store, StoredEntry};
+use fleetwright_deploy::admission::{Purpose, Signed};
 use fleetwright_deploy::deployment::{Action, DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::fleet::{Fleet, FleetEvent, Refused};
 use fleetwright_deploy::ids::{CommandId, DeploymentId, FleetName, Generation, HostName, InstanceId};
@@ -51,8 +52,8 @@ pub(super) struct Question {
 
 /// What became of an event.
 pub(super) enum Took {
-    /// It is durable; these orders follow, and these externals are asked.
-    Orders(Vec<(DeploymentId, InstanceId, u32, Order)>, Vec<Question>),
+    /// It is durable; these orders follow, these externals are asked, and hosts hear of these deployments.
+    Orders(Vec<(DeploymentId, InstanceId, u32, Order)>, Vec<Question>, Vec<DeploymentId>),
     /// It does not fit.
     Refused(Refused),
     /// The coordinator ended in the midst of it.
@@ -122,7 +123,7 @@ impl Coordinator {
         if let Some(doom) = doom {
             return Ok(Took::Crashed(doom));
         }
-        let (mut orders, mut questions) = (Vec::new(), Vec::new());
+        let (mut orders, mut questions, mut announced) = (Vec::new(), Vec::new(), Vec::new());
         for action in effects.actions {
             match action {
                 Action::Send { deployment, instance, attempt, order } => {
@@ -131,10 +132,11 @@ impl Coordinator {
                 Action::Ask { deployment, external, attempt } => {
                     questions.push(Question { deployment, external, attempt });
                 }
+                Action::Announce { deployment } => announced.push(deployment),
                 Action::Settled { .. } => {}
             }
         }
-        Ok(Took::Orders(orders, questions))
+        Ok(Took::Orders(orders, questions, announced))
     }
 
     /// The command for an order, if the host is connected.
@@ -148,10 +150,10 @@ impl Coordinator {
     ) -> Option<(ConnectionId, Command)> {
         let live = self.live.as_ref()?;
         let connection = *live.sessions.get(&instance.host)?;
-        let intent = Generation(live.fleet.intent(deployment, &instance.host)?.parse().expect("a generation"));
+        let intent = signed(deployment, live.fleet.intent(deployment, &instance.host)?);
         let name: &'static str = OrderName::from(order).into();
         let command = Command {
-            id: CommandId::of(deployment, instance, attempt, name, intent),
+            id: CommandId::of(deployment, instance, attempt, name, intent.generation),
             generation: live.fleet.generation(),
             intent,
             not_after: self.clock(now).after(COMMAND_LIFETIME),
@@ -162,10 +164,18 @@ impl Coordinator {
         Some((connection, command))
     }
 
-    /// The intents of a deployment, as the operator signs them.
-    pub(super) fn intents(&self, generation: Generation) -> BTreeMap<HostName, String> {
+    /// The intents of a deployment, as the operator signs them: the generation, and by when hosts must hear of it.
+    pub(super) fn intents(&self, generation: Generation, begin_by: Timestamp) -> BTreeMap<HostName, String> {
         let hosts = self.live.iter().flat_map(|live| live.fleet.hosts().keys());
-        hosts.map(|host| (host.clone(), generation.to_string())).collect()
+        hosts.map(|host| (host.clone(), format!("{generation}/{}", begin_by.unix_ms()))).collect()
+    }
+
+    /// What a host is to know about intents, and the connection to it.
+    pub(super) fn announcements(&self, host: &HostName, now: i64) -> Option<(ConnectionId, Vec<(Signed, bool)>)> {
+        let live = self.live.as_ref()?;
+        let told = live.fleet.announcements(host, self.clock(now));
+        let told = told.map(|(deployment, intent, ended)| (signed(deployment, intent), ended));
+        Some((*live.sessions.get(host)?, told.collect()))
     }
 
     pub(super) fn deadline(&self) -> Option<(DeploymentId, i64)> {
@@ -187,4 +197,14 @@ impl Coordinator {
     pub(super) fn entries(&self) -> usize {
         self.disk.read(0, usize::MAX).map_or(0, |entries| entries.len())
     }
+}
+
+/// What the text of an intent says.
+fn signed(deployment: &DeploymentId, text: &str) -> Signed {
+    let (generation, begin_by) = text.split_once('/').expect("two numbers");
+    let generation = Generation(generation.parse().expect("a generation"));
+    let begin_by = Timestamp::from_unix_ms(begin_by.parse().expect("a time"));
+    let deploys = deployment.generation() == Some(generation);
+    let purpose = if deploys { Purpose::Deploy } else { Purpose::RollBack };
+    Signed { deployment: deployment.clone(), generation, purpose, begin_by }
 }

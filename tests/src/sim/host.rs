@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
-use fleetwright_deploy::admission::{Admission, Admitted, NotAdmitted, Stamp};
+use fleetwright_deploy::admission::{Admission, Admitted, Asks, NotAdmitted, Signed, Stamp};
 use fleetwright_deploy::deployment::Order;
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::ids::{HostName, ReleaseId, ServerName, SnapshotId};
+use fleetwright_deploy::ids::{CommandId, Generation, HostName, ReleaseId, ServerName, SnapshotId};
 use fleetwright_deploy::instance::{
     Instance, InstanceAction, InstanceEvent, InstanceState, StepKey, StepReport, Switch, SwitchSpec,
 };
@@ -173,14 +173,15 @@ impl Host {
             return refuse("its time is over".to_owned());
         }
         let (server, key) = (command.server.clone(), command.key.clone());
-        let stamp = Stamp { id: command.id, generation: command.generation, intent: (server.clone(), command.intent) };
-        match agent.admission.admit(&stamp) {
+        let (asks, intent) = (asks(&command.order), command.intent.clone());
+        let stamp = Stamp { id: command.id, generation: command.generation, server: server.clone(), asks, intent };
+        match agent.admission.admit(&stamp, clock) {
             Ok(Admitted::New) => {}
             Ok(Admitted::Again) => return Led::default(),
             Err(NotAdmitted::Older { .. }) => {
                 return Led { send: vec![Message::Stale(command.generation)], ..Led::default() };
             }
-            Err(why @ NotAdmitted::OlderIntent { .. }) => return refuse(why.to_string()),
+            Err(why) => return refuse(why.to_string()),
         }
         let event = match &command.order {
             Order::Stage { release } => InstanceEvent::StageRequested { key, release: release.clone() },
@@ -224,6 +225,32 @@ impl Host {
             return refuse(illegal.to_string());
         }
         self.apply(&server, event, Some(stamp), now, rng)
+    }
+
+    /// Takes note of an operator's intent, as the agent's engine does; whether it was told too long ago for that.
+    pub(super) fn hear(&mut self, intent: &Signed, ended: bool, generation: Generation, now: i64) -> bool {
+        let clock = self.clock(now);
+        let Some(agent) = &mut self.agent else { return false };
+        let stale = agent.admission.admit_reading(generation).is_err();
+        if !stale && agent.admission.hear(intent, ended, clock) == Ok(true) {
+            agent.admission.follow(intent, ended, clock);
+            self.disk.admission = agent.admission.clone();
+        }
+        stale
+    }
+
+    /// What somebody with the coordinator's keys and an intent of before could have done here.
+    pub(super) fn would_obey(&self, intent: &Signed, server: &ServerName, now: i64) -> Vec<Asks> {
+        let Some(agent) = &self.agent else { return Vec::new() };
+        let stamp = |asks| Stamp {
+            id: CommandId([0xff; 16]),
+            generation: Generation(u64::MAX),
+            server: server.clone(),
+            asks,
+            intent: intent.clone(),
+        };
+        let all = [Asks::Forward, Asks::Keep, Asks::Undo].into_iter();
+        all.filter(|asks| agent.admission.admit(&stamp(*asks), self.clock(now)).is_ok()).collect()
     }
 
     /// Applies an event: state, journal and outbox in one commit, then actions.
@@ -432,5 +459,15 @@ impl Host {
         if let Some((_, data)) = folder.snapshots.get(&snapshot) {
             folder.data = *data;
         }
+    }
+}
+
+/// What an order asks for, as far as an intent's time and purpose matter.
+fn asks(order: &Order) -> Asks {
+    match order {
+        Order::Stage { .. } | Order::Switch { .. } => Asks::Forward,
+        Order::Confirm | Order::Test | Order::Clean => Asks::Keep,
+        Order::Restore { .. } => Asks::Undo,
+        Order::Resolve => Asks::Resolve,
     }
 }

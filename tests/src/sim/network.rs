@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fleetwright_deploy::admission::Signed;
 use fleetwright_deploy::deployment::Order;
 use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::health::HealthReport;
@@ -21,7 +22,7 @@ pub(super) type ConnectionId = u64;
 pub(super) struct Command {
     pub(super) id: CommandId,
     pub(super) generation: Generation,
-    pub(super) intent: Generation,
+    pub(super) intent: Signed,
     pub(super) not_after: Timestamp,
     pub(super) server: ServerName,
     pub(super) key: StepKey,
@@ -33,11 +34,31 @@ pub(super) enum Message {
     Hello,
     Welcome,
     Command(Box<Command>),
-    Refused { command: Box<Command>, failure: Failure },
+    /// What a host is to know about an operator's intent, and the generation in which it was told.
+    Intent {
+        intent: Signed,
+        ended: bool,
+        generation: Generation,
+    },
+    Refused {
+        command: Box<Command>,
+        failure: Failure,
+    },
     Stale(Generation),
-    Report { number: u64, server: ServerName, key: StepKey, report: StepReport },
-    Heard { number: u64 },
-    Health { server: ServerName, release: ReleaseId, report: HealthReport },
+    Report {
+        number: u64,
+        server: ServerName,
+        key: StepKey,
+        report: StepReport,
+    },
+    Heard {
+        number: u64,
+    },
+    Health {
+        server: ServerName,
+        release: ReleaseId,
+        report: HealthReport,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

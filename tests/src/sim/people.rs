@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::deployment::{DeploymentEvent, Hold, HoldKind, Options, Phase, StepState};
 use fleetwright_deploy::fleet::FleetEvent;
 use fleetwright_deploy::health::HealthStatus;
@@ -101,7 +102,8 @@ impl World<'_> {
             return Ok(());
         }
         let options = Options { rollback: plan.rollback.enabled, started_by: "p0".to_owned() };
-        let intents = self.coordinator.intents(plan.parent.next());
+        let begin_by = self.coordinator.clock(self.now).after(plan.begin_within(Purpose::Deploy));
+        let intents = self.coordinator.intents(plan.parent.next(), begin_by);
         self.coordinator_event(FleetEvent::DeploymentStarted { plan: Box::new(plan), options, intents })?;
         Ok(())
     }
@@ -153,7 +155,8 @@ impl World<'_> {
         let Some(found) = live.fleet.deployment(&deployment) else { return Ok(false) };
         let mut touched = found.steps().iter().filter(|(_, step)| step.state.is_touched()).map(|(id, _)| id.clone());
         let only = if part { touched.next().into_iter().collect() } else { BTreeSet::new() };
-        let intents = self.coordinator.intents(live.fleet.generation().next());
+        let begin_by = self.coordinator.clock(self.now).after(found.plan().begin_within(Purpose::RollBack));
+        let intents = self.coordinator.intents(live.fleet.generation().next(), begin_by);
         let event = FleetEvent::RollbackRequested { deployment, by: "p1".to_owned(), strategy, only, intents };
         Ok(self.coordinator_event(event)?.is_none())
     }

@@ -309,9 +309,12 @@ impl World<'_> {
                 return Ok(Some(refused));
             }
             Took::Crashed(doom) => self.crash_coordinator(doom),
-            Took::Orders(orders, questions) => {
+            Took::Orders(orders, questions, announced) => {
                 let shown = shown.map(|text| text.chars().take(220).collect::<String>());
                 self.say(|| format!("coordinator: {}", shown.unwrap_or_else(|| name.to_owned())));
+                for deployment in announced {
+                    self.announce(&deployment);
+                }
                 for (deployment, instance, attempt, order) in orders {
                     self.order(&deployment, &instance, attempt, &order, true)?;
                 }
@@ -375,6 +378,25 @@ impl World<'_> {
             self.send(connection, Side::Host, Message::Command(Box::new(command)));
         }
         Ok(())
+    }
+
+    /// Every host of a deployment that is connected hears of its intents.
+    fn announce(&mut self, deployment: &DeploymentId) {
+        let live = self.coordinator.live.iter();
+        let hosts: Vec<HostName> = live.flat_map(|live| live.fleet.intended(deployment)).cloned().collect();
+        hosts.iter().for_each(|host| self.announce_to(host, Some(deployment)));
+    }
+
+    /// A host hears of the intents of one deployment, or of all that count.
+    fn announce_to(&mut self, host: &HostName, only: Option<&DeploymentId>) {
+        let Some((connection, told)) = self.coordinator.announcements(host, self.now) else { return };
+        let Some(live) = &self.coordinator.live else { return };
+        let generation = live.fleet.generation();
+        for (intent, ended) in told {
+            if only.is_none_or(|only| *only == intent.deployment) {
+                self.send(connection, Side::Host, Message::Intent { intent, ended, generation });
+            }
+        }
     }
 
     // The network.
@@ -524,12 +546,13 @@ impl World<'_> {
                 }
                 self.send_missed(host)?;
             }
-            Message::Welcome | Message::Command(_) | Message::Heard { .. } => {}
+            Message::Welcome | Message::Command(_) | Message::Intent { .. } | Message::Heard { .. } => {}
         }
         Ok(())
     }
 
     fn send_missed(&mut self, host: &HostName) -> Result<(), Violation> {
+        self.announce_to(host, None);
         let live = self.coordinator.live.iter();
         let missed: Vec<(DeploymentId, InstanceId, u32, Order)> = live
             .flat_map(|live| live.fleet.outstanding(host))
@@ -589,6 +612,15 @@ impl World<'_> {
                 self.led(name, led, switch)?;
                 for refusal in refusals {
                     self.send(connection, Side::Coordinator, refusal);
+                }
+            }
+            Message::Intent { intent, ended, generation } => {
+                let now = self.now;
+                let host = self.hosts.get_mut(name).expect("host");
+                if host.hear(&intent, ended, generation, now) {
+                    self.send(connection, Side::Coordinator, Message::Stale(generation));
+                } else if ended {
+                    self.checks.spent(host, &intent, now)?;
                 }
             }
             Message::Hello
