@@ -3,6 +3,7 @@
 //! Agents enrol as they would anywhere: a token, a key made by the agent, a certificate from the coordinator.
 //! Who runs is told by the locks that the processes hold, so nothing has to be remembered here.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
@@ -12,11 +13,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fleetwright_deploy::config::ManifestHost;
+use fleetwright_deploy::fleet::Introduction;
 use fleetwright_deploy::ids::{HostName, InstanceId};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
-use crate::api::TokenView;
+use crate::api::hosts::TokenView;
 use crate::api::views::HostRow;
 use crate::client::Client;
 use crate::state_dir::{StateDir, lock_holder};
@@ -35,7 +37,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct LocalHost {
     pub(crate) name: HostName,
     pub(crate) address: String,
-    pub(crate) labels: Vec<String>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// `count` hosts: those that a manifest lists, and as many more as are wanted. Each has its own loopback address,
@@ -52,9 +54,9 @@ pub(crate) fn hosts(listed: &[ManifestHost], count: usize, first: Ipv4Addr) -> R
             Some(host) => host.name.value.clone(),
             None => format!("host-{}", n + 1).parse()?,
         };
-        let labels = listed.iter().flat_map(|host| &host.labels).map(|(key, value)| format!("{key}={value}"));
+        let labels = listed.map(|host| host.labels.clone()).unwrap_or_default();
         let address = listed.and_then(|host| host.address.clone()).unwrap_or_else(|| address.to_string());
-        hosts.push(LocalHost { name, address, labels: labels.collect() });
+        hosts.push(LocalHost { name, address, labels });
     }
     Ok(hosts)
 }
@@ -95,7 +97,12 @@ pub(crate) async fn ensure_coordinator(state_dir: &StateDir) -> Result<(Client, 
 }
 
 /// Starts the agents that do not run, after enrolling those that are not; waits until all are connected.
-pub(crate) async fn ensure_agents(state_dir: &StateDir, client: &Client, hosts: &[LocalHost]) -> Result<usize> {
+pub(crate) async fn ensure_agents(
+    state_dir: &StateDir,
+    client: &Client,
+    hosts: &[LocalHost],
+    by: &str,
+) -> Result<usize> {
     let program = agent_program()?;
     let mut started = 0;
     for host in hosts {
@@ -104,7 +111,7 @@ pub(crate) async fn ensure_agents(state_dir: &StateDir, client: &Client, hosts: 
             continue;
         }
         if !folder.join("identity/agent.json").exists() {
-            enroll(&program, &folder, client, host).await?;
+            enroll(&program, &folder, client, host, by).await?;
         }
         let mut command = Command::new(&program);
         command.arg("run").arg("--state-dir").arg(&folder);
@@ -115,27 +122,20 @@ pub(crate) async fn ensure_agents(state_dir: &StateDir, client: &Client, hosts: 
     Ok(started)
 }
 
-async fn enroll(program: &Path, folder: &Path, client: &Client, host: &LocalHost) -> Result<()> {
-    let token: TokenView = client.post(&format!("/v1/hosts/{}/token?expires_in=5m", host.name), &()).await?;
+async fn enroll(program: &Path, folder: &Path, client: &Client, host: &LocalHost, by: &str) -> Result<()> {
+    let introduction =
+        Introduction { by: by.to_owned(), labels: host.labels.clone(), address: Some(host.address.clone()) };
+    let path = format!("/v1/hosts/{}/token?expires_in=5m", host.name);
+    let token: TokenView = client.post(&path, &introduction).await?;
     let mut command = tokio::process::Command::new(program);
     command
         .arg("enroll")
-        .args([
-            "--coordinator",
-            &token.coordinator,
-            "--ca-fingerprint",
-            &token.ca_fingerprint,
-            "--address",
-            &host.address,
-        ])
+        .args(["--coordinator", &token.coordinator, "--ca-fingerprint", &token.ca_fingerprint])
         .arg("--state-dir")
         .arg(folder)
         // Not as an argument: those can be seen by everybody on the machine.
         .env("FLEETWRIGHT_TOKEN", &token.token)
         .stdin(Stdio::null());
-    for label in &host.labels {
-        command.args(["--label", label]);
-    }
     let output = command.output().await?;
     if !output.status.success() {
         bail!("host {} could not be enrolled:\n{}", host.name, String::from_utf8_lossy(&output.stderr));

@@ -1,3 +1,4 @@
+use fleetwright_deploy::fleet::Introduction;
 use rusqlite::{Connection, params};
 
 use super::*;
@@ -15,6 +16,7 @@ fn event(n: u64) -> FleetEvent {
     FleetEvent::HostEnrolled {
         host: format!("h{}", n % 3).parse().expect("name"),
         certificate_sha256: format!("{n:064x}"),
+        introduction: Introduction::default(),
     }
 }
 
