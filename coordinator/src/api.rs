@@ -28,9 +28,7 @@ use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use self::views::{
-    DeploymentSummary, DeploymentView, HostMetrics, InstanceRow, PastRow, PlanningView, StatusView,
-};
+use self::views::{DeploymentSummary, DeploymentView, HostMetrics, InstanceRow, PastRow, PlanningView, StatusView};
 use crate::artifacts::{Artifacts, missing};
 use crate::clock;
 use crate::engine::{Handle, Request, Samples};

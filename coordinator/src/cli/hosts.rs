@@ -72,7 +72,8 @@ pub(super) async fn hosts(command: HostsCommand, context: &Context) -> Result<u8
         HostsCommand::Show { host } => {
             let rows: Vec<HostRow> = client.get("/v1/hosts").await?;
             let Some(row) = rows.iter().find(|row| row.host == host) else {
-                let failure = Failure::new(FailureKind::ConfigurationError, "hosts", format!("there is no host {host}"));
+                let failure =
+                    Failure::new(FailureKind::ConfigurationError, "hosts", format!("there is no host {host}"));
                 return Err(failure.hint("`fleetwright hosts list` shows those that there are").into());
             };
             context.ui.data(row, || show(row));

@@ -143,9 +143,10 @@ impl Host {
         for (key, value) in &view.labels {
             let overruled = self.overruled.labels.get(key) == Some(value);
             if self.labels.get(key) != Some(value) && !overruled {
-                let believed = self.labels.get(key).map_or_else(|| "it has no such label".to_owned(), |own| {
-                    format!("believed {}", shown(own))
-                });
+                let believed = self
+                    .labels
+                    .get(key)
+                    .map_or_else(|| "it has no such label".to_owned(), |own| format!("believed {}", shown(own)));
                 claims.push(format!("says it is {}={}; {believed}", shown(key), shown(value)));
             }
         }

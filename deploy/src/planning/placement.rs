@@ -146,11 +146,7 @@ impl<'a> Wanted<'a> {
 }
 
 impl<'a> Board<'a> {
-    fn new(
-        configuration: &'a Configuration,
-        circumstances: &'a Circumstances,
-        entries: &'a Entries<'a>,
-    ) -> Self {
+    fn new(configuration: &'a Configuration, circumstances: &'a Circumstances, entries: &'a Entries<'a>) -> Self {
         let manifest = &configuration.manifest.1.name.value;
         let place = |(name, view): (&'a HostName, &'a HostView)| Place {
             name,
@@ -300,7 +296,8 @@ impl<'a> Board<'a> {
             return Some(format!("`{near}` is there, and they stay apart"));
         }
         if let Some(facts) = &view.facts {
-            let mut known = wanted.server.requires.iter().filter(|requirement| self.environment.trusts(requirement.fact()));
+            let mut known =
+                wanted.server.requires.iter().filter(|requirement| self.environment.trusts(requirement.fact()));
             if let Some(missing) = known.find(|requirement| !requirement.is_met_by(facts)) {
                 return Some(format!("no {missing}"));
             }

@@ -155,7 +155,8 @@ fn in_journals_of_before_what_a_host_told_is_believed() {
     let kept = r#"{"certificate_sha256":"aa","view":{"address":"10.0.0.3","state_dir":"/state","labels":{"zone":"a"},"facts":null},"connected":true,"since":"1970-01-01T00:00:00.001Z"}"#;
     let kept: Host = serde_json::from_str(kept).expect("a host");
     assert_eq!(fleet.hosts()[&host()], kept);
-    let claims = FleetEvent::HostConnected { host: host(), view: view("10.0.0.9", &[("zone", "secret")]), claimed: true };
+    let claims =
+        FleetEvent::HostConnected { host: host(), view: view("10.0.0.9", &[("zone", "secret")]), claimed: true };
     fleet.apply(claims, at(2)).expect("a greeting");
     let believed = fleet.hosts()[&host()].believed().expect("a view");
     assert_eq!((believed.address.as_str(), believed.labels), ("10.0.0.3", labels(&[("zone", "a")])));

@@ -114,7 +114,10 @@ fn facts_that_an_environment_does_not_trust_decide_nothing() {
     let told = placed("trusted_facts: [cpus]\n").expect_err("it has too few").to_string();
     assert!(told.contains("300% are wanted"), "{told}");
     let checked = placed("trusted_facts: []\n").expect("the host itself looks at what it has");
-    assert_eq!(checked.warnings(), ["environment test does not trust what hosts say they have: each host looks itself at the needs of a"]);
+    assert_eq!(
+        checked.warnings(),
+        ["environment test does not trust what hosts say they have: each host looks itself at the needs of a"]
+    );
     let wrong = placed("trusted_facts: [zone]\n").expect_err("no fact").to_string();
     assert!(wrong.contains("test.yaml:6:17: "), "{wrong}");
 }
