@@ -1,6 +1,5 @@
 //! The command line of the agent.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -113,12 +112,13 @@ struct EnrollArguments {
     /// The fingerprint of the fleet's authority that `fleetwright hosts token` printed.
     #[arg(long, value_name = "sha256:HEX")]
     ca_fingerprint: String,
-    /// The address that this host's servers listen on.
-    #[arg(long, default_value = "127.0.0.1")]
-    address: String,
-    /// A label that placement may ask for.
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
-    labels: Vec<(String, String)>,
+    /// The address that this host's servers listen on. It counts where the token names none, until an operator says
+    /// otherwise.
+    #[arg(long)]
+    address: Option<String>,
+    /// Labels are not a host's to choose: they belong to its token.
+    #[arg(long = "label", value_name = "KEY=VALUE", hide = true)]
+    labels: Vec<String>,
     /// The agent's state folder.
     #[arg(long, env = "FLEETWRIGHT_AGENT_STATE_DIR", default_value = "/var/lib/fleetwright-agent")]
     state_dir: PathBuf,
@@ -146,11 +146,6 @@ fn token(file: Option<&Path>) -> Result<String> {
         );
     }
     Ok(token.to_owned())
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Runs the command line and gives the exit code.
@@ -206,13 +201,16 @@ fn perform(command: Command) -> Result<ExitCode> {
 
 async fn enroll_host(arguments: EnrollArguments) -> Result<ExitCode> {
     let state_dir = absolute(&arguments.state_dir)?;
-    let labels: BTreeMap<String, String> = arguments.labels.into_iter().collect();
+    if let Some(label) = arguments.labels.first() {
+        bail!(
+            "a host does not choose its labels\n  hint: they belong to its token, `fleetwright hosts token HOST --label {label}`, or to an operator, `fleetwright hosts label HOST {label}`"
+        );
+    }
     let enrolment = Enrolment {
         coordinator: arguments.coordinator,
         token: token(arguments.token_file.as_deref())?,
         authority_fingerprint: arguments.ca_fingerprint,
         address: arguments.address,
-        labels,
     };
     let identity = enroll(&state_dir, enrolment, client()?, &clock::system()).await?;
     tracing::info!("enrolled as host {} of fleet {}", identity.host, identity.fleet);

@@ -1,6 +1,5 @@
 //! Enrolment: a key is made here, and certified by the coordinator whose authority the operator named.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -22,10 +21,8 @@ pub struct Enrolment {
     pub token: String,
     /// The fingerprint of the fleet's authority, `sha256:HEX`.
     pub authority_fingerprint: String,
-    /// The address that servers of this host listen on.
-    pub address: String,
-    /// What placement may ask for.
-    pub labels: BTreeMap<String, String>,
+    /// The address that servers of this host listen on, where the host is to say one.
+    pub address: Option<String>,
 }
 
 /// Enrols this host over an endpoint, unless it is enrolled already.
@@ -66,8 +63,8 @@ pub async fn enroll(
             "the coordinator refused the enrolment: {why}\n  hint: make a new token with `fleetwright hosts token HOST`"
         ),
         EnrolReply::Enrolled(credentials) => {
-            let identity =
-                AgentIdentity::new(*credentials, &enrolment.coordinator, enrolment.address, enrolment.labels);
+            let address = enrolment.address.unwrap_or_default();
+            let identity = AgentIdentity::new(*credentials, &enrolment.coordinator, address);
             identity.save(&layout.identity(), &made.key_pem)?;
             Ok(identity)
         }

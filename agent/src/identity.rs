@@ -22,20 +22,15 @@ pub struct AgentIdentity {
     authority_pem: String,
     command_keys: Vec<String>,
     intent_keys: Vec<String>,
-    /// The labels given when the host was enrolled.
+    /// The labels given to hosts that enrolled when hosts still chose them. The coordinator takes them for a claim.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
-    /// The address that servers listen on.
+    /// The address that servers listen on, as this host says; empty when it says none.
     pub(crate) address: String,
 }
 
 impl AgentIdentity {
-    pub(crate) fn new(
-        credentials: Credentials,
-        coordinator: &str,
-        address: String,
-        labels: BTreeMap<String, String>,
-    ) -> Self {
+    pub(crate) fn new(credentials: Credentials, coordinator: &str, address: String) -> Self {
         Self {
             fleet: credentials.fleet,
             host: credentials.host,
@@ -44,7 +39,7 @@ impl AgentIdentity {
             authority_pem: credentials.authority_pem,
             command_keys: credentials.command_keys,
             intent_keys: credentials.intent_keys,
-            labels,
+            labels: BTreeMap::new(),
             address,
         }
     }

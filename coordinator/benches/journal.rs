@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use fleetwright::journal::{Journal, NewEntry, SqliteStore};
 use fleetwright_deploy::deployment::{DeploymentEvent, Options, Order};
-use fleetwright_deploy::fleet::{Fleet, FleetEvent};
+use fleetwright_deploy::fleet::{Fleet, FleetEvent, Introduction};
 use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, FleetName, HostName, InstanceId, ServerName};
@@ -126,10 +126,14 @@ fn deployments(name: &FleetName) -> Vec<(Timestamp, FleetEvent)> {
     let mut story = Story { fleet: Fleet::new(name.clone()), events: Vec::new(), now: 0 };
     story.tell(FleetEvent::CoordinatorStarted);
     for n in 0..HOSTS {
-        story.tell(FleetEvent::HostEnrolled { host: host(n), certificate_sha256: "aa".to_owned() });
+        story.tell(FleetEvent::HostEnrolled {
+            host: host(n),
+            certificate_sha256: "aa".to_owned(),
+            introduction: Introduction::default(),
+        });
         let view =
             HostView { address: "h".to_owned(), state_dir: "d".to_owned(), labels: BTreeMap::new(), facts: None };
-        story.tell(FleetEvent::HostConnected { host: host(n), view });
+        story.tell(FleetEvent::HostConnected { host: host(n), view, claimed: true });
     }
     for version in 0..DEPLOYMENTS {
         story.deploy(version);

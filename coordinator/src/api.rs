@@ -2,6 +2,7 @@
 
 pub(crate) mod artifacts;
 mod events;
+pub(crate) mod hosts;
 pub(crate) mod look;
 pub(crate) mod secrets;
 pub(crate) mod views;
@@ -13,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,13 +24,11 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::FleetEvent;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
 use fleetwright_deploy::plan::{Plan, RollbackStrategy};
-use fleetwright_deploy::time::{Length, Timestamp};
+use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use self::views::{
-    DeploymentSummary, DeploymentView, HostMetrics, HostRow, InstanceRow, PastRow, PlanningView, StatusView,
-};
+use self::views::{DeploymentSummary, DeploymentView, HostMetrics, InstanceRow, PastRow, PlanningView, StatusView};
 use crate::artifacts::{Artifacts, missing};
 use crate::clock;
 use crate::engine::{Handle, Request, Samples};
@@ -37,10 +36,6 @@ use crate::secrets::Secrets;
 
 /// Largest request body, in bytes: a plan with all its releases.
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// How long a token is valid unless the request says otherwise, and the longest it may be.
-const TOKEN_LIFETIME: Length = Length::from_secs(3_600);
-const TOKEN_LIFETIME_MAX: Length = Length::from_secs(7 * 24 * 3_600);
-
 /// Longest name of a person, in bytes.
 const PERSON_BYTES_MAX: usize = 256;
 /// Longest reason that a person gives, in bytes.
@@ -124,16 +119,6 @@ pub(crate) struct Started {
     pub(crate) id: DeploymentId,
 }
 
-/// A token, and all that enrolling with it takes.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct TokenView {
-    pub(crate) host: HostName,
-    pub(crate) token: String,
-    pub(crate) coordinator: String,
-    pub(crate) ca_fingerprint: String,
-    pub(crate) expires_in: Length,
-}
-
 /// The lines of a log.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct LogsView {
@@ -145,11 +130,6 @@ pub(crate) struct LogsView {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct ErrorBody {
     pub(crate) error: Failure,
-}
-
-#[derive(Deserialize)]
-struct TokenQuery {
-    expires_in: Option<Length>,
 }
 
 /// Listens on the socket. Its path may be longer than a socket's address can hold: it is reached by way of its
@@ -172,8 +152,10 @@ pub(crate) fn short_path(folder: &std::fs::File, file: &Path) -> std::path::Path
 pub(crate) fn router(api: Api) -> Router {
     Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/hosts", get(hosts))
-        .route("/v1/hosts/{host}/token", post(token))
+        .route("/v1/hosts", get(hosts::list))
+        .route("/v1/hosts/{host}/token", post(hosts::token))
+        .route("/v1/hosts/{host}/labels", post(hosts::label))
+        .route("/v1/hosts/{host}/address", post(hosts::address))
         .route("/v1/hosts/metrics", get(metrics))
         .route("/v1/servers", get(servers))
         .route("/v1/servers/{instance}/logs", get(look::logs))
@@ -236,10 +218,6 @@ async fn status(State(api): State<Api>) -> Answer<StatusView> {
     let listen = api.listen.clone();
     let view = api.engine.look(move |fleet, _, seq| StatusView::new(fleet, seq, listen)).await;
     view.map(Json).ok_or_else(ending)
-}
-
-async fn hosts(State(api): State<Api>) -> Answer<Vec<HostRow>> {
-    api.engine.look(|fleet, _, _| HostRow::all(fleet)).await.map(Json).ok_or_else(ending)
 }
 
 async fn servers(State(api): State<Api>) -> Answer<Vec<InstanceRow>> {
@@ -340,7 +318,7 @@ async fn unhalt(State(api): State<Api>, Json(request): Json<ControlRequest>) -> 
 }
 
 async fn hold_fleet(api: Api, event: FleetEvent) -> Answer<StatusView> {
-    let held = api.engine.ask(|reply| Request::Halt { event, reply }).await.ok_or_else(ending)?;
+    let held = api.engine.ask(|reply| Request::Decide { event, reply }).await.ok_or_else(ending)?;
     held.map_err(Refusal)?;
     status(State(api)).await
 }
@@ -348,27 +326,4 @@ async fn hold_fleet(api: Api, event: FleetEvent) -> Answer<StatusView> {
 async fn past(State(api): State<Api>, UrlPath(server): UrlPath<String>) -> Answer<Vec<PastRow>> {
     let server = server.parse().map_err(|error: fleetwright_deploy::ids::InvalidId| not_found(error.to_string()))?;
     api.engine.look(move |fleet, _, _| PastRow::all(fleet, &server)).await.map(Json).ok_or_else(ending)
-}
-
-async fn token(
-    State(api): State<Api>,
-    UrlPath(host): UrlPath<String>,
-    Query(query): Query<TokenQuery>,
-) -> Answer<TokenView> {
-    let host: HostName =
-        host.parse().map_err(|error: fleetwright_deploy::ids::InvalidId| not_found(error.to_string()))?;
-    let lifetime = query.expires_in.unwrap_or(TOKEN_LIFETIME);
-    if lifetime > TOKEN_LIFETIME_MAX || lifetime == Length::ZERO {
-        return Err(not_found(format!("a token is valid for at most {TOKEN_LIFETIME_MAX}")));
-    }
-    let name = host.clone();
-    let issued = api.engine.ask(|reply| Request::IssueToken { host, lifetime, reply }).await.ok_or_else(ending)?;
-    let token = issued.map_err(Refusal)?;
-    Ok(Json(TokenView {
-        host: name,
-        token: token.reveal().to_owned(),
-        coordinator: api.listen,
-        ca_fingerprint: api.authority_fingerprint,
-        expires_in: lifetime,
-    }))
 }

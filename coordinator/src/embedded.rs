@@ -12,7 +12,7 @@ use fleetwright_certs::Token;
 use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options};
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::fleet::Fleet;
+use fleetwright_deploy::fleet::{Fleet, Introduction};
 use fleetwright_deploy::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId};
 use fleetwright_deploy::plan::{Plan, RollbackStrategy};
 use fleetwright_deploy::time::Length;
@@ -139,9 +139,10 @@ impl Operator {
         self.handle.look(|fleet, _, _| look(fleet)).await.ok_or_else(ending)
     }
 
-    /// A token that enrols a host.
+    /// A token that enrols a host, of which nothing is said.
     pub async fn issue_token(&self, host: HostName, lifetime: Length) -> Result<Token, Failure> {
-        self.ask(|reply| Request::IssueToken { host, lifetime, reply }).await
+        let introduction = Introduction::default();
+        self.ask(|reply| Request::IssueToken { host, lifetime, introduction, reply }).await
     }
 
     /// Signs the intents of a plan, and starts it.

@@ -296,15 +296,25 @@ impl Engine {
             Request::NotObeyed { instance, deployment, attempt, order, not_obeyed } => {
                 self.not_obeyed(instance, deployment, attempt, order, not_obeyed);
             }
-            Request::IssueToken { host, lifetime, reply } => self.issue_token(host, lifetime, reply),
+            Request::HostSeenTwice { host, addresses } => {
+                // It is told once in a while.
+                self.event(FleetEvent::HostSeenTwice { host, addresses }).ok();
+            }
+            Request::IssueToken { host, lifetime, introduction, reply } => {
+                self.issue_token(host, lifetime, introduction, reply);
+            }
             Request::Enrol { token, request_der, reply } => self.enrol(&token, &request_der, reply)?,
             Request::Start { plan, options, intents, reply } => self.start(plan, options, intents, reply),
             Request::RollBack { deployment, by, strategy, only, intents, reply } => {
                 self.roll_back(deployment, by, strategy, only, intents, reply);
             }
             Request::Control { deployment, event, reply } => self.control(deployment, *event, reply),
-            Request::Halt { event, reply } => {
-                let outcome = self.event(event).map_err(operators::failure_of);
+            Request::Decide { event, reply } => {
+                let outcome = match self.event(event) {
+                    // What is so already needs no deciding.
+                    Ok(()) | Err(Refused::NoChange) => Ok(()),
+                    Err(refused) => Err(operators::failure_of(refused)),
+                };
                 self.answer(reply, outcome);
             }
             Request::LookAt { host, body, reply } => self.look_at(&host, body, reply),

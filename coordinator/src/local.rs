@@ -3,6 +3,7 @@
 //! Agents enrol as they would anywhere: a token, a key made by the agent, a certificate from the coordinator.
 //! Who runs is told by the locks that the processes hold, so nothing has to be remembered here.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
@@ -12,12 +13,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fleetwright_deploy::config::ManifestHost;
+use fleetwright_deploy::fleet::Introduction;
 use fleetwright_deploy::ids::{HostName, InstanceId};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 
-use crate::api::TokenView;
+use crate::api::hosts::TokenView;
 use crate::api::views::HostRow;
 use crate::client::Client;
 use crate::operator_key::OperatorKey;
@@ -37,7 +39,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct LocalHost {
     pub(crate) name: HostName,
     pub(crate) address: String,
-    pub(crate) labels: Vec<String>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// `count` hosts: those that a manifest lists, and as many more as are wanted. Each has its own loopback address,
@@ -54,9 +56,9 @@ pub(crate) fn hosts(listed: &[ManifestHost], count: usize, first: Ipv4Addr) -> R
             Some(host) => host.name.value.clone(),
             None => format!("host-{}", n + 1).parse()?,
         };
-        let labels = listed.iter().flat_map(|host| &host.labels).map(|(key, value)| format!("{key}={value}"));
+        let labels = listed.map(|host| host.labels.clone()).unwrap_or_default();
         let address = listed.and_then(|host| host.address.clone()).unwrap_or_else(|| address.to_string());
-        hosts.push(LocalHost { name, address, labels: labels.collect() });
+        hosts.push(LocalHost { name, address, labels });
     }
     Ok(hosts)
 }
@@ -101,7 +103,12 @@ pub(crate) async fn ensure_coordinator(state_dir: &StateDir) -> Result<(Client, 
 }
 
 /// Starts the agents that do not run, after enrolling those that are not; waits until all are connected.
-pub(crate) async fn ensure_agents(state_dir: &StateDir, client: &Client, hosts: &[LocalHost]) -> Result<usize> {
+pub(crate) async fn ensure_agents(
+    state_dir: &StateDir,
+    client: &Client,
+    hosts: &[LocalHost],
+    by: &str,
+) -> Result<usize> {
     let program = agent_program()?;
     state_dir.make_hosts()?;
     let mut started = 0;
@@ -111,7 +118,7 @@ pub(crate) async fn ensure_agents(state_dir: &StateDir, client: &Client, hosts: 
             continue;
         }
         if !folder.join("identity/agent.json").exists() {
-            enroll(&program, &folder, client, host).await?;
+            enroll(&program, &folder, client, host, by).await?;
         }
         let mut command = Command::new(&program);
         command.arg("run").arg("--state-dir").arg(&folder);
@@ -122,19 +129,15 @@ pub(crate) async fn ensure_agents(state_dir: &StateDir, client: &Client, hosts: 
     Ok(started)
 }
 
-async fn enroll(program: &Path, folder: &Path, client: &Client, host: &LocalHost) -> Result<()> {
-    let token: TokenView = client.post(&format!("/v1/hosts/{}/token?expires_in=5m", host.name), &()).await?;
+async fn enroll(program: &Path, folder: &Path, client: &Client, host: &LocalHost, by: &str) -> Result<()> {
+    let introduction =
+        Introduction { by: by.to_owned(), labels: host.labels.clone(), address: Some(host.address.clone()) };
+    let path = format!("/v1/hosts/{}/token?expires_in=5m", host.name);
+    let token: TokenView = client.post(&path, &introduction).await?;
     let mut command = tokio::process::Command::new(program);
     command
         .arg("enroll")
-        .args([
-            "--coordinator",
-            &token.coordinator,
-            "--ca-fingerprint",
-            &token.ca_fingerprint,
-            "--address",
-            &host.address,
-        ])
+        .args(["--coordinator", &token.coordinator, "--ca-fingerprint", &token.ca_fingerprint])
         .arg("--state-dir")
         .arg(folder)
         .args(["--token-file", "-"])
@@ -142,9 +145,6 @@ async fn enroll(program: &Path, folder: &Path, client: &Client, host: &LocalHost
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    for label in &host.labels {
-        command.args(["--label", label]);
-    }
     let mut agent = command.spawn()?;
     if let Some(mut stdin) = agent.stdin.take() {
         // Should it end before it reads, it says why.

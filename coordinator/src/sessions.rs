@@ -3,6 +3,7 @@
 //! Whoever has no certificate may enrol and nothing else. The host of every message is the one in the
 //! certificate; a certificate that is not the one its host enrolled with gets nothing.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{FleetName, HostName, InstanceId};
 use fleetwright_protocol::artifact::CHUNKS_BYTES_MAX;
 use fleetwright_protocol::command::CommandReply;
+use fleetwright_protocol::endpoint::KEEP_ALIVE_INTERVAL;
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
 use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply, MetricsSample, SAMPLES_MAX};
@@ -32,6 +34,9 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that a newer one of the same host took over from stays open.
 const SUPERSEDED_GRACE: Duration = Duration::from_secs(20);
+/// How often it is looked whether such a connection is still used. What was on its way when it was replaced has arrived
+/// after one of these.
+const SUPERSEDED_LOOK_INTERVAL: Duration = KEEP_ALIVE_INTERVAL;
 /// How many peers without a certificate are served at once.
 const ENROLLING_MAX: usize = 32;
 
@@ -67,6 +72,40 @@ impl SessionHandle {
             tokio::time::sleep(SUPERSEDED_GRACE).await;
             self.connection.close(close::SUPERSEDED.into(), b"a newer connection took over");
         });
+    }
+
+    /// From where its peer comes now.
+    pub(crate) fn peer_address(&self) -> IpAddr {
+        self.connection.remote_address().ip()
+    }
+
+    /// From where this connection is still used, though its host has made a newer one from another address. An agent that
+    /// has moved uses the one socket it has, so its old connection moves with it or is silent; a peer that goes on
+    /// answering from the old address is another one.
+    pub(crate) async fn still_used_elsewhere(&self, newer_from: IpAddr) -> Option<IpAddr> {
+        // Only what was decrypted counts, and a farewell does not.
+        let answers = || {
+            let frames = self.connection.stats().frame_rx;
+            frames.acks + frames.ping
+        };
+        if self.peer_address() == newer_from {
+            return None;
+        }
+        let mut before: Option<u64> = None;
+        let look = async {
+            loop {
+                tokio::time::sleep(SUPERSEDED_LOOK_INTERVAL).await;
+                let from = self.peer_address();
+                if from == newer_from || before.is_some_and(|before| answers() > before) {
+                    return Some(from).filter(|from| *from != newer_from);
+                }
+                before.get_or_insert_with(answers);
+            }
+        };
+        tokio::select! {
+            from = look => from,
+            _ = self.connection.closed() => None,
+        }
     }
 
     /// Sends a command. Should the queue be full or the connection gone, the command goes out again when the

@@ -3,7 +3,10 @@
 //! [`Fleet::apply`] takes one event in. What a new deployment must satisfy is checked by [`Fleet::may_start`]
 //! before its event is made.
 
+mod hosts;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
@@ -20,6 +23,8 @@ use crate::mutant::{Mutant, is_active};
 use crate::plan::{EXTERNALS_MAX, External, Plan, PlannedStep, RollbackStrategy, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
+
+pub use hosts::{Claim, Host, Introduction, SEEN_TWICE_PAUSE, SeenTwice};
 
 /// Of how many deployments, the newest first, a host that comes back hears.
 const ANNOUNCEMENTS_MAX: usize = 64;
@@ -39,6 +44,9 @@ pub enum FleetEvent {
         token_sha256: String,
         /// When it expires.
         not_after: Timestamp,
+        /// What is said of the host.
+        #[serde(default)]
+        introduction: Introduction,
     },
     /// A host enrolled with its token, which is used up by that.
     HostEnrolled {
@@ -46,6 +54,9 @@ pub enum FleetEvent {
         host: HostName,
         /// SHA-256 of its certificate, hexadecimal.
         certificate_sha256: String,
+        /// What was said of the host with its token.
+        #[serde(default)]
+        introduction: Introduction,
     },
     /// A host's agent connected and told about its host.
     HostConnected {
@@ -53,6 +64,9 @@ pub enum FleetEvent {
         host: HostName,
         /// What it told.
         view: HostView,
+        /// Whether its labels and its address there are mere claims. In journals of before they counted.
+        #[serde(default)]
+        claimed: bool,
     },
     /// A host's agent is no longer connected.
     HostDisconnected {
@@ -111,19 +125,31 @@ pub enum FleetEvent {
         /// What happened.
         event: DeploymentEvent,
     },
-}
-
-/// A host of the fleet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Host {
-    /// SHA-256 of the certificate it enrolled with, hexadecimal.
-    pub certificate_sha256: String,
-    /// What it told when it last connected.
-    pub view: Option<HostView>,
-    /// Whether its agent is connected.
-    pub connected: bool,
-    /// Since when that is so.
-    pub since: Timestamp,
+    /// An operator gave a host labels, or took some away.
+    HostLabelled {
+        /// The host.
+        host: HostName,
+        /// The labels that change; those without a value are taken away.
+        labels: BTreeMap<String, Option<String>>,
+        /// Who said so.
+        by: String,
+    },
+    /// An operator said where the servers of a host listen.
+    HostAddressed {
+        /// The host.
+        host: HostName,
+        /// The address.
+        address: String,
+        /// Who said so.
+        by: String,
+    },
+    /// Two connections with the certificate of one host lived at once, and came from two addresses.
+    HostSeenTwice {
+        /// The host.
+        host: HostName,
+        /// From where the older connection came, and from where the newer.
+        addresses: [IpAddr; 2],
+    },
 }
 
 /// A token with which a host may enrol.
@@ -133,6 +159,9 @@ pub struct Token {
     pub host: HostName,
     /// When it expires.
     pub not_after: Timestamp,
+    /// What was said of the host.
+    #[serde(default)]
+    pub introduction: Introduction,
 }
 
 /// What an instance runs.
@@ -312,9 +341,9 @@ impl Fleet {
         planned.chain(present).filter_map(|release| release.package.artifact()).collect()
     }
 
-    /// The host that a token lets enrol now.
-    pub fn token(&self, token_sha256: &str, now: Timestamp) -> Option<&HostName> {
-        self.tokens.get(token_sha256).filter(|token| now < token.not_after).map(|token| &token.host)
+    /// A token that lets a host enrol now.
+    pub fn token(&self, token_sha256: &str, now: Timestamp) -> Option<&Token> {
+        self.tokens.get(token_sha256).filter(|token| now < token.not_after)
     }
 
     /// The orders to a host that are not answered yet.
@@ -450,23 +479,20 @@ impl Fleet {
     pub fn apply(&mut self, event: FleetEvent, now: Timestamp) -> Result<Effects, Refused> {
         match event {
             FleetEvent::CoordinatorStarted => Ok(self.coordinator_started(now)),
-            FleetEvent::TokenIssued { host, token_sha256, not_after } => {
+            FleetEvent::TokenIssued { host, token_sha256, not_after, introduction } => {
+                hosts::check_introduction(&introduction)?;
                 self.tokens.retain(|_, token| now < token.not_after);
                 let told = note("token_issued", format!("{host} may enrol until {not_after}"));
-                self.tokens.insert(token_sha256, Token { host, not_after });
+                self.tokens.insert(token_sha256, Token { host, not_after, introduction });
                 Ok(told)
             }
-            FleetEvent::HostEnrolled { host, certificate_sha256 } => {
-                self.tokens.retain(|_, token| token.host != host);
-                let mut told = note("host_enrolled", format!("{host} enrolled"));
-                if self.hosts.get(&host).is_some_and(|host| host.connected) {
-                    self.disconnected([host.clone()].into(), now, &mut told);
-                }
-                let view = self.hosts.remove(&host).and_then(|host| host.view);
-                self.hosts.insert(host, Host { certificate_sha256, view, connected: false, since: now });
-                Ok(told)
+            FleetEvent::HostEnrolled { host, certificate_sha256, introduction } => {
+                Ok(self.host_enrolled(host, certificate_sha256, introduction, now))
             }
-            FleetEvent::HostConnected { host, view } => self.host_connected(&host, view, now),
+            FleetEvent::HostConnected { host, view, claimed } => self.host_connected(&host, view, claimed, now),
+            FleetEvent::HostLabelled { host, labels, by } => self.host_labelled(&host, labels, &by),
+            FleetEvent::HostAddressed { host, address, by } => self.host_addressed(&host, address, &by),
+            FleetEvent::HostSeenTwice { host, addresses } => self.host_seen_twice(&host, addresses, now),
             FleetEvent::HostDisconnected { host } => self.host_disconnected(&host, now),
             FleetEvent::HealthReported { instance, release, report, output } => {
                 self.health_reported(&instance, &release, report, &output, now)
@@ -545,21 +571,6 @@ impl Fleet {
             (host.connected, host.since) = (false, now);
         }
         self.tell_all(&DeploymentEvent::HostsDisconnected { hosts }, now, effects);
-    }
-
-    fn host_connected(&mut self, name: &HostName, view: HostView, now: Timestamp) -> Result<Effects, Refused> {
-        let Some(host) = self.hosts.get_mut(name) else {
-            let failure = Failure::new(FailureKind::PermissionError, "connect", format!("host {name} is not enrolled"));
-            return Err(Refused::Failure(Box::new(failure)));
-        };
-        let was_connected = host.connected;
-        host.view = Some(view);
-        (host.connected, host.since) = (true, now);
-        let mut effects = note("host_connected", format!("{name} connected"));
-        if !was_connected {
-            self.tell_all(&DeploymentEvent::HostConnected { host: name.clone() }, now, &mut effects);
-        }
-        Ok(effects)
     }
 
     fn host_disconnected(&mut self, name: &HostName, now: Timestamp) -> Result<Effects, Refused> {

@@ -1,4 +1,4 @@
-//! What is known about a host: its address, its labels, and the facts it reports about itself.
+//! What is known about a host: its address, its labels, and the facts it reports about itself; and what may be said there.
 
 use std::collections::BTreeMap;
 
@@ -27,6 +27,65 @@ impl Facts {
     pub fn runs_containers(&self) -> bool {
         ["docker", "podman"].iter().any(|engine| self.runtimes.contains_key(*engine))
     }
+}
+
+/// Most labels of a host.
+pub const LABELS_MAX: usize = 64;
+/// Longest name, and longest value, of a label.
+pub const LABEL_BYTES_MAX: usize = 256;
+/// Longest address of a host.
+pub const ADDRESS_BYTES_MAX: usize = 253;
+/// The address of a host of which nobody, not even its agent, has said one.
+pub const ADDRESS_UNSAID: &str = "127.0.0.1";
+
+/// Whether these can be the labels of a host, or why not.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    if labels.len() > LABELS_MAX {
+        return Err(format!("{} labels are too many: a host has at most {LABELS_MAX}", labels.len()));
+    }
+    let fits = |text: &str| text.len() <= LABEL_BYTES_MAX && !text.chars().any(char::is_control);
+    for (key, value) in labels {
+        let is_name = !key.is_empty() && !key.contains(['=', ',']) && !key.contains(char::is_whitespace);
+        if !is_name || !fits(key) || !fits(value) {
+            let label = format!("{key}={value}");
+            let label: String = label.chars().take(40).flat_map(char::escape_debug).collect();
+            return Err(format!(
+                "`{label}` is no label: a name without spaces, `=` and `,`, and a value, of at most {LABEL_BYTES_MAX} bytes each"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether this can be the address of a host, or why not. It becomes a part of URLs and of files, so no character in it
+/// may mean anything else there.
+pub fn check_address(address: &str) -> Result<(), String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    if !address.is_empty() && address.len() <= ADDRESS_BYTES_MAX && address.chars().all(is_part) {
+        return Ok(());
+    }
+    let shown: String = address.chars().take(40).flat_map(char::escape_debug).collect();
+    Err(format!("`{shown}` is no address: write an IP address or a name, without a port"))
+}
+
+/// A kind of fact that an agent tells of its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, strum::IntoStaticStr)]
+#[cfg_attr(feature = "planning", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum FactName {
+    /// The operating system.
+    Os,
+    /// The processor architecture.
+    Arch,
+    /// How many processors it has.
+    Cpus,
+    /// How much memory it has.
+    Memory,
+    /// How large its disk is.
+    Disk,
+    /// Which programs and container engines it has.
+    Runtimes,
 }
 
 /// A host as planning sees it.
@@ -156,6 +215,18 @@ impl Requirement {
             Self::Disk(least) => enough(facts.disk_bytes, *least),
             Self::Os(os) => facts.os.is_empty() || facts.os == *os,
             Self::Arch(arch) => facts.arch.is_empty() || facts.arch == *arch,
+        }
+    }
+
+    /// The kind of fact that decides whether a host has it.
+    pub fn fact(&self) -> FactName {
+        match self {
+            Self::Runtime { .. } => FactName::Runtimes,
+            Self::Cpus(_) => FactName::Cpus,
+            Self::Memory(_) => FactName::Memory,
+            Self::Disk(_) => FactName::Disk,
+            Self::Os(_) => FactName::Os,
+            Self::Arch(_) => FactName::Arch,
         }
     }
 

@@ -2,7 +2,7 @@
 # What a container of the fleet does: `coordinator`, or `agent`.
 #
 # The coordinator puts a token for each of $FLEETWRIGHT_HOSTS into the folder that it shares with the agents; each agent
-# enrols with its own, once.
+# enrols with its own, once. A host is written NAME or NAME:KEY=VALUE,KEY=VALUE, with the labels that its token gives it.
 set -eu
 umask 077
 
@@ -15,10 +15,15 @@ coordinator)
     coordinator=$!
     trap 'kill -TERM "$coordinator"' TERM INT
     mkdir -p "$tokens"
-    for host in ${FLEETWRIGHT_HOSTS:-}; do
+    for written in ${FLEETWRIGHT_HOSTS:-}; do
+        host=${written%%:*}
+        labels=
+        [ "$host" = "$written" ] || labels=${written#*:}
+        set -- --address "$host"
+        for label in $(echo "$labels" | tr , ' '); do set -- "$@" --label "$label"; done
         # One that was used, or is still there, is not made again.
         [ -e "$tokens/$host.made" ] && continue
-        until fleetwright hosts token "$host" --expires-in 7d --output json >"$tokens/$host.new" 2>/dev/null; do
+        until fleetwright hosts token "$host" --expires-in 7d "$@" --output json >"$tokens/$host.new" 2>/dev/null; do
             kill -0 "$coordinator"
             sleep 0.2
         done
@@ -33,10 +38,8 @@ agent)
     if [ ! -e /var/lib/fleetwright-agent/identity/agent.json ]; then
         until [ -s "$tokens/$name" ]; do sleep 0.2; done
         word() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" "$tokens/$name"; }
-        set -- --address "$name"
-        for label in ${FLEETWRIGHT_LABELS:-}; do set -- "$@" --label "$label"; done
         fleetwright-agent enroll --coordinator "${FLEETWRIGHT_COORDINATOR_ADDRESS:-coordinator:7117}" \
-            --ca-fingerprint "$(word ca_fingerprint)" --token-file - "$@" <<TOKEN
+            --ca-fingerprint "$(word ca_fingerprint)" --token-file - <<TOKEN
 $(word token)
 TOKEN
     fi

@@ -1,12 +1,16 @@
-//! A coordinator of the test's own, with whatever certificate and keys the test gives it.
+//! A coordinator of the test's own, with whatever certificate and keys the test gives it; and an agent of its own, with
+//! the stolen key of a host.
 
-use std::fs::OpenOptions;
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fleetwright_certs::COORDINATOR_DNS_NAME;
 use fleetwright_deploy::failure::FailureKind;
+use fleetwright_deploy::host::HostView;
 use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::endpoint::{self, TlsIdentity};
 use fleetwright_protocol::frame::MESSAGE_BYTES_MAX;
@@ -16,7 +20,7 @@ use quinn::{Connection, Endpoint};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::fleet::{Fleet, program};
+use crate::fleet::{Fleet, clock, program, text};
 
 /// How long an agent has to dial or to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,7 +35,7 @@ pub struct Impostor {
 impl Impostor {
     /// Listens on a free port with this identity.
     pub fn listen(identity: &TlsIdentity) -> Self {
-        let config = endpoint::coordinator(identity, &crate::fleet::clock()).expect("settings");
+        let config = endpoint::coordinator(identity, &clock()).expect("settings");
         let endpoint = Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0))).expect("listen");
         Self { endpoint, told: Arc::default() }
     }
@@ -101,4 +105,57 @@ pub async fn send(connection: &Connection, envelope: &Envelope) -> Option<Comman
     let (mut send, mut receive) = connection.open_bi().await.ok()?;
     write_frame(&mut send, envelope, usize::MAX).await.ok()?;
     timeout(PATIENCE, read_frame(&mut receive, MESSAGE_BYTES_MAX)).await.ok()?.ok()
+}
+
+/// An agent that has the key of a host, and says what the test wants.
+pub struct StolenKey {
+    connection: Connection,
+    state_dir: String,
+    /// The commands that it got. None is obeyed.
+    pub got: Arc<Mutex<Vec<Envelope>>>,
+}
+
+impl StolenKey {
+    /// Dials the coordinator of a fleet from this address, with what the agent of a host has in its state folder.
+    pub async fn dial(fleet: &Fleet, host: &str, from: &str) -> Self {
+        let folder = fleet.host(host).join("identity");
+        let json = |path| serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON");
+        let identity: serde_json::Value = json(folder.join("agent.json"));
+        let identity = TlsIdentity {
+            chain_pem: text(&identity["certificate_pem"]).to_owned(),
+            key_pem: fs::read_to_string(folder.join("agent.key")).expect("key"),
+            authority_pem: text(&identity["authority_pem"]).to_owned(),
+        };
+        let of_fleet: serde_json::Value = json(fleet.state_dir().join("fleet.json"));
+        let to: SocketAddr = text(&of_fleet["listen"]).parse().expect("an address");
+        let from: IpAddr = from.parse().expect("an address");
+        let mut client = Endpoint::client(SocketAddr::from((from, 0))).expect("a socket");
+        client.set_default_client_config(endpoint::agent(&identity, &clock()).expect("settings"));
+        let connection = client.connect(to, COORDINATOR_DNS_NAME).expect("connect").await.expect("a connection");
+        let (served, got) = (connection.clone(), Arc::new(Mutex::new(Vec::new())));
+        let keep = got.clone();
+        tokio::spawn(async move {
+            while let Ok((_send, mut receive)) = served.accept_bi().await {
+                if let Ok(envelope) = read_frame(&mut receive, usize::MAX).await {
+                    keep.lock().await.push(envelope);
+                }
+            }
+        });
+        Self { connection, state_dir: fleet.host(host).display().to_string(), got }
+    }
+
+    /// Says who the host is.
+    pub async fn greet(&self, address: &str, labels: &[(&str, &str)]) -> Option<CoordinatorReply> {
+        let labels: BTreeMap<String, String> =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let view = HostView { address: address.to_owned(), state_dir: self.state_dir.clone(), labels, facts: None };
+        self.tell(AgentMessageV1::Greeting { agent_version: "0.1.0".to_owned(), view }).await
+    }
+
+    /// Tells something; gives the coordinator's answer.
+    pub async fn tell(&self, message: AgentMessageV1) -> Option<CoordinatorReply> {
+        let (mut send, mut receive) = self.connection.open_bi().await.ok()?;
+        write_frame(&mut send, &AgentMessage::V1(message), MESSAGE_BYTES_MAX).await.ok()?;
+        timeout(PATIENCE, read_frame(&mut receive, MESSAGE_BYTES_MAX)).await.ok()?.ok()
+    }
 }

@@ -227,8 +227,7 @@ impl Net {
             coordinator: format!("{}:{PORT}", turmoil::lookup(COORDINATOR)),
             token: token.reveal().to_owned(),
             authority_fingerprint: operator.authority_fingerprint().to_owned(),
-            address: "127.0.0.1".to_owned(),
-            labels: BTreeMap::new(),
+            address: Some("127.0.0.1".to_owned()),
         };
         enroll(&self.state_dir(host.as_str()), enrolment, socket::endpoint(0, None).await?, clock).await?;
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fleetwright_deploy::deployment::{Deployment, Hold, Outcome, Phase, PhaseName, StepState, Waiting};
 use fleetwright_deploy::failure::Failure;
-use fleetwright_deploy::fleet::{Fleet, Halt};
+use fleetwright_deploy::fleet::{Fleet, Halt, Host, SeenTwice};
 use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{
@@ -32,6 +32,9 @@ pub(crate) struct StatusView {
     pub(crate) running_deployments: Vec<DeploymentSummary>,
     /// Why nothing new starts in the whole fleet, if it does not.
     pub(crate) halted: Option<Halt>,
+    /// What a person should look at: what hosts claim, and keys that two agents have.
+    #[serde(default)]
+    pub(crate) host_troubles: Vec<Failure>,
 }
 
 impl StatusView {
@@ -53,6 +56,7 @@ impl StatusView {
                 .map(DeploymentSummary::new)
                 .collect(),
             halted: fleet.halted().cloned(),
+            host_troubles: fleet.hosts().iter().flat_map(|(name, host)| host.troubles(name)).collect(),
         }
     }
 }
@@ -63,20 +67,44 @@ pub(crate) struct HostRow {
     pub(crate) host: HostName,
     pub(crate) connected: bool,
     pub(crate) since: Timestamp,
+    /// Its labels, as operators have said.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Where its servers listen, as far as that is believed.
+    #[serde(default)]
+    pub(crate) address: Option<String>,
+    /// What it says of itself. Its labels and its address there are claims.
     pub(crate) view: Option<HostView>,
     pub(crate) instances: usize,
+    /// That two agents had its certificate at once.
+    #[serde(default)]
+    pub(crate) seen_twice: Option<SeenTwice>,
+    /// What a person should look at.
+    #[serde(default)]
+    pub(crate) troubles: Vec<Failure>,
 }
 
 impl HostRow {
     pub(crate) fn all(fleet: &Fleet) -> Vec<Self> {
-        let rows = fleet.hosts().iter().map(|(name, host)| Self {
+        fleet.hosts().iter().map(|(name, host)| Self::new(fleet, name, host)).collect()
+    }
+
+    pub(crate) fn one(fleet: &Fleet, name: &HostName) -> Option<Self> {
+        fleet.hosts().get(name).map(|host| Self::new(fleet, name, host))
+    }
+
+    fn new(fleet: &Fleet, name: &HostName, host: &Host) -> Self {
+        Self {
             host: name.clone(),
             connected: host.connected,
             since: host.since,
+            labels: host.labels.clone(),
+            address: host.address.clone(),
             view: host.view.clone(),
             instances: fleet.instances().keys().filter(|id| id.host == *name).count(),
-        });
-        rows.collect()
+            seen_twice: host.seen_twice.clone(),
+            troubles: host.troubles(name),
+        }
     }
 }
 
@@ -317,7 +345,7 @@ impl PlanningView {
         Self {
             fleet: fleet.name().clone(),
             generation: fleet.generation(),
-            hosts: fleet.hosts().iter().filter_map(|(name, host)| Some((name.clone(), host.view.clone()?))).collect(),
+            hosts: fleet.hosts().iter().filter_map(|(name, host)| Some((name.clone(), host.believed()?))).collect(),
             unreachable: away.map(|(name, _)| name.clone()).collect(),
             present: present.collect(),
             artifacts: BTreeSet::new(),

@@ -1,27 +1,64 @@
 //! `fleetwright hosts`
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use clap::Subcommand;
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::fleet::Introduction;
 use fleetwright_deploy::ids::HostName;
 use fleetwright_deploy::time::Length;
 
+use super::deploy::who;
 use super::output::table;
-use super::{Context, exit};
-use crate::api::TokenView;
+use super::{Context, exit, tables};
+use crate::api::hosts::{AddressRequest, LabelRequest, TokenView};
 use crate::api::views::HostRow;
 
-/// Shows hosts, and lets new ones enrol.
+/// Shows hosts, says what they are, and lets new ones enrol.
 #[derive(Subcommand)]
 pub(crate) enum HostsCommand {
-    /// Lists all hosts: whether they are connected, what they have.
+    /// Lists all hosts: whether they are connected, what they have, and what they claim.
     List,
+    /// Shows one host: what operators say of it, and what it says itself.
+    Show {
+        /// The name of the host.
+        host: HostName,
+    },
     /// Makes a token with which one host may enrol once, and prints it with the command for that host.
+    ///
+    /// Labels and address are a part of the token: a host does not choose its own.
     Token {
         /// The name of the host.
         host: HostName,
         /// How long the token is valid, at most 7d.
         #[arg(long, default_value = "1h")]
         expires_in: Length,
+        /// A label that the host has from then on; may be given several times. Without any, one that enrols anew keeps
+        /// those it has.
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+        labels: Vec<(String, String)>,
+        /// The address at which its servers listen. Without it, a new host is believed what it says first, and one that
+        /// enrols anew keeps the address it has.
+        #[arg(long)]
+        address: Option<String>,
+    },
+    /// Gives a host labels, or takes some away.
+    Label {
+        /// The name of the host.
+        host: HostName,
+        /// Labels to give it (`zone=a`), and names of labels to take away, each with a `-` behind it (`zone-`).
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-", value_parser = change)]
+        labels: Vec<(String, Option<String>)>,
+    },
+    /// Says at which address the servers of a host listen.
+    ///
+    /// Servers that are deployed from then on are told so; what runs already stays as it is.
+    Address {
+        /// The name of the host.
+        host: HostName,
+        /// The address: an IP address or a name, without a port.
+        address: String,
     },
 }
 
@@ -32,8 +69,19 @@ pub(super) async fn hosts(command: HostsCommand, context: &Context) -> Result<u8
             let rows: Vec<HostRow> = client.get("/v1/hosts").await?;
             context.ui.data(&rows, || list(&rows));
         }
-        HostsCommand::Token { host, expires_in } => {
-            let token: TokenView = client.post(&format!("/v1/hosts/{host}/token?expires_in={expires_in}"), &()).await?;
+        HostsCommand::Show { host } => {
+            let rows: Vec<HostRow> = client.get("/v1/hosts").await?;
+            let Some(row) = rows.iter().find(|row| row.host == host) else {
+                let failure =
+                    Failure::new(FailureKind::ConfigurationError, "hosts", format!("there is no host {host}"));
+                return Err(failure.hint("`fleetwright hosts list` shows those that there are").into());
+            };
+            context.ui.data(row, || show(row));
+        }
+        HostsCommand::Token { host, expires_in, labels, address } => {
+            let introduction = Introduction { by: who(), labels: labels.into_iter().collect(), address };
+            let path = format!("/v1/hosts/{host}/token?expires_in={expires_in}");
+            let token: TokenView = client.post(&path, &introduction).await?;
             context.ui.data(&token, || {
                 format!(
                     "on {}, within {}, run:\n  fleetwright-agent enroll --coordinator {} --ca-fingerprint {} --token-file -\nand enter, as it is no argument that everybody on the host would see, this token:\n  {}\nthen run:\n  fleetwright-agent run",
@@ -41,8 +89,53 @@ pub(super) async fn hosts(command: HostsCommand, context: &Context) -> Result<u8
                 )
             });
         }
+        HostsCommand::Label { host, labels } => {
+            let request = LabelRequest { by: who(), labels: labels.into_iter().collect() };
+            let row: HostRow = client.post(&format!("/v1/hosts/{host}/labels"), &request).await?;
+            context.ui.data(&row, || show(&row));
+        }
+        HostsCommand::Address { host, address } => {
+            let request = AddressRequest { by: who(), address };
+            let row: HostRow = client.post(&format!("/v1/hosts/{host}/address"), &request).await?;
+            context.ui.data(&row, || show(&row));
+        }
     }
     Ok(exit::DONE)
+}
+
+/// Reads a label.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Reads a change of a label.
+fn change(text: &str) -> Result<(String, Option<String>), String> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), Some(value.to_owned()))),
+        None => match text.strip_suffix('-') {
+            Some(key) if !key.is_empty() => Ok((key.to_owned(), None)),
+            Some(_) | None => Err("write KEY=VALUE, or KEY- to take a label away".to_owned()),
+        },
+    }
+}
+
+fn joined(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// The programs and engines that a host says it has.
+fn runtimes(row: &HostRow) -> String {
+    let facts = row.view.as_ref().and_then(|view| view.facts.as_ref());
+    let runtimes = facts.iter().flat_map(|facts| &facts.runtimes).map(|(name, versions)| {
+        let versions: Vec<String> = versions.iter().map(ToString::to_string).collect();
+        format!("{name} {}", versions.join("/"))
+    });
+    runtimes.collect::<Vec<_>>().join(", ")
+}
+
+fn state(row: &HostRow) -> &'static str {
+    if row.connected { "connected" } else { "not connected" }
 }
 
 fn list(rows: &[HostRow]) -> String {
@@ -52,22 +145,43 @@ fn list(rows: &[HostRow]) -> String {
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
-            let labels = row.view.iter().flat_map(|view| &view.labels).map(|(key, value)| format!("{key}={value}"));
-            let facts = row.view.as_ref().and_then(|view| view.facts.as_ref());
-            let runtimes = facts.iter().flat_map(|facts| &facts.runtimes).map(|(name, versions)| {
-                let versions: Vec<String> = versions.iter().map(ToString::to_string).collect();
-                format!("{name} {}", versions.join("/"))
-            });
             vec![
                 row.host.to_string(),
-                if row.connected { "connected".to_owned() } else { "not connected".to_owned() },
+                state(row).to_owned(),
                 row.since.to_string(),
-                row.view.as_ref().map_or_else(String::new, |view| view.address.clone()),
+                row.address.clone().unwrap_or_default(),
                 row.instances.to_string(),
-                labels.collect::<Vec<_>>().join(","),
-                runtimes.collect::<Vec<_>>().join(", "),
+                joined(&row.labels),
+                runtimes(row),
             ]
         })
         .collect();
-    table(&["HOST", "STATE", "SINCE", "ADDRESS", "SERVERS", "LABELS", "HAS"], &cells)
+    let mut text = table(&["HOST", "STATE", "SINCE", "ADDRESS", "SERVERS", "LABELS", "HAS"], &cells);
+    let troubles: Vec<Failure> = rows.iter().flat_map(|row| row.troubles.clone()).collect();
+    if !troubles.is_empty() {
+        text.push_str(&format!("\n\nto look at:\n{}", tables::host_troubles(&troubles)));
+    }
+    text
+}
+
+fn show(row: &HostRow) -> String {
+    let mut lines = vec![
+        format!("host {}: {} since {}, {} servers", row.host, state(row), row.since, row.instances),
+        format!("  address  {}", row.address.as_deref().unwrap_or("none is believed yet")),
+        format!("  labels   {}", joined(&row.labels)),
+    ];
+    if let Some(facts) = row.view.as_ref().and_then(|view| view.facts.as_ref()) {
+        let [memory, disk] = [facts.memory_bytes, facts.disk_bytes].map(|bytes| bytes >> 20);
+        lines.push(format!(
+            "  says it has  {} {}, {} processors, {memory} MiB of memory, {disk} MiB of disk; {}",
+            facts.os,
+            facts.arch,
+            facts.cpus,
+            runtimes(row)
+        ));
+    }
+    if !row.troubles.is_empty() {
+        lines.push(format!("to look at:\n{}", tables::host_troubles(&row.troubles)));
+    }
+    lines.join("\n")
 }

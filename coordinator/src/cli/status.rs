@@ -28,6 +28,9 @@ pub(super) async fn status(_: &StatusArguments, context: &Context) -> Result<u8>
             text.push_str(&format!("\ndeployment {} of {} is in {}; `fleetwright explain {0}` says what it waits for", deployment.id, deployment.manifest, deployment.phase));
         }
         text.push_str(&format!("\n\n{}", tables::servers(&rows)));
+        if !status.host_troubles.is_empty() {
+            text.push_str(&format!("\n\nhosts to look at:\n{}", tables::host_troubles(&status.host_troubles)));
+        }
         let troubles = tables::troubles(&rows);
         if !troubles.is_empty() {
             text.push_str(&format!("\n\nneeds a person:\n{troubles}"));

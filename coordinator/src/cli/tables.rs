@@ -50,6 +50,17 @@ pub(crate) fn troubles(rows: &[InstanceRow]) -> String {
     troubles.collect::<Vec<_>>().join("\n")
 }
 
+/// What is to be looked at on hosts, with a hint for each kind once.
+pub(crate) fn host_troubles(troubles: &[Failure]) -> String {
+    let mut lines = Vec::new();
+    for (n, trouble) in troubles.iter().enumerate() {
+        lines.push(format!("  {}", trouble.message));
+        let last = troubles.get(n + 1).is_none_or(|next| next.hint != trouble.hint);
+        lines.extend(trouble.hint.iter().filter(|_| last).map(|hint| format!("    hint: {hint}")));
+    }
+    lines.join("\n")
+}
+
 /// The steps of a deployment.
 pub(crate) fn steps(view: &DeploymentView) -> String {
     let rows: Vec<Vec<String>> = view

@@ -108,7 +108,7 @@ async fn start_and_deploy(
 ) -> Result<u8> {
     let (client, started) = ensure_coordinator(state_dir).await?;
     *ours = started;
-    *ours |= ensure_agents(state_dir, &client, hosts).await? > 0;
+    *ours |= ensure_agents(state_dir, &client, hosts, &deploy::who()).await? > 0;
     let status: StatusView = client.get("/v1/status").await?;
     context.ui.say(&format!(
         "the coordinator listens at {} (UDP), {} hosts are connected",

@@ -38,32 +38,11 @@ pub(super) fn validate(arguments: &ValidateArguments, context: &Context) -> Resu
 /// Checks one file as what it is. Gives what is worth a look.
 fn check(file: &Path) -> Result<Vec<String>, Problems> {
     let source = project::read(file)?;
-<<<<<<< HEAD
     match FileKind::of(&source)? {
         FileKind::StandardChecks => StandardChecks::parse(&source).map(|_| Vec::new()),
         FileKind::Environment => Environment::parse(&source).map(|_| Vec::new()),
-        FileKind::Server => project::definition(file).map(|_| Vec::new()),
+        FileKind::Server => project::check_definition(file),
         FileKind::Manifest => manifest(file, &source),
-=======
-    let folder = file.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
-    let has = |field: &str| source.text.lines().any(|line| line.starts_with(field));
-    if folder == "health-checks" || has("checks:") {
-        StandardChecks::parse(&source).map(|_| Vec::new())
-    } else if folder == "environments" {
-        Environment::parse(&source).map(|_| Vec::new())
-    } else if folder == "servers" || has("run:") {
-        project::check_definition(file)
-    } else if has("servers:") {
-        manifest(file, &source)
-    } else if has("variables:") || has("secrets:") || has("rules:") {
-        Environment::parse(&source).map(|_| Vec::new())
-    } else {
-        let problem = Problem::in_file(
-            &source,
-            "is neither a manifest, nor a server definition, nor an environment, nor standard checks",
-        );
-        Err(problem.hint("a manifest has `servers:`, a server definition has `run:`").into())
->>>>>>> part-h
     }
 }
 

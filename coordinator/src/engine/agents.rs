@@ -1,10 +1,12 @@
 //! What agents ask of the engine: to enrol, to connect, to be heard.
 
+use std::net::IpAddr;
+
 use anyhow::Result;
 use fleetwright_certs::{Token, fingerprint};
 use fleetwright_deploy::deployment::{DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::fleet::FleetEvent;
+use fleetwright_deploy::fleet::{FleetEvent, Introduction};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
 use fleetwright_deploy::time::{Length, Timestamp};
@@ -12,7 +14,7 @@ use fleetwright_protocol::enrol::Credentials;
 use fleetwright_protocol::report::{CoordinatorReply, MetricsSample, SAMPLES_MAX};
 
 use super::operators::failure_of;
-use super::{Authorities, Engine, NotObeyed, Reply};
+use super::{Authorities, Engine, NotObeyed, Reply, Request};
 use crate::sessions::SessionHandle;
 
 /// How many samples of metrics are kept per host.
@@ -26,16 +28,30 @@ impl Engine {
         session: SessionHandle,
         reply: Reply<CoordinatorReply>,
     ) {
-        let connected = self.event(FleetEvent::HostConnected { host: host.clone(), view });
+        let connected = self.event(FleetEvent::HostConnected { host: host.clone(), view, claimed: true });
+        let from = session.peer_address();
         if connected.is_ok()
             && let Some(older) = self.sessions.insert(host.clone(), session)
         {
+            self.look_for_two(host.clone(), older.clone(), from);
             older.supersede();
         }
         self.acknowledge(reply, connected);
         self.after_commit(move |engine, durable| {
             if durable.is_ok() {
                 engine.send_missed(&host);
+            }
+        });
+    }
+
+    /// One certificate belongs to one host. Should its older connection still be used, from elsewhere, then two have it.
+    fn look_for_two(&self, host: HostName, older: SessionHandle, newer_from: IpAddr) {
+        let requests = self.handle.requests.clone();
+        tokio::spawn(async move {
+            if let Some(older_from) = older.still_used_elsewhere(newer_from).await {
+                let addresses = [older_from, newer_from];
+                // An engine that has ended tells nobody anything.
+                let _ = requests.send(Request::HostSeenTwice { host, addresses }).await;
             }
         });
     }
@@ -88,13 +104,19 @@ impl Engine {
         kept.drain(..surplus);
     }
 
-    pub(super) fn issue_token(&mut self, host: HostName, lifetime: Length, reply: Reply<Result<Token, Failure>>) {
+    pub(super) fn issue_token(
+        &mut self,
+        host: HostName,
+        lifetime: Length,
+        introduction: Introduction,
+        reply: Reply<Result<Token, Failure>>,
+    ) {
         let issued = match Token::generate() {
             Err(error) => Err(Failure::new(FailureKind::ResourceError, "token", error.to_string())),
             Ok(token) => {
                 let not_after = self.clock.now().after(lifetime);
                 let token_sha256 = Token::sha256(token.reveal());
-                let issued = self.event(FleetEvent::TokenIssued { host, token_sha256, not_after });
+                let issued = self.event(FleetEvent::TokenIssued { host, token_sha256, not_after, introduction });
                 issued.map(|()| token).map_err(failure_of)
             }
         };
@@ -108,7 +130,9 @@ impl Engine {
         request_der: &[u8],
         reply: Reply<Result<Credentials, String>>,
     ) -> Result<()> {
-        let Some(host) = self.fleet.token(&Token::sha256(token), self.clock.now()).cloned() else {
+        let Some(fleetwright_deploy::fleet::Token { host, introduction, .. }) =
+            self.fleet.token(&Token::sha256(token), self.clock.now()).cloned()
+        else {
             let _ = reply.send(Err("the token is not valid: it is unknown, expired or used up".to_owned()));
             return Ok(());
         };
@@ -129,7 +153,7 @@ impl Engine {
             intent_keys: vec![operator_public.clone()],
         };
         let certificate_sha256 = fingerprint(&certificate.der);
-        let enrolled = self.event(FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256 });
+        let enrolled = self.event(FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256, introduction });
         if let Some(session) = self.sessions.remove(&host) {
             session.revoke();
         }

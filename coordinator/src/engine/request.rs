@@ -1,11 +1,12 @@
 //! What comes in to the engine, and how it is asked.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 
 use fleetwright_certs::Token;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options, OrderName};
 use fleetwright_deploy::failure::Failure;
-use fleetwright_deploy::fleet::{Fleet, FleetEvent};
+use fleetwright_deploy::fleet::{Fleet, FleetEvent, Introduction};
 use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, Generation, HostName, InstanceId, ReleaseId, ServerName};
@@ -62,8 +63,10 @@ pub(crate) enum Request {
     NotObeyed { instance: InstanceId, deployment: DeploymentId, attempt: u32, order: OrderName, not_obeyed: NotObeyed },
     /// Whether an external answered.
     External { deployment: DeploymentId, name: ServerName, attempt: u32, failure: Option<Failure> },
-    /// A token for a host.
-    IssueToken { host: HostName, lifetime: Length, reply: Reply<Result<Token, Failure>> },
+    /// Two connections of one host are used at once: from where the older came, and from where the newer.
+    HostSeenTwice { host: HostName, addresses: [IpAddr; 2] },
+    /// A token for a host, with what is said of it.
+    IssueToken { host: HostName, lifetime: Length, introduction: Introduction, reply: Reply<Result<Token, Failure>> },
     /// A host wants to enrol.
     Enrol { token: String, request_der: Vec<u8>, reply: Reply<Result<Credentials, String>> },
     /// Start a deployment.
@@ -84,8 +87,8 @@ pub(crate) enum Request {
     },
     /// What an operator decides about a deployment.
     Control { deployment: DeploymentId, event: Box<DeploymentEvent>, reply: Reply<Result<(), Failure>> },
-    /// Halt the whole fleet, or let it go on.
-    Halt { event: FleetEvent, reply: Reply<Result<(), Failure>> },
+    /// What an operator decides about the whole fleet or a host.
+    Decide { event: FleetEvent, reply: Reply<Result<(), Failure>> },
     /// Ask an agent for something that changes nothing.
     LookAt { host: HostName, body: CommandBody, reply: Reply<Result<CommandReply, Failure>> },
     /// A host has seen a later generation than the one in which it was told of an intent.

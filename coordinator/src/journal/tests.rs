@@ -1,3 +1,4 @@
+use fleetwright_deploy::fleet::Introduction;
 use rusqlite::{Connection, params};
 
 use super::*;
@@ -15,6 +16,7 @@ fn event(n: u64) -> FleetEvent {
     FleetEvent::HostEnrolled {
         host: format!("h{}", n % 3).parse().expect("name"),
         certificate_sha256: format!("{n:064x}"),
+        introduction: Introduction::default(),
     }
 }
 
@@ -216,6 +218,9 @@ fn files_of_every_released_version_open() {
         let (mut journal, mut live, opened) = file.open();
         assert!(opened.folded > 20 && opened.set_aside == 0, "version {version}: {opened:?}");
         assert!(live.deployments().next().is_some_and(|deployment| deployment.outcome().is_some()));
+        // What hosts told in them is believed.
+        let addresses = live.hosts().values().map(|host| host.believed().expect("it has told").address);
+        assert_eq!(addresses.collect::<Vec<_>>(), ["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
         fill(&mut journal, &mut live, 3, 3);
         verify(journal.store(), &name()).expect("whole");
         drop(journal);

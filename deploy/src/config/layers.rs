@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{DEFINITION_BYTES_MAX, Environment, Problem, Problems, Server, Source, StandardChecks, parse};
+use crate::host::FactName;
 use crate::ids::{HostName, ServerName};
 
 /// Lists whose items are told apart by a field, and matched by it; all other lists are replaced whole.
@@ -116,9 +117,15 @@ impl Environment {
             }
         }
         self.capacity = self.capacity.or(base.capacity);
+        self.trusted_facts = self.trusted_facts.or(base.trusted_facts);
         self.rollout = self.rollout.or(base.rollout);
         self.rollback = self.rollback.or(base.rollback);
         self
+    }
+
+    /// Whether what agents tell of this may decide where servers go.
+    pub fn trusts(&self, fact: FactName) -> bool {
+        self.trusted_facts.as_ref().is_none_or(|trusted| trusted.contains(&fact))
     }
 
     /// The file in which something of this environment is written.

@@ -1,12 +1,12 @@
 //! Configuration as it is written: what YAML may hold, with the places kept where errors will point.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use crate::host::{Requirement, Version};
+use crate::host::{FactName, Requirement, Version};
 use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
 use crate::release::{RestartPolicy, RuntimeChoice, Transport};
 use crate::time::Length;
@@ -155,6 +155,10 @@ pub struct Environment {
     /// How much of what hosts have may be given away as limits of servers.
     #[serde(default)]
     pub capacity: CapacityWritten,
+    /// Which of the facts that agents tell of their hosts may decide where servers go; all of them when it is not said.
+    /// Needs that go by others are left to the host itself, which looks before anything is touched.
+    #[serde(default)]
+    pub trusted_facts: Option<BTreeSet<FactName>>,
     /// Defaults for the manifests of this environment.
     #[serde(default)]
     pub rollout: RolloutWritten,

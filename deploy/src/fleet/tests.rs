@@ -1,3 +1,5 @@
+mod hosts;
+
 use super::*;
 use crate::deployment::Order;
 use crate::instance::StepReport;
@@ -80,11 +82,16 @@ impl Story {
             labels: BTreeMap::new(),
             facts: None,
         };
-        self.tell(FleetEvent::HostConnected { host: host(), view }).expect("connect");
+        self.tell(FleetEvent::HostConnected { host: host(), view, claimed: true }).expect("connect");
     }
 
     fn enrol(&mut self) {
-        self.tell(FleetEvent::HostEnrolled { host: host(), certificate_sha256: "aa".to_owned() }).expect("enrol");
+        self.introduce(Introduction::default());
+    }
+
+    fn introduce(&mut self, introduction: Introduction) {
+        let certificate_sha256 = "aa".to_owned();
+        self.tell(FleetEvent::HostEnrolled { host: host(), certificate_sha256, introduction }).expect("enrol");
     }
 
     fn start(&mut self, version: u32) -> Result<DeploymentId, Refused> {
@@ -191,11 +198,16 @@ fn a_rollback_brings_back_the_release_before_and_raises_the_generation() {
 #[test]
 fn a_token_counts_until_it_expires_or_its_host_has_enrolled() {
     let mut story = Story::begin();
-    let issue =
-        |hash: &str| FleetEvent::TokenIssued { host: host(), token_sha256: hash.to_owned(), not_after: at(100) };
+    let introduction = Introduction::default();
+    let issue = |hash: &str| FleetEvent::TokenIssued {
+        host: host(),
+        token_sha256: hash.to_owned(),
+        not_after: at(100),
+        introduction: introduction.clone(),
+    };
     story.tell(issue("one")).expect("issue");
     story.tell(issue("two")).expect("issue");
-    assert_eq!(story.fleet.token("one", at(99)), Some(&host()));
+    assert_eq!(story.fleet.token("one", at(99)).map(|token| &token.host), Some(&host()));
     assert_eq!(story.fleet.token("one", at(100)), None);
     assert_eq!(story.fleet.token("three", at(50)), None);
     story.enrol();

@@ -6,10 +6,13 @@ use serde_saphyr::Spanned;
 
 use super::entries::Entries;
 use super::{Circumstances, Configuration, Present};
-use crate::config::{ManifestServer, Problem, Problems, Server};
-use crate::host::{HostView, bytes};
+use crate::config::{Environment, ManifestServer, Problem, Problems, Server};
+use crate::host::{FactName, HostView, bytes};
 use crate::ids::{HostName, InstanceId, ServerName};
 use crate::plan::Skipped;
+
+/// Most servers that are named in one warning.
+const NAMED_MAX: usize = 10;
 
 pub(super) struct Placed<'a> {
     hosts: Vec<(&'a HostName, &'a HostView)>,
@@ -34,6 +37,7 @@ impl<'a> Placed<'a> {
 /// The hosts by number, and what is on each of them: what runs now, and what was placed before.
 struct Board<'a> {
     entries: &'a Entries<'a>,
+    environment: &'a Environment,
     hosts: Vec<Place<'a>>,
     numbers: BTreeMap<&'a HostName, usize>,
     /// The hosts in the order in which they are looked at: by how many servers were placed on them.
@@ -84,14 +88,20 @@ impl Amounts {
 
     /// The most that the limits on a host may come to.
     fn capacity(configuration: &Configuration, view: &HostView) -> Option<Self> {
-        let written = &configuration.environment.1.capacity;
+        let environment = &configuration.environment.1;
+        let written = &environment.capacity;
         let part = |written: &Option<Spanned<String>>| {
             written.as_ref().and_then(|written| percent(&written.value)).unwrap_or(100)
         };
         let facts = view.facts.as_ref()?;
         let memory = u128::from(facts.memory_bytes) * u128::from(part(&written.memory)) / 100;
-        let cpu = u64::from(facts.cpus) * part(&written.cpu);
-        Some(Self { memory: u64::try_from(memory).unwrap_or(u64::MAX), cpu })
+        let cpu = u64::from(facts.cpus).saturating_mul(part(&written.cpu));
+        // What a host says and is not trusted to say bounds nothing.
+        let trusted = |fact, amount| if environment.trusts(fact) { amount } else { u64::MAX };
+        Some(Self {
+            memory: trusted(FactName::Memory, u64::try_from(memory).unwrap_or(u64::MAX)),
+            cpu: trusted(FactName::Cpus, cpu),
+        })
     }
 
     fn add(&mut self, other: Self) {
@@ -136,7 +146,7 @@ impl<'a> Wanted<'a> {
 }
 
 impl<'a> Board<'a> {
-    fn new(configuration: &Configuration, circumstances: &'a Circumstances, entries: &'a Entries<'a>) -> Self {
+    fn new(configuration: &'a Configuration, circumstances: &'a Circumstances, entries: &'a Entries<'a>) -> Self {
         let manifest = &configuration.manifest.1.name.value;
         let place = |(name, view): (&'a HostName, &'a HostView)| Place {
             name,
@@ -162,7 +172,8 @@ impl<'a> Board<'a> {
             }
         }
         let emptiest = (0..hosts.len()).map(|n| (0, n)).collect();
-        Self { entries, hosts, numbers, emptiest, runs, chosen: vec![Vec::new(); entries.len()] }
+        let environment = &configuration.environment.1;
+        Self { entries, environment, hosts, numbers, emptiest, runs, chosen: vec![Vec::new(); entries.len()] }
     }
 
     fn keeps(&self, server: &ServerName, host: usize) -> bool {
@@ -285,10 +296,12 @@ impl<'a> Board<'a> {
             return Some(format!("`{near}` is there, and they stay apart"));
         }
         if let Some(facts) = &view.facts {
-            if let Some(missing) = wanted.server.requires.iter().find(|requirement| !requirement.is_met_by(facts)) {
+            let mut known =
+                wanted.server.requires.iter().filter(|requirement| self.environment.trusts(requirement.fact()));
+            if let Some(missing) = known.find(|requirement| !requirement.is_met_by(facts)) {
                 return Some(format!("no {missing}"));
             }
-            if wanted.image && !facts.runs_containers() {
+            if wanted.image && self.environment.trusts(FactName::Runtimes) && !facts.runs_containers() {
                 return Some("no container engine (docker or podman)".to_owned());
             }
         }
@@ -355,6 +368,7 @@ pub(super) fn place<'a>(
             .warnings
             .push(format!("what these hosts have is not known, so their needs count as met: {}", unknown.join(", ")));
     }
+    placed.warnings.extend(unlooked_at(configuration, entries));
     for number in by_turn(circumstances, entries, order) {
         let (_, server) = match entries.definition(number) {
             Ok(found) => found,
@@ -381,6 +395,27 @@ pub(super) fn place<'a>(
     Problems::none_or(problems)?;
     placed.chosen = board.chosen;
     Ok(placed)
+}
+
+/// The needs that are left to hosts themselves, since the facts that they go by are not trusted.
+fn unlooked_at(configuration: &Configuration, entries: &Entries<'_>) -> Option<String> {
+    let environment = &configuration.environment.1;
+    let servers = (0..entries.len()).filter_map(|number| {
+        let (_, server) = entries.defined(number)?;
+        let image = server.package.as_ref().is_some_and(|package| package.value.oci.is_some());
+        let engine = image && !environment.trusts(FactName::Runtimes);
+        let left = engine || server.requires.iter().any(|requirement| !environment.trusts(requirement.fact()));
+        left.then(|| server.name.value.as_str())
+    });
+    let mut servers: Vec<&str> = servers.collect();
+    servers.sort_unstable();
+    let more = servers.len().saturating_sub(NAMED_MAX);
+    servers.truncate(NAMED_MAX);
+    let (named, name) = (servers.join(", "), &environment.name.value);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!named.is_empty()).then(|| {
+        format!("environment {name} does not trust what hosts say they have: each host looks itself at the needs of {named}{more}")
+    })
 }
 
 /// What is to be said of every host for one server, once the servers whose turn is before it have their places.

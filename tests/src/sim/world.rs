@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use fastrand::Rng;
 use fleetwright_deploy::deployment::{DeploymentEvent, Order, OrderName, PhaseName, StepState, WaitKind, no_answer};
-use fleetwright_deploy::fleet::{FleetEvent, Refused};
+use fleetwright_deploy::fleet::{FleetEvent, Introduction, Refused};
 use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId, ServerName};
@@ -114,7 +114,9 @@ impl World<'_> {
         self.coordinator_up()?;
         for host in self.scenario.hosts() {
             let certificate_sha256 = host.to_string();
-            self.coordinator_event(FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256 })?;
+            let introduction = Introduction::default();
+            let enrolled = FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256, introduction };
+            self.coordinator_event(enrolled)?;
             self.host_up(&host)?;
         }
         for (n, (at, _)) in self.scenario.faults.iter().enumerate() {
@@ -501,7 +503,8 @@ impl World<'_> {
                 let sessions = self.coordinator.live.as_mut().map(|live| &mut live.sessions);
                 let older = sessions.and_then(|sessions| sessions.insert(host.clone(), connection));
                 let older = older.filter(|older| *older != connection);
-                let refused = self.coordinator_event(FleetEvent::HostConnected { host: host.clone(), view })?;
+                let connected = FleetEvent::HostConnected { host: host.clone(), view, claimed: true };
+                let refused = self.coordinator_event(connected)?;
                 if refused.is_some() || self.coordinator.live.is_none() {
                     return Ok(());
                 }

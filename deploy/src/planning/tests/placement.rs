@@ -99,6 +99,30 @@ fn limits_are_counted_against_what_hosts_have() {
 }
 
 #[test]
+fn facts_that_an_environment_does_not_trust_decide_nothing() {
+    let needy = SERVER.replace("requires: [python>=3.10]", "requires: [python>=4, memory>=1TiB]")
+        + "resources: { memory: 2GiB, cpu: 300% }\n";
+    let placed = |trusted: &str| {
+        let environment = format!("{ENVIRONMENT}{trusted}");
+        let configuration = read(&manifest("  - { server: a }\n"), &environment, &[("a", &needy)])?;
+        plan(&configuration, &small_hosts(1))
+    };
+    let told = placed("").expect_err("it has no such python").to_string();
+    assert!(told.contains("h1: no python>=4"), "{told}");
+    let told = placed("trusted_facts: [memory, cpus]\n").expect_err("it has too little").to_string();
+    assert!(told.contains("h1: no memory>=1TiB"), "{told}");
+    let told = placed("trusted_facts: [cpus]\n").expect_err("it has too few").to_string();
+    assert!(told.contains("300% are wanted"), "{told}");
+    let checked = placed("trusted_facts: []\n").expect("the host itself looks at what it has");
+    assert_eq!(
+        checked.warnings(),
+        ["environment test does not trust what hosts say they have: each host looks itself at the needs of a"]
+    );
+    let wrong = placed("trusted_facts: [zone]\n").expect_err("no fact").to_string();
+    assert!(wrong.contains("test.yaml:6:17: "), "{wrong}");
+}
+
+#[test]
 fn what_other_manifests_have_on_a_host_counts_and_what_runs_keeps_its_place() {
     let with_limits = SERVER.to_owned() + "resources: { memory: 600MiB }\n";
     let second = with_limits.replace("8801", "8802");

@@ -1,0 +1,109 @@
+//! Hosts: what is known of them, tokens for new ones, and what operators say of their labels and addresses.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path as UrlPath, Query, State};
+use fleetwright_deploy::fleet::{FleetEvent, Introduction};
+use fleetwright_deploy::ids::{HostName, InvalidId};
+use fleetwright_deploy::time::Length;
+use serde::{Deserialize, Serialize};
+
+use super::views::HostRow;
+use super::{Answer, Api, Refusal, check_words, ending, not_found};
+use crate::engine::Request;
+
+/// How long a token is valid unless the request says otherwise, and the longest it may be.
+const TOKEN_LIFETIME: Length = Length::from_secs(3_600);
+const TOKEN_LIFETIME_MAX: Length = Length::from_secs(7 * 24 * 3_600);
+
+/// A token, and all that enrolling with it takes.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct TokenView {
+    pub(crate) host: HostName,
+    pub(crate) token: String,
+    pub(crate) coordinator: String,
+    pub(crate) ca_fingerprint: String,
+    pub(crate) expires_in: Length,
+}
+
+/// Labels of a host that change, and who says so. Those without a value are taken away.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct LabelRequest {
+    pub(crate) by: String,
+    pub(crate) labels: BTreeMap<String, Option<String>>,
+}
+
+/// Where the servers of a host listen, and who says so.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AddressRequest {
+    pub(crate) by: String,
+    pub(crate) address: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct TokenQuery {
+    expires_in: Option<Length>,
+}
+
+pub(super) async fn list(State(api): State<Api>) -> Answer<Vec<HostRow>> {
+    api.engine.look(|fleet, _, _| HostRow::all(fleet)).await.map(Json).ok_or_else(ending)
+}
+
+/// Without a body nothing is said of the host.
+pub(super) async fn token(
+    State(api): State<Api>,
+    UrlPath(host): UrlPath<String>,
+    Query(query): Query<TokenQuery>,
+    introduction: Option<Json<Option<Introduction>>>,
+) -> Answer<TokenView> {
+    let host = name(&host)?;
+    let introduction = introduction.and_then(|Json(introduction)| introduction).unwrap_or_default();
+    check_words(&introduction.by, "")?;
+    let lifetime = query.expires_in.unwrap_or(TOKEN_LIFETIME);
+    if lifetime > TOKEN_LIFETIME_MAX || lifetime == Length::ZERO {
+        return Err(not_found(format!("a token is valid for at most {TOKEN_LIFETIME_MAX}")));
+    }
+    let of = host.clone();
+    let issued = api.engine.ask(|reply| Request::IssueToken { host: of, lifetime, introduction, reply }).await;
+    let token = issued.ok_or_else(ending)?.map_err(Refusal)?;
+    Ok(Json(TokenView {
+        host,
+        token: token.reveal().to_owned(),
+        coordinator: api.listen,
+        ca_fingerprint: api.authority_fingerprint,
+        expires_in: lifetime,
+    }))
+}
+
+pub(super) async fn label(
+    State(api): State<Api>,
+    UrlPath(host): UrlPath<String>,
+    Json(request): Json<LabelRequest>,
+) -> Answer<HostRow> {
+    let (host, LabelRequest { by, labels }) = (name(&host)?, request);
+    check_words(&by, "")?;
+    decide(&api, host.clone(), FleetEvent::HostLabelled { host, labels, by }).await
+}
+
+pub(super) async fn address(
+    State(api): State<Api>,
+    UrlPath(host): UrlPath<String>,
+    Json(request): Json<AddressRequest>,
+) -> Answer<HostRow> {
+    let (host, AddressRequest { by, address }) = (name(&host)?, request);
+    check_words(&by, "")?;
+    decide(&api, host.clone(), FleetEvent::HostAddressed { host, address, by }).await
+}
+
+/// Has something decided about a host, and gives the host as it is then.
+async fn decide(api: &Api, host: HostName, event: FleetEvent) -> Answer<HostRow> {
+    let decided = api.engine.ask(|reply| Request::Decide { event, reply }).await;
+    decided.ok_or_else(ending)?.map_err(Refusal)?;
+    let row = api.engine.look(move |fleet, _, _| HostRow::one(fleet, &host)).await;
+    row.flatten().map(Json).ok_or_else(ending)
+}
+
+fn name(host: &str) -> Result<HostName, Refusal> {
+    host.parse().map_err(|error: InvalidId| not_found(error.to_string()))
+}
