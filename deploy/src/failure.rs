@@ -208,11 +208,16 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-fn cut(mut text: String) -> String {
-    if text.len() > TEXT_BYTES_MAX {
-        let end = (0..=TEXT_BYTES_MAX).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
+fn cut(text: String) -> String {
+    cut_to(text, TEXT_BYTES_MAX)
+}
+
+/// A text that is longer than this is cut and marked. One that was cut before is left as it is.
+pub(crate) fn cut_to(mut text: String, bytes_max: usize) -> String {
+    const MARK: char = '…';
+    if text.len() > bytes_max && !(text.ends_with(MARK) && text.len() <= bytes_max + MARK.len_utf8()) {
+        text.truncate(text.floor_char_boundary(bytes_max));
+        text.push(MARK);
     }
     text
 }

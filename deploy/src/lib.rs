@@ -14,8 +14,11 @@ pub mod host;
 pub mod ids;
 pub mod instance;
 pub mod mutant;
+pub mod pace;
 pub mod plan;
 #[cfg(feature = "planning")]
 pub mod planning;
 pub mod release;
+pub mod reported;
+pub mod shares;
 pub mod time;
