@@ -35,4 +35,6 @@ pub mod close {
     pub const EXPIRED: u32 = 4;
     /// A newer connection of the same host took over.
     pub const SUPERSEDED: u32 = 3;
+    /// There is no place for the peer now; it may come back.
+    pub const BUSY: u32 = 5;
 }
