@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use fleetwright_deploy::ids::ServerName;
+use fleetwright_protocol::log_file::LogFile;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::embedded::Agent;
@@ -113,7 +114,13 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,rmcp=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    // What the agent starts inherits its environment, but has logs of its own.
+    let file = if matches!(arguments.command, Command::Run { .. }) { LogFile::of_environment() } else { None };
+    match file {
+        Some(file) => log.with_writer(std::sync::Mutex::new(file)).init(),
+        None => log.with_writer(std::io::stderr).init(),
+    }
     // Fails only when a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match perform(arguments.command) {

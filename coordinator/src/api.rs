@@ -234,12 +234,14 @@ fn not_found(what: String) -> Refusal {
 
 async fn status(State(api): State<Api>) -> Answer<StatusView> {
     let listen = api.listen.clone();
-    let view = api.engine.look(move |fleet, _, seq| StatusView::new(fleet, seq, listen)).await;
+    let over = api.engine.budgets.over(clock::now());
+    let view = api.engine.look(move |fleet, _, seq| StatusView::new(fleet, seq, listen, over)).await;
     view.map(Json).ok_or_else(ending)
 }
 
 async fn hosts(State(api): State<Api>) -> Answer<Vec<HostRow>> {
-    api.engine.look(|fleet, _, _| HostRow::all(fleet)).await.map(Json).ok_or_else(ending)
+    let over = api.engine.budgets.over(clock::now());
+    api.engine.look(move |fleet, _, _| HostRow::all(fleet, &over)).await.map(Json).ok_or_else(ending)
 }
 
 async fn servers(State(api): State<Api>) -> Answer<Vec<InstanceRow>> {

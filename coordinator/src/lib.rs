@@ -17,6 +17,7 @@ mod local;
 mod local_artifact;
 mod lock;
 mod project;
+mod said;
 mod secrets;
 mod serve;
 mod sessions;

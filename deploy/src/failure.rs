@@ -208,7 +208,8 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-fn cut(text: String) -> String {
+/// A text that is longer than [`TEXT_BYTES_MAX`] is cut and marked.
+pub(crate) fn cut(text: String) -> String {
     cut_to(text, TEXT_BYTES_MAX)
 }
 

@@ -13,6 +13,7 @@ pub mod health;
 pub mod host;
 pub mod ids;
 pub mod instance;
+pub mod journal_budget;
 pub mod mutant;
 pub mod pace;
 pub mod plan;

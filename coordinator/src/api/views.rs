@@ -11,6 +11,7 @@ use fleetwright_deploy::ids::{
     DeploymentId, EnvironmentName, FleetName, Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId,
     ServerName,
 };
+use fleetwright_deploy::journal_budget::OverBudget;
 use fleetwright_deploy::plan::{Plan, PlanSummary, StepAction};
 use fleetwright_deploy::planning::{Circumstances, Files, Present};
 use fleetwright_deploy::release::Release;
@@ -32,10 +33,18 @@ pub(crate) struct StatusView {
     pub(crate) running_deployments: Vec<DeploymentSummary>,
     /// Why nothing new starts in the whole fleet, if it does not.
     pub(crate) halted: Option<Halt>,
+    /// Hosts that have used up their share of the journal of late.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) over_budget: BTreeMap<HostName, OverBudget>,
 }
 
 impl StatusView {
-    pub(crate) fn new(fleet: &Fleet, last_event: u64, listen: String) -> Self {
+    pub(crate) fn new(
+        fleet: &Fleet,
+        last_event: u64,
+        listen: String,
+        over_budget: BTreeMap<HostName, OverBudget>,
+    ) -> Self {
         let connected = fleet.hosts().values().filter(|host| host.connected).count();
         let available = |row: &&InstanceRow| row.health.is_available() && row.trouble.is_none();
         Self {
@@ -53,6 +62,7 @@ impl StatusView {
                 .map(DeploymentSummary::new)
                 .collect(),
             halted: fleet.halted().cloned(),
+            over_budget,
         }
     }
 }
@@ -65,16 +75,20 @@ pub(crate) struct HostRow {
     pub(crate) since: Timestamp,
     pub(crate) view: Option<HostView>,
     pub(crate) instances: usize,
+    /// That it has used up its share of the journal of late, if it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) over_budget: Option<OverBudget>,
 }
 
 impl HostRow {
-    pub(crate) fn all(fleet: &Fleet) -> Vec<Self> {
+    pub(crate) fn all(fleet: &Fleet, over_budget: &BTreeMap<HostName, OverBudget>) -> Vec<Self> {
         let rows = fleet.hosts().iter().map(|(name, host)| Self {
             host: name.clone(),
             connected: host.connected,
             since: host.since,
             view: host.view.clone(),
             instances: fleet.instances().keys().filter(|id| id.host == *name).count(),
+            over_budget: over_budget.get(name).cloned(),
         });
         rows.collect()
     }

@@ -6,7 +6,7 @@ use fleetwright_deploy::ids::HostName;
 use fleetwright_deploy::time::Length;
 
 use super::output::table;
-use super::{Context, exit};
+use super::{Context, exit, tables};
 use crate::api::TokenView;
 use crate::api::views::HostRow;
 
@@ -69,5 +69,7 @@ fn list(rows: &[HostRow]) -> String {
             ]
         })
         .collect();
-    table(&["HOST", "STATE", "SINCE", "ADDRESS", "SERVERS", "LABELS", "HAS"], &cells)
+    let over = rows.iter().filter_map(|row| Some(format!("\n{}", tables::over_budget(&row.host, row.over_budget.as_ref()?))));
+    let table = table(&["HOST", "STATE", "SINCE", "ADDRESS", "SERVERS", "LABELS", "HAS"], &cells);
+    table + &over.collect::<String>()
 }

@@ -27,6 +27,9 @@ pub(super) async fn status(_: &StatusArguments, context: &Context) -> Result<u8>
         for deployment in &status.running_deployments {
             text.push_str(&format!("\ndeployment {} of {} is in {}; `fleetwright explain {0}` says what it waits for", deployment.id, deployment.manifest, deployment.phase));
         }
+        for (host, over) in &status.over_budget {
+            text.push_str(&format!("\n{}", tables::over_budget(host, over)));
+        }
         text.push_str(&format!("\n\n{}", tables::servers(&rows)));
         let troubles = tables::troubles(&rows);
         if !troubles.is_empty() {
