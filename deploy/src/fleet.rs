@@ -575,7 +575,8 @@ impl Fleet {
         let mut effects = Effects::default();
         if changed {
             let word: &'static str = status.into();
-            let message = if status == HealthStatus::Healthy { word.to_owned() } else { cut(format!("{word}: {reason}")) };
+            let message =
+                if status == HealthStatus::Healthy { word.to_owned() } else { cut(format!("{word}: {reason}")) };
             effects.notes.push(Note { instance: Some(id.clone()), ..one_note("health", message) });
         }
         let event =

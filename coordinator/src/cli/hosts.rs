@@ -69,7 +69,8 @@ fn list(rows: &[HostRow]) -> String {
             ]
         })
         .collect();
-    let over = rows.iter().filter_map(|row| Some(format!("\n{}", tables::over_budget(&row.host, row.over_budget.as_ref()?))));
+    let over =
+        rows.iter().filter_map(|row| Some(format!("\n{}", tables::over_budget(&row.host, row.over_budget.as_ref()?))));
     let table = table(&["HOST", "STATE", "SINCE", "ADDRESS", "SERVERS", "LABELS", "HAS"], &cells);
     table + &over.collect::<String>()
 }

@@ -1,9 +1,9 @@
 //! The tables that more than one command shows.
 
 use fleetwright_deploy::failure::Failure;
+use fleetwright_deploy::health::HealthStatus;
 use fleetwright_deploy::ids::HostName;
 use fleetwright_deploy::journal_budget::OverBudget;
-use fleetwright_deploy::health::HealthStatus;
 
 use super::output::{describe, table};
 use crate::api::views::{DeploymentView, HostMetrics, InstanceRow};
