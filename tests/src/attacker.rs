@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -72,7 +73,12 @@ impl Attacker {
 
 /// The certificate and key of a host whose machine the attacker owns.
 pub fn stolen(fleet: &Fleet, host: &str) -> TlsIdentity {
-    let folder = fleet.host(host).join("identity");
+    identity_in(&fleet.host(host))
+}
+
+/// The certificate and key in an agent's state folder.
+pub fn identity_in(state_dir: &Path) -> TlsIdentity {
+    let folder = state_dir.join("identity");
     let identity = fs::read_to_string(folder.join("agent.json")).expect("identity");
     let identity: serde_json::Value = serde_json::from_str(&identity).expect("JSON");
     TlsIdentity {
