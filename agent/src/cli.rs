@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use fleetwright_deploy::ids::ServerName;
 use fleetwright_deploy::printable::Printable;
+use fleetwright_protocol::log_file::LogFile;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::embedded::Agent;
@@ -155,8 +156,13 @@ pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,rmcp=warn,rmcp::service=error"));
     // A line that cannot be written, on a full disk for example, is lost, and no more.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Printable(std::io::stderr()));
-    log.with_ansi(false).log_internal_errors(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
+    // What the agent starts inherits its environment, but has logs of its own.
+    let file = if matches!(arguments.command, Command::Run { .. }) { LogFile::of_environment() } else { None };
+    match file {
+        Some(file) => log.with_writer(std::sync::Mutex::new(Printable(file))).init(),
+        None => log.with_writer(|| Printable(std::io::stderr())).init(),
+    }
     // Fails only when a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     if let Command::Unpack { strip, archive, to } = &arguments.command {

@@ -44,6 +44,8 @@ pub async fn enroll(
     let pinned = PinnedAuthority::new(&enrolment.authority_fingerprint, endpoint::provider())?;
     client.set_default_client_config(endpoint::enrolling(pinned, clock)?);
     let to = resolve(&enrolment.coordinator).await?;
+    // Before it dials: a coordinator waits for the token only for a moment.
+    let made = key_and_request()?;
     let connection = client
         .connect(to, COORDINATOR_DNS_NAME)?
         .await
@@ -51,7 +53,6 @@ pub async fn enroll(
         .context(
             "hint: check the address, and that --ca-fingerprint is the one that `fleetwright hosts token` printed",
         )?;
-    let made = key_and_request()?;
     let (mut send, mut receive) = connection.open_bi().await?;
     let request = EnrolRequest::V1 { token: enrolment.token, request_der: made.request_der };
     write_frame(&mut send, &request, MESSAGE_BYTES_MAX).await?;

@@ -216,7 +216,8 @@ fn not_found(what: String) -> Refusal {
 
 async fn status(State(api): State<Api>) -> Answer<StatusView> {
     let listen = api.listen.clone();
-    let view = api.engine.look(move |fleet, _, seq| StatusView::new(fleet, seq, listen)).await;
+    let over = api.engine.budgets.over(clock::now());
+    let view = api.engine.look(move |fleet, _, seq| StatusView::new(fleet, seq, listen, over)).await;
     view.map(Json).ok_or_else(ending)
 }
 

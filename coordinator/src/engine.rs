@@ -4,6 +4,7 @@
 //! together, made durable in one commit, then published, answered, and only then acted upon.
 
 mod agents;
+mod budgets;
 mod operators;
 mod request;
 
@@ -26,8 +27,11 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::commands::CommandMaker;
 use crate::externals;
 use crate::journal::{EventRecord, Journal, JournalError, NewEntry, SqliteStore};
+use crate::said::Said;
 use crate::sessions::{Outbound, SessionHandle};
 
+pub(crate) use budgets::Budgets;
+use budgets::HeldBack;
 pub(crate) use request::{Handle, NotObeyed, Reply, Request, Samples};
 
 /// How many requests may wait; whoever has more waits too.
@@ -38,6 +42,9 @@ const COMMIT_MAX: usize = 256;
 const FOLLOWERS_BEHIND_MAX: usize = 1_024;
 /// How often a coordinator whose disk is full looks whether there is room again.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether health that was held back can be taken.
+const HELD_BACK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Everything the engine signs and certifies with.
 pub(crate) struct Authorities {
@@ -65,6 +72,10 @@ pub(crate) struct Engine {
     clock: Clock,
     sessions: BTreeMap<HostName, SessionHandle>,
     samples: Samples,
+    /// What each host may still add to the journal, and the newest health of each instance that could not be added yet.
+    budgets: Budgets,
+    held_back: BTreeMap<InstanceId, HeldBack>,
+    said: Said,
     requests: mpsc::Receiver<Request>,
     records: broadcast::Sender<EventRecord>,
     handle: Handle,
@@ -80,7 +91,8 @@ impl Engine {
     ) -> (Self, Handle) {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let (records, _) = broadcast::channel(FOLLOWERS_BEHIND_MAX);
-        let handle = Handle { requests: sender, records: records.clone() };
+        let budgets = Budgets::default();
+        let handle = Handle { requests: sender, records: records.clone(), budgets: budgets.clone() };
         let engine = Self {
             fleet,
             journal: Some(journal),
@@ -89,9 +101,12 @@ impl Engine {
             deferred: Vec::new(),
             full: None,
             authorities,
+            said: Said::new(clock.clone()),
             clock,
             sessions: BTreeMap::new(),
             samples: BTreeMap::new(),
+            budgets,
+            held_back: BTreeMap::new(),
             requests,
             records,
             handle: handle.clone(),
@@ -112,6 +127,7 @@ impl Engine {
                 (None, Some((_, at))) => at.since(self.clock.now()).into(),
                 (None, None) => Duration::from_secs(3_600),
             };
+            let wait = if self.held_back.is_empty() { wait } else { wait.min(HELD_BACK_PAUSE) };
             tokio::select! {
                 _ = self.requests.recv_many(&mut batch, COMMIT_MAX) => {
                     for request in batch.drain(..) {
@@ -125,6 +141,7 @@ impl Engine {
                 }
             }
             self.look_for_room();
+            self.take_held_back();
             self.commit()?;
         }
     }
@@ -275,7 +292,7 @@ impl Engine {
                 // An older connection that ends after a newer one took over changes nothing.
                 if self.sessions.get(&host).is_some_and(|newest| newest.id == session) {
                     self.sessions.remove(&host);
-                    self.event(FleetEvent::HostDisconnected { host }).ok();
+                    self.host_went(host);
                 }
             }
             Request::StepReported { instance, deployment, attempt, report, reply } => {
@@ -284,8 +301,7 @@ impl Engine {
                 self.acknowledge(reply, outcome);
             }
             Request::HealthReported { instance, release, report, output, reply } => {
-                let outcome = self.event(FleetEvent::HealthReported { instance, release, report, output });
-                self.acknowledge(reply, outcome);
+                self.health_reported(instance, HeldBack { release, report, output }, reply);
             }
             Request::External { deployment, name, attempt, failure } => {
                 let event = DeploymentEvent::ExternalReported { name, attempt, failure };

@@ -19,6 +19,7 @@ mod lock;
 mod operator_key;
 mod project;
 mod registry;
+mod said;
 mod secrets;
 mod serve;
 mod sessions;

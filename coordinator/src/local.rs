@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use fleetwright_deploy::config::ManifestHost;
 use fleetwright_deploy::fleet::Introduction;
 use fleetwright_deploy::ids::{HostName, InstanceId};
+use fleetwright_protocol::log_file;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
@@ -231,7 +232,7 @@ async fn stop_process(lock: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts a process that outlives this one and does not get its Ctrl-C. Its output goes to a log.
+/// Starts a process that outlives this one and does not get its Ctrl-C. Its output goes to a log, which it keeps small.
 fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
     let log_file = OpenOptions::new()
         .create(true)
@@ -240,6 +241,7 @@ fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
         .with_context(|| format!("{} cannot be written", log.display()))?;
     let program = command.get_program().to_owned();
     command
+        .env(log_file::VARIABLE, std::path::absolute(log)?)
         .stdin(Stdio::null())
         .stdout(log_file.try_clone()?)
         .stderr(log_file)

@@ -209,7 +209,8 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-fn cut(text: String) -> String {
+/// A text of at most [`TEXT_BYTES_MAX`]; a longer one is cut and says so.
+pub(crate) fn cut(text: String) -> String {
     limits::cut(text, TEXT_BYTES_MAX)
 }
 

@@ -15,10 +15,10 @@ use crate::admission::INTENT_LIFETIME_MAX;
 use crate::deployment::{
     Action, Deployment, DeploymentEvent, Effects, Hold, HoldKind, IllegalEvent, Note, Options, Phase, Step, StepState,
 };
-use crate::failure::{Failure, FailureKind};
+use crate::failure::{Failure, FailureKind, cut};
 use crate::health::{HealthReport, HealthStatus};
 use crate::host::HostView;
-use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ManifestName, ReleaseId};
+use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ManifestName, ReleaseId, ServerName};
 use crate::mutant::{Mutant, is_active};
 use crate::plan::{EXTERNALS_MAX, External, Plan, PlannedStep, RollbackStrategy, StepAction};
 use crate::release::Release;
@@ -341,6 +341,22 @@ impl Fleet {
         planned.chain(present).filter_map(|release| release.package.artifact()).collect()
     }
 
+    /// Whether a greeting of a host would change anything: it would not where the host is connected and as it was.
+    pub fn greeting_changes(&self, host: &HostName, view: &HostView) -> bool {
+        !self.hosts.get(host).is_some_and(|known| known.connected && known.view.as_ref() == Some(view))
+    }
+
+    /// Whether a report of health would change anything.
+    pub fn health_changes(&self, id: &InstanceId, release: &ReleaseId, report: &HealthReport) -> bool {
+        self.instances.get(id).is_some_and(|record| record.release_id == *release && record.health != *report)
+    }
+
+    /// The servers that a host has, or is to have.
+    pub fn servers_of(&self, host: &HostName) -> BTreeSet<&ServerName> {
+        let planned = self.steps_under_way().map(|step| &step.instance);
+        self.instances.keys().chain(planned).filter(|id| id.host == *host).map(|id| &id.server).collect()
+    }
+
     /// A token that lets a host enrol now.
     pub fn token(&self, token_sha256: &str, now: Timestamp) -> Option<&Token> {
         self.tokens.get(token_sha256).filter(|token| now < token.not_after)
@@ -604,7 +620,8 @@ impl Fleet {
         let mut effects = Effects::default();
         if changed {
             let word: &'static str = status.into();
-            let message = if status == HealthStatus::Healthy { word.to_owned() } else { format!("{word}: {reason}") };
+            let message =
+                if status == HealthStatus::Healthy { word.to_owned() } else { cut(format!("{word}: {reason}")) };
             effects.notes.push(Note { instance: Some(id.clone()), ..one_note("health", message) });
         }
         let event =

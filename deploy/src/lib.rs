@@ -13,12 +13,16 @@ pub mod health;
 pub mod host;
 pub mod ids;
 pub mod instance;
+pub mod journal_budget;
 pub mod limits;
 pub mod mutant;
+pub mod pace;
 pub mod plan;
 #[cfg(feature = "planning")]
 pub mod planning;
 pub mod printable;
 pub mod release;
+pub mod reported;
 pub mod room;
+pub mod shares;
 pub mod time;

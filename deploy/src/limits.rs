@@ -39,12 +39,13 @@ pub fn cut(mut text: String, limit: usize) -> String {
     text
 }
 
-/// A list of at most `limit`, and whether it was cut.
+/// Cuts a list that has more than `limit`, and gives the mark that is to be its last entry: so a list that was cut is
+/// within the limit itself.
 fn cut_list<T>(list: &mut Vec<T>, limit: usize) -> Option<String> {
     let count = list.len();
-    let mark = (count > limit).then(|| format!("… cut: {count}, the limit is {limit}"));
-    list.truncate(limit);
-    mark
+    let mark = (count > limit).then(|| format!("… cut: {count}, the limit is {limit}"))?;
+    list.truncate(limit - 1);
+    Some(mark)
 }
 
 impl Failure {
@@ -168,8 +169,9 @@ mod tests {
             },
         };
         let report = HealthReport { checks: (0..10_000).map(check).collect(), ..HealthReport::default() }.bounded();
-        assert_eq!(report.checks.len(), CHECKS_MAX + 1);
+        assert_eq!(report.checks.len(), CHECKS_MAX);
         assert_eq!(report.checks[0].name, "c9999");
-        assert_eq!(report.checks[CHECKS_MAX].outcome.message(), "… cut: 10000, the limit is 200");
+        assert_eq!(report.checks[CHECKS_MAX - 1].outcome.message(), "… cut: 10000, the limit is 200");
+        assert_eq!(report.clone().bounded(), report, "what was cut stays as it is");
     }
 }

@@ -22,10 +22,22 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
 /// How often it is looked whether a peer's certificate still counts, at least.
 const EXPIRY_LOOK_INTERVAL: Duration = Duration::from_secs(60);
-/// Most bidirectional streams that one peer may have open at once.
+/// Most bidirectional streams that a coordinator may have open with an agent at once: one for each command.
 pub const STREAMS_MAX: u32 = 256;
-/// Most connections that wait for their handshake at once.
+/// Most connections that a coordinator has not looked at yet, and how much of what comes for them is kept, in bytes: for
+/// one of them, and for all.
 pub const INCOMING_MAX: usize = 1_024;
+const INCOMING_BYTES_MAX: u64 = 8 * 1024;
+const INCOMING_BYTES_MAX_TOTAL: u64 = 1024 * 1024;
+/// How much of a peer that is not known yet a coordinator takes in, and holds ready for it, in bytes: of one stream, which
+/// is all that it may open.
+const STRANGER_BYTES_MAX: u32 = 64 * 1024;
+/// Most bidirectional streams that an agent may have open with its coordinator at once.
+pub const AGENT_STREAMS_MAX: u32 = 32;
+/// How much a coordinator takes in of one agent before it has read it, in bytes: the largest frame, and what comes beside.
+const AGENT_RECEIVE_BYTES_MAX: u32 = 1024 * 1024;
+/// How much a coordinator holds ready for one agent that has not acknowledged it, in bytes: a release, or chunks.
+const AGENT_SEND_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// A certificate chain and its key, in PEM.
 #[derive(Clone)]
@@ -61,7 +73,8 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// A coordinator's endpoint. A peer without a certificate is let through the handshake only so that it can
-/// enrol: whoever accepts connections must look at [`peer`] and at the negotiated ALPN.
+/// enrol: whoever accepts connections must look at [`peer`] and at the negotiated ALPN. Every peer begins with the little
+/// that enrolling takes; [`widen`] gives an agent more.
 pub fn coordinator(identity: &TlsIdentity, clock: &Clock) -> Result<ServerConfig, EndpointError> {
     let roots = Arc::new(roots(&identity.authority_pem)?);
     let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build()?;
@@ -72,8 +85,25 @@ pub fn coordinator(identity: &TlsIdentity, clock: &Clock) -> Result<ServerConfig
     tls.alpn_protocols = vec![ALPN.to_vec(), ALPN_ENROL.to_vec()];
     tls.max_early_data_size = 0;
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    config.transport_config(Arc::new(transport())).max_incoming(INCOMING_MAX);
+    let mut narrow = transport();
+    narrow
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .stream_receive_window(VarInt::from_u32(STRANGER_BYTES_MAX))
+        .receive_window(VarInt::from_u32(STRANGER_BYTES_MAX))
+        .send_window(STRANGER_BYTES_MAX.into());
+    config
+        .transport_config(Arc::new(narrow))
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BYTES_MAX)
+        .incoming_buffer_size_total(INCOMING_BYTES_MAX_TOTAL);
     Ok(config)
+}
+
+/// Gives a connection, which has turned out to be an agent's, the streams and windows that its work takes.
+pub fn widen(connection: &quinn::Connection) {
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(AGENT_STREAMS_MAX));
+    connection.set_receive_window(VarInt::from_u32(AGENT_RECEIVE_BYTES_MAX));
+    connection.set_send_window(AGENT_SEND_BYTES_MAX);
 }
 
 /// Settings of a coordinator's socket. With the same key as in its last run, it tells its agents at once that it knows

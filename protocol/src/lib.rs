@@ -1,5 +1,6 @@
 //! What travels between coordinator and agents: versioned messages in bounded frames, commands in signed
-//! envelopes, and the settings of the QUIC endpoints. This crate decides nothing.
+//! envelopes, and the settings of the QUIC endpoints; and the clock and the log file that both programs have. This crate
+//! decides nothing.
 //!
 //! Agents dial. Each message or command has a bidirectional stream of its own: one frame there, one frame back.
 
@@ -10,6 +11,7 @@ pub mod command;
 pub mod endpoint;
 pub mod enrol;
 pub mod frame;
+pub mod log_file;
 pub mod report;
 pub mod snapshot;
 
@@ -36,4 +38,6 @@ pub mod close {
     pub const EXPIRED: u32 = 4;
     /// A newer connection of the same host took over.
     pub const SUPERSEDED: u32 = 3;
+    /// There is no place for the peer now; it may come back.
+    pub const BUSY: u32 = 5;
 }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stderr, reason = "tests speak to whoever runs them")]
 
+pub mod attacker;
 pub mod engine;
 pub mod fleet;
 pub mod impostor;

@@ -8,6 +8,7 @@ mod machine;
 mod socket;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fleetwright::{Coordinator, Operator, OperatorKey};
 use fleetwright_agent::{Agent, Enrolment, enroll};
+use fleetwright_certs::COORDINATOR_DNS_NAME;
 use fleetwright_deploy::deployment::{Options, Outcome};
 use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::fleet::Fleet;
@@ -23,10 +25,12 @@ use fleetwright_deploy::plan::{
     Group, Pace as ServerPace, Plan, RetryPolicy, RollbackPolicy, RollbackStrategy, Rollout,
 };
 use fleetwright_deploy::time::{Length, Timestamp};
-use fleetwright_protocol::Clock;
+use fleetwright_protocol::{Clock, endpoint};
+use quinn::Connection;
 use tokio::time::sleep;
 use turmoil::Sim;
 
+use crate::attacker;
 use crate::sim::{release, step};
 
 pub use machine::{Pace, SimMachine};
@@ -231,6 +235,19 @@ impl Net {
         };
         enroll(&self.state_dir(host.as_str()), enrolment, socket::endpoint(0, None).await?, clock).await?;
         Ok(())
+    }
+
+    /// One more host enrols, whose agent is the test's own: a connection with its certificate.
+    pub async fn intruder(&self, name: &HostName) -> anyhow::Result<Connection> {
+        let clock = self.clock(COORDINATOR);
+        if !self.state_dir(name.as_str()).exists() {
+            self.enrol(name, &clock).await?;
+        }
+        let identity = attacker::identity_in(&self.state_dir(name.as_str()));
+        let mut client = socket::endpoint(0, None).await?;
+        client.set_default_client_config(endpoint::agent(&identity, &clock)?);
+        let to = SocketAddr::from((turmoil::lookup(COORDINATOR), PORT));
+        Ok(client.connect(to, COORDINATOR_DNS_NAME)?.await?)
     }
 
     /// What stands for a host.

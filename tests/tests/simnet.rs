@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use fleetwright_deploy::deployment::Outcome;
+use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::HostName;
+use fleetwright_protocol::report::AgentMessageV1;
+use fleetwright_tests::attacker::tell;
 use fleetwright_tests::simnet::{COORDINATOR, Net, Pace, Setup, host, server, version};
 use tokio::time::sleep;
 
@@ -380,4 +383,50 @@ fn an_agent_that_dies_at_any_moment_of_a_step_leaves_it_new_or_as_it_was() {
 #[test]
 fn a_link_that_is_cut_at_any_moment_of_a_step_leaves_it_new_or_as_it_was() {
     ends_right_whenever(Happens::LinkIsCut);
+}
+
+/// How many messages a host has on their way at once that does nothing but greet.
+const GREETINGS_AT_ONCE: usize = 16;
+
+/// Greets as fast as it is let, each time as another host than before.
+async fn greet_for_ever(net: Net) {
+    let connections = [net.intruder(&host(99)).await.expect("in"), net.intruder(&host(99)).await.expect("in")];
+    let mut greeting = tokio::task::JoinSet::new();
+    for n in 0..GREETINGS_AT_ONCE {
+        let connection = connections[n % connections.len()].clone();
+        greeting.spawn(async move {
+            for greeting in 0_u64.. {
+                let view = HostView {
+                    address: "127.0.0.1".to_owned(),
+                    state_dir: "/state".to_owned(),
+                    labels: [("n".to_owned(), format!("{n}-{greeting}-{}", "x".repeat(4_000)))].into(),
+                    facts: None,
+                };
+                let hello = AgentMessageV1::Greeting { agent_version: "0".to_owned(), view };
+                if tell(&connection, hello).await.is_none() {
+                    break;
+                }
+            }
+        });
+    }
+    greeting.join_all().await;
+}
+
+#[test]
+fn a_host_that_floods_delays_the_steps_of_others_by_less_than_a_tenth() {
+    Setup::default().run(|net| async move {
+        running(&net).await;
+        let began = turmoil::elapsed();
+        assert_eq!(net.deploy(2).await, Outcome::Succeeded);
+        let calm = turmoil::elapsed() - began;
+        let flood = tokio::spawn(greet_for_ever(net.clone()));
+        net.until("the flood is on", |fleet| fleet.hosts().get(&host(99)).is_some_and(|host| host.connected)).await;
+        let began = turmoil::elapsed();
+        assert_eq!(net.deploy(3).await, Outcome::Succeeded);
+        let flooded = turmoil::elapsed() - began;
+        assert!(!flood.is_finished(), "the flood goes on until the end");
+        flood.abort();
+        assert!(flooded * 10 <= calm * 11, "{calm:?} in calm, {flooded:?} in the flood");
+        net.assert_all_run(3);
+    });
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::views::HostRow;
 use super::{Answer, Api, Refusal, check_words, ending, not_found};
+use crate::clock;
 use crate::engine::Request;
 
 /// How long a token is valid unless the request says otherwise, and the longest it may be.
@@ -47,7 +48,8 @@ pub(super) struct TokenQuery {
 }
 
 pub(super) async fn list(State(api): State<Api>) -> Answer<Vec<HostRow>> {
-    api.engine.look(|fleet, _, _| HostRow::all(fleet)).await.map(Json).ok_or_else(ending)
+    let over = api.engine.budgets.over(clock::now());
+    api.engine.look(move |fleet, _, _| HostRow::all(fleet, &over)).await.map(Json).ok_or_else(ending)
 }
 
 /// Without a body nothing is said of the host.
@@ -100,7 +102,8 @@ pub(super) async fn address(
 async fn decide(api: &Api, host: HostName, event: FleetEvent) -> Answer<HostRow> {
     let decided = api.engine.ask(|reply| Request::Decide { event, reply }).await;
     decided.ok_or_else(ending)?.map_err(Refusal)?;
-    let row = api.engine.look(move |fleet, _, _| HostRow::one(fleet, &host)).await;
+    let over = api.engine.budgets.over(clock::now());
+    let row = api.engine.look(move |fleet, _, _| HostRow::one(fleet, &host, &over)).await;
     row.flatten().map(Json).ok_or_else(ending)
 }
 

@@ -11,6 +11,7 @@ use fleetwright_deploy::ids::{
     DeploymentId, EnvironmentName, FleetName, Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId,
     ServerName,
 };
+use fleetwright_deploy::journal_budget::OverBudget;
 use fleetwright_deploy::plan::{Plan, PlanSummary, StepAction};
 use fleetwright_deploy::planning::{Circumstances, Files, Present};
 use fleetwright_deploy::release::Release;
@@ -35,10 +36,18 @@ pub(crate) struct StatusView {
     /// What a person should look at: what hosts claim, and keys that two agents have.
     #[serde(default)]
     pub(crate) host_troubles: Vec<Failure>,
+    /// Hosts that have used up their share of the journal of late.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) over_budget: BTreeMap<HostName, OverBudget>,
 }
 
 impl StatusView {
-    pub(crate) fn new(fleet: &Fleet, last_event: u64, listen: String) -> Self {
+    pub(crate) fn new(
+        fleet: &Fleet,
+        last_event: u64,
+        listen: String,
+        over_budget: BTreeMap<HostName, OverBudget>,
+    ) -> Self {
         let connected = fleet.hosts().values().filter(|host| host.connected).count();
         let available = |row: &&InstanceRow| row.health.is_available() && row.trouble.is_none();
         Self {
@@ -57,6 +66,7 @@ impl StatusView {
                 .collect(),
             halted: fleet.halted().cloned(),
             host_troubles: fleet.hosts().iter().flat_map(|(name, host)| host.troubles(name)).collect(),
+            over_budget,
         }
     }
 }
@@ -82,18 +92,21 @@ pub(crate) struct HostRow {
     /// What a person should look at.
     #[serde(default)]
     pub(crate) troubles: Vec<Failure>,
+    /// That it has used up its share of the journal of late, if it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) over_budget: Option<OverBudget>,
 }
 
 impl HostRow {
-    pub(crate) fn all(fleet: &Fleet) -> Vec<Self> {
-        fleet.hosts().iter().map(|(name, host)| Self::new(fleet, name, host)).collect()
+    pub(crate) fn all(fleet: &Fleet, over: &BTreeMap<HostName, OverBudget>) -> Vec<Self> {
+        fleet.hosts().iter().map(|(name, host)| Self::new(fleet, name, host, over)).collect()
     }
 
-    pub(crate) fn one(fleet: &Fleet, name: &HostName) -> Option<Self> {
-        fleet.hosts().get(name).map(|host| Self::new(fleet, name, host))
+    pub(crate) fn one(fleet: &Fleet, name: &HostName, over: &BTreeMap<HostName, OverBudget>) -> Option<Self> {
+        fleet.hosts().get(name).map(|host| Self::new(fleet, name, host, over))
     }
 
-    fn new(fleet: &Fleet, name: &HostName, host: &Host) -> Self {
+    fn new(fleet: &Fleet, name: &HostName, host: &Host, over: &BTreeMap<HostName, OverBudget>) -> Self {
         Self {
             host: name.clone(),
             connected: host.connected,
@@ -104,6 +117,7 @@ impl HostRow {
             instances: fleet.instances().keys().filter(|id| id.host == *name).count(),
             seen_twice: host.seen_twice.clone(),
             troubles: host.troubles(name),
+            over_budget: over.get(name).cloned(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use fleetwright_deploy::ids::FleetName;
 use fleetwright_deploy::printable::Printable;
+use fleetwright_protocol::log_file::LogFile;
 
 use super::{Context, exit};
 use crate::clock;
@@ -28,11 +29,11 @@ pub(crate) struct CoordinatorArguments {
 pub(super) async fn coordinator(arguments: &CoordinatorArguments, context: &Context) -> Result<u8> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| Printable(std::io::stderr()))
-        .with_ansi(false)
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    match LogFile::of_environment() {
+        Some(file) => log.with_writer(std::sync::Mutex::new(Printable(file))).init(),
+        None => log.with_writer(|| Printable(std::io::stderr())).init(),
+    }
     let state_dir = match context.state_dir()? {
         Some(found) => found,
         None => StateDir::new(std::path::Path::new(STATE_DIR_NAME))?,

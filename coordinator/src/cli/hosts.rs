@@ -157,6 +157,9 @@ fn list(rows: &[HostRow]) -> String {
         })
         .collect();
     let mut text = table(&["HOST", "STATE", "SINCE", "ADDRESS", "SERVERS", "LABELS", "HAS"], &cells);
+    for row in rows {
+        text.extend(row.over_budget.as_ref().map(|over| format!("\n{}", tables::over_budget(&row.host, over))));
+    }
     let troubles: Vec<Failure> = rows.iter().flat_map(|row| row.troubles.clone()).collect();
     if !troubles.is_empty() {
         text.push_str(&format!("\n\nto look at:\n{}", tables::host_troubles(&troubles)));
@@ -180,6 +183,7 @@ fn show(row: &HostRow) -> String {
             runtimes(row)
         ));
     }
+    lines.extend(row.over_budget.as_ref().map(|over| tables::over_budget(&row.host, over)));
     if !row.troubles.is_empty() {
         lines.push(format!("to look at:\n{}", tables::host_troubles(&row.troubles)));
     }

@@ -27,6 +27,9 @@ pub(super) async fn status(_: &StatusArguments, context: &Context) -> Result<u8>
         for deployment in &status.running_deployments {
             text.push_str(&format!("\ndeployment {} of {} is in {}; `fleetwright explain {0}` says what it waits for", deployment.id, deployment.manifest, deployment.phase));
         }
+        for (host, over) in &status.over_budget {
+            text.push_str(&format!("\n{}", tables::over_budget(host, over)));
+        }
         text.push_str(&format!("\n\n{}", tables::servers(&rows)));
         if !status.host_troubles.is_empty() {
             text.push_str(&format!("\n\nhosts to look at:\n{}", tables::host_troubles(&status.host_troubles)));

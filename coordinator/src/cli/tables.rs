@@ -2,6 +2,8 @@
 
 use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::health::HealthStatus;
+use fleetwright_deploy::ids::HostName;
+use fleetwright_deploy::journal_budget::OverBudget;
 
 use super::output::{describe, table};
 use crate::api::views::{DeploymentView, HostMetrics, InstanceRow};
@@ -119,6 +121,14 @@ pub(crate) fn metrics(hosts: &[HostMetrics]) -> String {
         return "no metrics yet: agents send them every 10 s".to_owned();
     }
     table(&["HOST", "SERVER", "CPU", "MEMORY", "DISK", "NETWORK IN / OUT"], &rows)
+}
+
+/// That a host has used up its share of the journal.
+pub(crate) fn over_budget(host: &HostName, over: &OverBudget) -> String {
+    format!(
+        "host {host} has used up its share of the journal since {}: {} reports of health were held back, {} greetings refused; look at its agent and at servers that flap",
+        over.since, over.health_held_back, over.greetings_refused
+    )
 }
 
 fn percent(permille: u32) -> String {

@@ -9,6 +9,7 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Introduction};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
+use fleetwright_deploy::reported;
 use fleetwright_deploy::time::{Length, Timestamp};
 use fleetwright_protocol::enrol::Credentials;
 use fleetwright_protocol::report::{CoordinatorReply, MetricsSample, SAMPLES_MAX};
@@ -28,13 +29,16 @@ impl Engine {
         session: SessionHandle,
         reply: Reply<CoordinatorReply>,
     ) {
-        let connected = self.event(FleetEvent::HostConnected { host: host.clone(), view, claimed: true });
-        let from = session.peer_address();
-        if connected.is_ok()
-            && let Some(older) = self.sessions.insert(host.clone(), session)
-        {
-            self.look_for_two(host.clone(), older.clone(), from);
-            older.supersede();
+        let connected = self.greeted(&host, view);
+        if connected.is_ok() {
+            let from = session.peer_address();
+            let older = self.sessions.insert(host.clone(), session);
+            let newest = self.sessions.get(&host).map(|session| session.id);
+            // A host may greet again over the same connection.
+            if let Some(older) = older.filter(|older| Some(older.id) != newest) {
+                self.look_for_two(host.clone(), older.clone(), from);
+                older.supersede();
+            }
         }
         self.acknowledge(reply, connected);
         self.after_commit(move |engine, durable| {
@@ -89,13 +93,20 @@ impl Engine {
                 Failure::new(FailureKind::PermissionError, "command", message)
                     .hint("was the coordinator's journal put back from an old backup? hosts obey no coordinator that knows less than they do")
             }
-            NotObeyed::Refused(failure) => failure,
+            NotObeyed::Refused(failure) => reported::failure(failure, &instance),
         };
         let event = DeploymentEvent::OrderRefused { instance, attempt, order, failure };
         self.event(FleetEvent::Deployment { deployment, event }).ok();
     }
 
-    pub(super) fn keep_samples(&mut self, host: HostName, new: Vec<MetricsSample>) {
+    pub(super) fn keep_samples(&mut self, host: HostName, mut new: Vec<MetricsSample>) {
+        // Each server of the host once, and nothing else: what is kept is bounded by what the host is to run.
+        let known_servers = self.fleet.servers_of(&host);
+        for sample in &mut new {
+            let mut known = known_servers.clone();
+            sample.servers.retain(|metrics| known.remove(&metrics.server));
+            sample.servers.shrink_to_fit();
+        }
         let kept = self.samples.entry(host).or_default();
         // A batch whose acknowledgement was lost comes again.
         let known: Vec<Timestamp> = kept.iter().rev().take(SAMPLES_MAX).map(|sample| sample.at).collect();

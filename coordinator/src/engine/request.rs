@@ -18,6 +18,7 @@ use fleetwright_protocol::enrol::Credentials;
 use fleetwright_protocol::report::{CoordinatorReply, MetricsSample};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::Budgets;
 use crate::journal::EventRecord;
 use crate::sessions::SessionHandle;
 
@@ -106,6 +107,8 @@ pub(crate) enum Request {
 pub(crate) struct Handle {
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) records: broadcast::Sender<EventRecord>,
+    /// How much each host adds to the journal.
+    pub(crate) budgets: Budgets,
 }
 
 impl Handle {

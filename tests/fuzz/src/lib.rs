@@ -2,6 +2,7 @@
 //! (`cargo +nightly fuzz run --fuzz-dir tests/fuzz --features libfuzzer TARGET`), and is given the corpus by a test.
 
 mod packages;
+mod wire;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,8 @@ use fleetwright_deploy::planning::{Circumstances, Configuration, Files, Needs, S
 
 pub use packages::{archive, chunk_list};
 
+pub use wire::{enrol_request, frame, greeting, report};
+
 const MANIFEST: &str = "apiVersion: fleetwright/v1\nname: m\nenvironment: e\nservers: [{ server: a }]\n";
 const SERVER: &str = "apiVersion: fleetwright/v1\nname: a\nrun: { command: [serve], port: 8801 }\n";
 const ENVIRONMENT: &str =
@@ -22,7 +25,7 @@ const ENVIRONMENT: &str =
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("manifest", manifest),
     ("server", server),
     ("environment", environment),
@@ -33,6 +36,10 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("registry_entry", registry_entry),
     ("archive", archive),
     ("chunk_list", chunk_list),
+    ("frame", wire::frame),
+    ("greeting", wire::greeting),
+    ("report", wire::report),
+    ("enrol_request", wire::enrol_request),
 ];
 
 fn source(path: &str, text: &str) -> Source {
