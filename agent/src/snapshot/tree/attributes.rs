@@ -12,6 +12,8 @@ pub(super) type Attributes = BTreeMap<String, String>;
 
 /// Most bytes of all names, and of one value: more is not kept by the kernel.
 const BYTES_MAX: usize = 64 * 1024;
+/// Room for the names of the few that most have, in bytes.
+const FEW_BYTES: usize = 256;
 
 /// The attributes of an open file or folder.
 pub(super) fn of(fd: impl AsFd) -> io::Result<Attributes> {
@@ -46,15 +48,17 @@ fn read(
     list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
     get: impl Fn(&str, &mut [u8]) -> Result<usize, Errno>,
 ) -> io::Result<Attributes> {
-    // Most have none: that is found out without room for any.
-    match list(&mut []) {
+    // Most have none or few.
+    let mut names = vec![0_u8; FEW_BYTES];
+    let length = match list(&mut names) {
+        Err(Errno::RANGE) => {
+            names.resize(BYTES_MAX, 0);
+            list(&mut names)?
+        }
         // Some file systems have none, and /proc is not everywhere.
-        Ok(0) | Err(Errno::NOTSUP | Errno::NOENT) => return Ok(Attributes::new()),
-        Ok(_) | Err(Errno::RANGE) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let mut names = vec![0_u8; BYTES_MAX];
-    let length = list(&mut names)?;
+        Err(Errno::NOTSUP | Errno::NOENT) => 0,
+        other => other?,
+    };
     let mut found = Attributes::new();
     for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let name = String::from_utf8_lossy(name).into_owned();
