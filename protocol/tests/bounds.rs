@@ -88,7 +88,7 @@ fn reply() -> impl Strategy<Value = CommandReply> {
     });
     let snapshot = many().prop_map(|paths| {
         let summary = SnapshotSummary {
-            id: "d1-aaaaaaaa.1".parse().expect("id"),
+            id: "d1-aaaaaaaa-1".parse().expect("id"),
             taken_at: Timestamp::from_unix_ms(1),
             release: None,
             data: true,
@@ -105,7 +105,7 @@ fn reply() -> impl Strategy<Value = CommandReply> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 16, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 16, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_message_of_an_agent_fits_its_frame(message in message()) {
