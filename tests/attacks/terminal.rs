@@ -110,7 +110,6 @@ fn no_text_of_others_gives_orders_to_the_terminal() {
     for (command, words) in [
         (&["servers", "list"][..], "name \\u{1b}]52;"),
         (&["servers", "logs", &instance], "output \\u{1b}]52;"),
-        (&["check", "run", "alpha"], "check \\u{1b}]52;"),
         (&["deploy", "show", &id], "last \\u{1b}]52;"),
     ] {
         let shown = fleet.run(command).stdout;
