@@ -9,13 +9,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use fleetwright_deploy::ids::ServerName;
+use fleetwright_deploy::printable::Printable;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::embedded::Agent;
 use crate::enroll::{Enrolment, enroll};
 use crate::layout::Layout;
 use crate::this_host::ThisHost;
-use crate::{bridge, clock, container, handover, pages, runtime, supervise};
+use crate::{bridge, clock, container, handover, install, pages, runtime, supervise};
 
 /// Fleetwright's agent: stages, switches, checks and restores the servers of this host.
 #[derive(Parser)]
@@ -67,6 +68,17 @@ enum Command {
         #[arg(long)]
         release_dir: PathBuf,
     },
+    /// Unpacks an archive, within limits of its own. The agent starts this; a person has no need to.
+    #[command(hide = true)]
+    Unpack {
+        /// How many of the first parts of each path are left out.
+        #[arg(long, default_value_t = 0)]
+        strip: u32,
+        /// The archive.
+        archive: PathBuf,
+        /// The folder; it is there, and empty.
+        to: PathBuf,
+    },
     /// Bridges one stdio MCP server to streamable HTTP, until it ends.
     Bridge {
         /// Where to listen.
@@ -113,9 +125,16 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,rmcp=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Printable(std::io::stderr()))
+        .with_ansi(false)
+        .init();
     // Fails only when a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    if let Command::Unpack { strip, archive, to } = &arguments.command {
+        return install::unpack_within_limits(archive, to, *strip);
+    }
     match perform(arguments.command) {
         Ok(code) => code,
         Err(error) => {
@@ -145,6 +164,7 @@ fn perform(command: Command) -> Result<ExitCode> {
             }
             Command::Stop { state_dir, servers } => stop(&absolute(&state_dir)?, servers).await,
             Command::Supervise { server_dir } => supervise::supervise(&server_dir).await.map(|()| ExitCode::SUCCESS),
+            Command::Unpack { .. } => bail!("unpacking needs no runtime"),
             Command::Contain { server_dir, release_dir } => container::run(&server_dir, &release_dir).await,
             Command::Bridge { listen, path, command } => bridge::bridge(&listen, &path, &command).await,
         }

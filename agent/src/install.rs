@@ -8,7 +8,7 @@ mod reuse;
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
@@ -18,6 +18,8 @@ use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
+pub use self::archive::unpack;
+pub(crate) use self::archive::unpack_within_limits;
 pub(crate) use self::artifact::{Artifacts, listed};
 pub(crate) use self::reuse::share;
 use crate::layout::ReleaseLayout;
@@ -49,16 +51,15 @@ pub(crate) async fn install(
         Package::Npm { name, version, lock: Some(lock) } => locked_npm(layout, name, version, lock, installer).await,
         Package::Npm { name, version, lock: None } => npm(layout, &format!("{name}@{version}"), installer).await,
         Package::Archive { url, sha256, strip, .. } => {
-            let (packed, app, strip) = (layout.folder().join("archive"), layout.app(), *strip);
+            let (packed, app) = (layout.folder().join("archive"), layout.app());
             fetch(url, sha256, &packed, layout, artifacts).await?;
-            let of = packed.clone();
-            let unpacked = tokio::task::spawn_blocking(move || {
-                fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
-                archive::unpack(&of, &app, strip)
-            });
-            unpacked
-                .await
-                .unwrap_or_else(|error| Err(Failure::new(FailureKind::DeploymentError, STEP, error.to_string())))?;
+            fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
+            let unpacked = archive::unpack_aside(&packed, &app, *strip, installer).await;
+            unpacked.inspect_err(|_| {
+                // What did come is not worth its room.
+                let _ = fs::remove_dir_all(&app);
+                let _ = fs::remove_file(&packed);
+            })?;
             fs::remove_file(&packed).map_err(|error| file_failure(&packed, &error))?;
             write(&layout.lock_file(), format!("{sha256}  {url}\n").as_bytes())
         }
@@ -305,8 +306,20 @@ pub(crate) async fn end_leftover(installer: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs a client to its end, in a process group of its own, and gives its standard output.
+/// Runs a client to its end, and gives its standard output.
 async fn run(command: &mut Command, what: &str, installer: &Path) -> Result<String, Failure> {
+    let output = to_end(command, what, installer).await?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let failure = Failure::new(FailureKind::DeploymentError, STEP, format!("`{what}` failed with {}", output.status));
+    Err(failure.output(text.lines()).hint("see its output"))
+}
+
+/// Runs a client to its end, in a process group of its own.
+async fn to_end(command: &mut Command, what: &str, installer: &Path) -> Result<Output, Failure> {
     let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -324,22 +337,15 @@ async fn run(command: &mut Command, what: &str, installer: &Path) -> Result<Stri
     }
     let ended = tokio::time::timeout(CLIENT_TIMEOUT, child.wait_with_output()).await;
     let _ = fs::remove_file(installer);
-    let output = match ended {
+    match ended {
         Err(_) => {
             let message = format!("`{what}` did not end within {} s", CLIENT_TIMEOUT.as_secs());
-            return Err(Failure::new(FailureKind::TimeoutError, STEP, message)
-                .hint("check the host's connection to the registry"));
+            Err(Failure::new(FailureKind::TimeoutError, STEP, message)
+                .hint("check the host's connection to the registry"))
         }
-        Ok(Err(error)) => return Err(file_failure(Path::new(what), &error)),
-        Ok(Ok(output)) => output,
-    };
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        Ok(Err(error)) => Err(file_failure(Path::new(what), &error)),
+        Ok(Ok(output)) => Ok(output),
     }
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text);
-    let failure = Failure::new(FailureKind::DeploymentError, STEP, format!("`{what}` failed with {}", output.status));
-    Err(failure.output(text.lines()).hint("see its output"))
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {

@@ -35,5 +35,6 @@ mod watch;
 pub use embedded::Agent;
 pub use enroll::{Enrolment, enroll};
 pub use identity::AgentIdentity;
+pub use install::unpack;
 pub use machine::{Machine, Observation, Restore, Sampler, Work};
 pub use this_host::ThisHost;

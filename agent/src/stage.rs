@@ -9,7 +9,7 @@ use std::path::Path;
 use fleetwright_certs::store;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
-use fleetwright_deploy::release::{MissingSecret, Release, RuntimeKind, reveal};
+use fleetwright_deploy::release::{BRIDGE_TOKEN_VARIABLE, MissingSecret, Release, RuntimeKind, reveal};
 
 use crate::install::{self, Artifacts, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
@@ -17,7 +17,7 @@ use crate::preflight;
 use crate::runtime::users::User;
 use crate::runtime::{self, environment_line, users};
 use crate::snapshot::aside;
-use crate::{container, handover};
+use crate::{bridge, container, handover};
 
 const STEP: &str = "stage";
 
@@ -197,19 +197,26 @@ fn write_files(release: &Release, layout: &ReleaseLayout, secrets: &BTreeMap<Str
     }
     let environment: Result<BTreeMap<&String, String>, _> =
         release.run.environment.iter().map(|(name, value)| Ok((name, reveal(value, secrets)?))).collect();
-    let environment = environment.map_err(missing)?;
+    let mut environment = environment.map_err(missing)?;
+    if release.is_bridged() {
+        bridge::hide_token(&mut environment).map_err(|error| {
+            Failure::new(FailureKind::ConfigurationError, STEP, error.to_string()).hint("take a long random one")
+        })?;
+    }
     let private = |path: &Path, bytes: &[u8]| {
         store::write_private(path, bytes)
             .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
     };
     // Values are written only where something reads them.
     let (image, runtime) = (release.package.image().is_some(), runtime::chosen(release)?);
-    if runtime == RuntimeKind::Systemd && !image {
-        let lines: String = environment.iter().map(|(name, value)| environment_line(name, value)).collect();
+    if runtime == RuntimeKind::Systemd && (!image || release.has_bridge_token()) {
+        // That of an image is its container's, but for what its bridge needs.
+        let of_unit = environment.iter().filter(|(name, _)| !image || name.as_str() == BRIDGE_TOKEN_VARIABLE);
+        let lines: String = of_unit.map(|(name, value)| environment_line(name, value)).collect();
         private(&layout.systemd_environment(), lines.as_bytes())?;
     }
     if runtime == RuntimeKind::Systemd || image {
-        for name in release.secrets.keys() {
+        for name in &release.secrets_of_server() {
             let mut parts = Path::new(name).components();
             if !matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None)) {
                 let message = format!("`{name}` is not the name of a secret");

@@ -17,5 +17,6 @@ pub mod mutant;
 pub mod plan;
 #[cfg(feature = "planning")]
 pub mod planning;
+pub mod printable;
 pub mod release;
 pub mod time;

@@ -19,7 +19,7 @@ use crate::time::{Length, Timestamp};
 
 pub use container::{Container, Volume};
 pub use kept::Database;
-pub use run::{Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
+pub use run::{BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
 use secret::secrets_in;
 pub use secret::{
     MARKER_END, MARKER_SIGN, MARKER_START, MissingSecret, SecretEncoding, SecretSource, SecretUse, has_marker,
@@ -282,6 +282,32 @@ impl Release {
         headers.flat_map(|(_, value)| secrets_in(value)).collect()
     }
 
+    /// Whether a bridge speaks HTTP for it.
+    pub fn is_bridged(&self) -> bool {
+        self.run.transport == Transport::Stdio && self.run.endpoint.is_some()
+    }
+
+    /// Whether its bridge asks for a token.
+    pub fn has_bridge_token(&self) -> bool {
+        self.is_bridged() && self.run.environment.contains_key(BRIDGE_TOKEN_VARIABLE)
+    }
+
+    /// The secrets that are given to the server: all but those of its bridge's token, which only who speaks to the bridge
+    /// needs. What its checks present besides is no reason to give it one of these.
+    pub fn secrets_of_server(&self) -> BTreeSet<String> {
+        let mut given: BTreeSet<String> = self.secrets.keys().cloned().collect();
+        let token = self.run.environment.get(BRIDGE_TOKEN_VARIABLE).filter(|_| self.is_bridged());
+        let Some(token) = token else { return given };
+        let mut rest = Self { secrets: BTreeMap::new(), health_checks: Vec::new(), ..self.clone() };
+        rest.run.environment.remove(BRIDGE_TOKEN_VARIABLE);
+        let elsewhere = secrets_in(&String::from_utf8_lossy(&rest.to_bytes()));
+        let only = secrets_in(token).into_iter().filter(|name| !elsewhere.contains(name));
+        only.for_each(|name| {
+            given.remove(&name);
+        });
+        given
+    }
+
     /// The tools that its MCP checks expect.
     pub fn expected_tools(&self) -> Vec<String> {
         let tools = self.health_checks.iter().filter_map(|check| match &check.probe {
@@ -289,5 +315,28 @@ impl Release {
             _ => None,
         });
         tools.flatten().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_not_given_what_only_its_bridge_asks_for() {
+        let of = |name: &str| format!("{MARKER_START}{name}{MARKER_END}");
+        let mut release = Release::plain("a".parse().expect("name"), vec!["serve".to_owned()]);
+        let used = |name: &str| {
+            let source = SecretSource::Named { variable: name.to_owned(), fallback: None };
+            (name.to_owned(), SecretUse { source, digest: None, encode: None })
+        };
+        release.secrets = ["token", "shared", "key"].map(used).into();
+        release.run.transport = Transport::Stdio;
+        release.run.environment = [("KEY", of("key")), ("ALSO", of("shared"))].map(|(n, v)| (n.to_owned(), v)).into();
+        release.run.environment.insert(BRIDGE_TOKEN_VARIABLE.to_owned(), of("token") + &of("shared"));
+        let all: BTreeSet<String> = release.secrets.keys().cloned().collect();
+        assert_eq!(release.secrets_of_server(), all, "without a bridge the variable is like any other");
+        release.run.endpoint = Some(Endpoint { address: "::1".to_owned(), port: 8801, path: "/mcp".to_owned() });
+        assert_eq!(release.secrets_of_server(), ["key", "shared"].map(str::to_owned).into());
     }
 }

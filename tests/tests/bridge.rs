@@ -305,7 +305,10 @@ async fn strangers_get_nothing() {
     let with = |name: &'static str, value: &'static str| bridge.post(Some(&session), &body).header(name, value).send();
     assert_eq!(with("host", "evil.example:80").await.expect("sent").status(), StatusCode::FORBIDDEN);
     assert_eq!(with("origin", "http://evil.example").await.expect("sent").status(), StatusCode::FORBIDDEN);
-    assert_eq!(with("origin", "http://localhost:3000").await.expect("sent").status(), StatusCode::OK);
+    assert_eq!(with("origin", "http://localhost:3000").await.expect("sent").status(), StatusCode::FORBIDDEN);
+    let own = bridge.url.trim_end_matches("/mcp").to_owned();
+    let own = bridge.post(Some(&session), &body).header("origin", own).send().await.expect("sent");
+    assert_eq!(own.status(), StatusCode::OK);
     let large = "x".repeat(9 * 1024 * 1024);
     let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": { "large": large } });
     let refused = bridge.post(Some(&session), &body).send().await.expect("sent").status();
@@ -331,15 +334,30 @@ async fn strangers_get_nothing() {
 }
 
 #[tokio::test]
-async fn sessions_have_a_limit_and_an_ended_one_makes_room() {
+async fn sessions_have_a_limit_and_one_that_is_not_in_use_makes_room() {
     if !have(&[Tool::Python]) {
         return;
     }
     let bridge = Bridge::start(&[]);
-    let mut last = String::new();
+    let mut sessions = Vec::new();
     for _ in 0..256 {
-        last = bridge.session().await;
+        sessions.push(bridge.session().await);
     }
+    // The one that was not used for longest makes room.
+    let left = std::mem::replace(&mut sessions[0], bridge.session().await);
+    let list = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
+    let gone = bridge.post(Some(&left), &list).send().await.expect("sent");
+    assert_eq!(gone.status(), StatusCode::NOT_FOUND);
+    // One that somebody listens to does not.
+    let mut streams = Vec::new();
+    for session in &sessions {
+        let listening = bridge.http.get(&bridge.url).header("accept", "text/event-stream");
+        let listening = listening.header("mcp-session-id", session).header("mcp-protocol-version", "2025-11-25");
+        let stream = listening.send().await.expect("sent");
+        assert_eq!(stream.status(), StatusCode::OK);
+        streams.push(stream);
+    }
+    let last = sessions.pop().expect("a session");
     let initialize = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
         "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "test", "version": "1" } } });
     let refused = bridge.post(None, &initialize).send().await.expect("sent");

@@ -1,14 +1,20 @@
 //! Messages of clients, marked so that rmcp takes them for methods that it does not know, and hands their parameters
 //! over untouched. What belongs to the transport itself is not marked.
 
-use axum::body::{Body, to_bytes};
-use axum::extract::Request;
-use axum::http::header::CONTENT_LENGTH;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
 use super::REQUEST_BYTES_MAX;
 
@@ -34,15 +40,34 @@ pub(super) fn opened(method: &str) -> &str {
     method.strip_prefix(MARK).unwrap_or(method)
 }
 
+/// How long the rest of a request may take once its head is there.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most bytes of all bodies together that are being read, in KiB.
+const BODIES_KIB_MAX: usize = 64 * 1024;
+
+/// The room for bodies that are being read.
+#[derive(Clone)]
+pub(super) struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(BODIES_KIB_MAX)))
+    }
+}
+
 /// Marks what a client sends.
-pub(super) async fn mark(request: Request, next: Next) -> Response {
+pub(super) async fn mark(State(room): State<Room>, request: Request, next: Next) -> Response {
     if request.method() != Method::POST {
         return next.run(request).await;
     }
     let (mut parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, REQUEST_BYTES_MAX).await else {
-        let message = format!("a message has at most {} MiB\n", REQUEST_BYTES_MAX >> 20);
-        return (StatusCode::PAYLOAD_TOO_LARGE, message).into_response();
+    let body = match timeout(BODY_TIMEOUT, read(body, &room)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(refusal)) => return refusal,
+        Err(_) => {
+            let message = format!("the request did not come whole within {} s\n", BODY_TIMEOUT.as_secs());
+            return (StatusCode::REQUEST_TIMEOUT, [(CONNECTION, "close")], message).into_response();
+        }
     };
     let body = match marked(&body, &mut parts.headers) {
         Some(marked) => {
@@ -53,6 +78,32 @@ pub(super) async fn mark(request: Request, next: Next) -> Response {
         None => Body::from(body),
     };
     next.run(Request::from_parts(parts, body)).await
+}
+
+/// The body, as far as there is room for it.
+async fn read(body: Body, room: &Room) -> Result<Vec<u8>, Response> {
+    let (mut whole, mut taken) = (Vec::new(), None::<SemaphorePermit<'_>>);
+    let mut parts = body.into_data_stream();
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response())?;
+        if whole.len() + part.len() > REQUEST_BYTES_MAX {
+            let message = format!("a message has at most {} MiB\n", REQUEST_BYTES_MAX >> 20);
+            return Err((StatusCode::PAYLOAD_TOO_LARGE, message).into_response());
+        }
+        let before = taken.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let more = (whole.len() + part.len()).div_ceil(1024).saturating_sub(before);
+        let Ok(more) = room.0.try_acquire_many(u32::try_from(more).unwrap_or(u32::MAX)) else {
+            let later = [(RETRY_AFTER, HeaderValue::from_static("1"))];
+            let message = "too much is being sent at once; try again later\n";
+            return Err((StatusCode::SERVICE_UNAVAILABLE, later, message).into_response());
+        };
+        match &mut taken {
+            Some(taken) => taken.merge(more),
+            None => taken = Some(more),
+        }
+        whole.extend_from_slice(&part);
+    }
+    Ok(whole)
 }
 
 fn marked(body: &[u8], headers: &mut HeaderMap) -> Option<Vec<u8>> {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use bollard::container::LogOutput;
 use bollard::models::{ContainerCreateBody, HostConfig, PortBinding};
 use fleetwright_certs::store;
-use fleetwright_deploy::release::{Container, Release, Transport};
+use fleetwright_deploy::release::{BRIDGE_TOKEN_VARIABLE, Container, Release, Transport};
 use futures_util::StreamExt;
 use tokio::io::{AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::unix::pipe;
@@ -19,7 +19,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::{Engine, Marker, name};
-use crate::bridge;
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::process::Process;
 use crate::stage;
@@ -104,7 +103,7 @@ fn body(
     let shown_config = server.current_release().config();
     let text = |path: &Path| path.to_str().map(str::to_owned).context("a path that is no text");
     let mut binds = vec![format!("{0}:{0}", text(&data)?), format!("{}:{}:ro", text(&config)?, text(&shown_config)?)];
-    if !release.secrets.is_empty() {
+    if !release.secrets_of_server().is_empty() {
         binds.push(format!("{}:{SECRETS}:ro", text(&layout.secrets())?));
     }
     binds.extend(container.volumes.iter().map(fleetwright_deploy::release::Volume::bind));
@@ -136,7 +135,7 @@ fn body(
         ..HostConfig::default()
     };
     let stdin = run.transport == Transport::Stdio;
-    let environment = environment.into_iter().filter(|(name, _)| name != bridge::TOKEN_VARIABLE);
+    let environment = environment.into_iter().filter(|(name, _)| name != BRIDGE_TOKEN_VARIABLE);
     Ok(ContainerCreateBody {
         image: Some(image),
         cmd: (!run.command.is_empty()).then(|| run.command.clone()),
@@ -209,7 +208,7 @@ mod tests {
         let layout = server.release(&release.id());
         let environment = BTreeMap::from([
             ("A".to_owned(), "1".to_owned()),
-            (bridge::TOKEN_VARIABLE.to_owned(), "for the bridge alone".to_owned()),
+            (BRIDGE_TOKEN_VARIABLE.to_owned(), "for the bridge alone".to_owned()),
         ]);
         body(&server, &layout, release, environment).expect("a body")
     }

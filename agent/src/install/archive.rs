@@ -1,57 +1,82 @@
 //! Unpacking an archive into a release's own folder, and nowhere else. An archive is trusted no further than its digest:
 //! it may still be clumsy, so whatever would reach outside, or never end, is refused before anything of it is kept.
 
+mod child;
+mod entries;
+mod limits;
+
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
+use std::process::ExitCode;
 
 use flate2::read::GzDecoder;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use tar::{Archive, Entry, EntryType};
 
+pub(super) use self::child::unpack as unpack_aside;
+use self::entries::{Names, Said};
+use self::limits::{Counted, ENTRIES_MAX, Limit, PATH_PARTS_MAX};
 use super::{STEP, file_failure};
 
-/// Most entries of an archive, most bytes of all its files together, and how many times its own size they may be.
-const ENTRIES_MAX: usize = 200_000;
-const BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
-const RATIO_MAX: u64 = 200;
-/// Up to this many bytes the ratio does not matter: a text compresses well.
-const RATIO_FREE_BYTES: u64 = 64 * 1024 * 1024;
 /// The two bytes that a gzip file begins with.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// Unpacks a tar archive, compressed with gzip or not, leaving out the first `strip` parts of each path.
-pub(super) fn unpack(archive: &Path, to: &Path, strip: u32) -> Result<(), Failure> {
+/// Unpacks as the process that is there for nothing else; prints why it could not.
+pub(crate) fn unpack_within_limits(archive: &Path, to: &Path, strip: u32) -> ExitCode {
+    let limited = child::limit();
+    let limited = limited.map_err(|error| Failure::new(FailureKind::DeploymentError, STEP, error.to_string()));
+    let Err(failure) = limited.and_then(|()| unpack(archive, to, strip)) else { return ExitCode::SUCCESS };
+    // Whoever started this and no longer listens does not want to know.
+    let _ = serde_json::to_writer(std::io::stdout().lock(), &failure);
+    ExitCode::FAILURE
+}
+
+/// Unpacks a tar archive, compressed with gzip or not, into a folder that is there and empty, leaving out the first `strip`
+/// parts of each path.
+pub fn unpack(archive: &Path, to: &Path, strip: u32) -> Result<(), Failure> {
     let fail = |error: std::io::Error| file_failure(archive, &error);
     let mut magic = [0; 2];
     let is_gzip = File::open(archive).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == GZIP_MAGIC;
     let packed = fs::metadata(archive).map_err(fail)?.len();
+    let stat = rustix::fs::statvfs(to).map_err(|error| file_failure(to, &error.into()))?;
+    let limit = Limit::of(packed, stat.f_bavail.saturating_mul(stat.f_frsize));
     let file = BufReader::new(File::open(archive).map_err(fail)?);
-    let limit = packed.saturating_mul(RATIO_MAX).clamp(RATIO_FREE_BYTES, BYTES_MAX);
     if is_gzip { unpack_tar(GzDecoder::new(file), to, strip, limit) } else { unpack_tar(file, to, strip, limit) }
 }
 
-fn unpack_tar(from: impl Read, to: &Path, strip: u32, bytes_max: u64) -> Result<(), Failure> {
+fn unpack_tar(from: impl Read, to: &Path, strip: u32, limit: Limit) -> Result<(), Failure> {
+    let (counted, exceeded) = Counted::new(from, limit.bytes());
+    let unpacked = unpack_entries(counted, to, strip, limit);
+    if exceeded.get() { Err(too_large(limit)) } else { unpacked }
+}
+
+fn unpack_entries(from: impl Read, to: &Path, strip: u32, limit: Limit) -> Result<(), Failure> {
     let mut archive = Archive::new(from);
-    let unreadable = |error: std::io::Error| refused(format!("it cannot be read: {error}"));
-    let (mut count, mut bytes) = (0_usize, 0_u64);
-    for entry in archive.entries().map_err(unreadable)? {
+    let mut said = Said::default();
+    let (mut count, mut made) = (0_usize, 0_usize);
+    for entry in archive.entries().map_err(unreadable)?.raw(true) {
         let mut entry = entry.map_err(unreadable)?;
         count += 1;
-        bytes = bytes.saturating_add(entry.size());
         if count > ENTRIES_MAX {
             return Err(refused(format!("it has more than {ENTRIES_MAX} entries")));
         }
-        if bytes > bytes_max {
-            return Err(refused(format!("it unpacks to more than {} MiB", bytes_max >> 20)));
+        if said.take(&mut entry)? {
+            continue;
         }
-        let path = entry.path().map_err(unreadable)?.into_owned();
-        if let Some(below) = below(&path, strip)? {
-            unpack_entry(&mut entry, &path, to, &below)?;
+        if entry.size() > limit.bytes() {
+            return Err(too_large(limit));
+        }
+        let names = std::mem::take(&mut said).names(&entry)?;
+        if let Some(below) = below(&names.path, strip)? {
+            made += unpack_entry(&mut entry, &names, to, &below)?;
+        }
+        if made > ENTRIES_MAX {
+            return Err(refused(format!("it makes more than {ENTRIES_MAX} files and folders")));
         }
     }
-    Ok(())
+    if said.is_empty() { Ok(()) } else { Err(refused("it ends before an entry that it has named".to_owned())) }
 }
 
 /// The path of an entry below the folder it is unpacked into; nothing when it is left out.
@@ -66,54 +91,75 @@ fn below(path: &Path, strip: u32) -> Result<Option<PathBuf>, Failure> {
             }
         }
     }
+    if parts.len() > PATH_PARTS_MAX {
+        return Err(refused(format!("it has a path of {} parts, and {PATH_PARTS_MAX} is the most", parts.len())));
+    }
     let kept: PathBuf = parts.into_iter().skip(strip as usize).collect();
     Ok((kept != PathBuf::new()).then_some(kept))
 }
 
-fn unpack_entry(entry: &mut Entry<'_, impl Read>, path: &Path, to: &Path, below: &Path) -> Result<(), Failure> {
-    let at = to.join(below);
+/// Makes what an entry is, and gives how much that was.
+fn unpack_entry(entry: &mut Entry<'_, impl Read>, names: &Names, to: &Path, below: &Path) -> Result<usize, Failure> {
+    let (at, path) = (to.join(below), &names.path);
     let fail = |error: std::io::Error| file_failure(&at, &error);
     let mode = entry.header().mode().map_err(fail)?;
     if mode & 0o6000 != 0 {
         return Err(refused(format!("`{}` would run as another user", path.display())));
     }
     // Nothing is written through a link, whoever has put it there.
-    let parent = at.parent().unwrap_or(to);
-    no_links(to, parent.strip_prefix(to).unwrap_or_else(|_| Path::new("")), path)?;
-    fs::create_dir_all(parent).map_err(fail)?;
+    let parent = below.parent().unwrap_or_else(|| Path::new(""));
+    no_links(to, parent, path)?;
+    let made = make_folders(to, parent).map_err(fail)?;
     match entry.header().entry_type() {
         EntryType::Directory => {
             no_links(to, below, path)?;
-            fs::create_dir_all(&at).map_err(fail)?;
-            fs::set_permissions(&at, fs::Permissions::from_mode((mode & 0o777) | 0o700)).map_err(fail)
+            let own = make_folders(to, below).map_err(fail)?;
+            fs::set_permissions(&at, fs::Permissions::from_mode((mode & 0o755) | 0o700)).map_err(fail)?;
+            return Ok(made + own);
         }
         EntryType::Regular | EntryType::Continuous => {
             let _ = fs::remove_file(&at);
             let mut file = File::create_new(&at).map_err(fail)?;
             std::io::copy(entry, &mut file).map_err(fail)?;
-            fs::set_permissions(&at, fs::Permissions::from_mode((mode & 0o777) | 0o400)).map_err(fail)
+            fs::set_permissions(&at, fs::Permissions::from_mode((mode & 0o755) | 0o400)).map_err(fail)?;
         }
         EntryType::Symlink => {
-            let target = target(entry, path)?;
-            stays_inside(below.parent().unwrap_or_else(|| Path::new("")), &target, path)?;
+            let target = target(names)?;
+            stays_inside(parent, target, path)?;
             let _ = fs::remove_file(&at);
-            symlink(&target, &at).map_err(fail)
+            symlink(target, &at).map_err(fail)?;
         }
         EntryType::Link => {
-            let target = target(entry, path)?;
-            stays_inside(Path::new(""), &target, path)?;
-            no_links(to, &target, path)?;
+            let target = target(names)?;
+            stays_inside(Path::new(""), target, path)?;
+            no_links(to, target, path)?;
             let _ = fs::remove_file(&at);
-            fs::hard_link(to.join(&target), &at).map_err(fail)
+            fs::hard_link(to.join(target), &at).map_err(fail)?;
         }
-        EntryType::XGlobalHeader => Ok(()),
-        other => Err(refused(format!("`{}` is neither file, folder nor link, but {other:?}", path.display()))),
+        other => {
+            return Err(refused(format!("`{}` is neither file, folder nor link, but {other:?}", path.display())));
+        }
     }
+    Ok(made + 1)
 }
 
-fn target(entry: &Entry<'_, impl Read>, path: &Path) -> Result<PathBuf, Failure> {
-    let name = entry.link_name().map_err(|error| refused(format!("`{}`: {error}", path.display())))?;
-    name.map(std::borrow::Cow::into_owned).ok_or_else(|| refused(format!("`{}` leads nowhere", path.display())))
+/// Makes the folders of a path that are not there yet, and says how many.
+fn make_folders(to: &Path, below: &Path) -> std::io::Result<usize> {
+    let mut at = to.to_owned();
+    let mut made = 0;
+    for part in below.components() {
+        at.push(part);
+        match fs::create_dir(&at) {
+            Ok(()) => made += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && at.is_dir() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(made)
+}
+
+fn target(names: &Names) -> Result<&Path, Failure> {
+    names.target.as_deref().ok_or_else(|| refused(format!("`{}` leads nowhere", names.path.display())))
 }
 
 /// Whether a link, seen from its folder, stays within everything that is unpacked.
@@ -141,6 +187,21 @@ fn no_links(to: &Path, below: &Path, path: &Path) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn too_large(limit: Limit) -> Failure {
+    match limit {
+        Limit::Size(bytes) => refused(format!("it unpacks to more than {} MiB", bytes >> 20)),
+        Limit::Room(bytes) => {
+            let message =
+                format!("the archive unpacks to more than the {} MiB that the disk has room for", bytes >> 20);
+            Failure::new(FailureKind::ResourceError, STEP, message).hint("free some space on the host")
+        }
+    }
+}
+
+fn unreadable(error: std::io::Error) -> Failure {
+    refused(format!("it cannot be read: {error}"))
 }
 
 fn refused(why: String) -> Failure {
@@ -178,6 +239,11 @@ mod tests {
             header.set_cksum();
             self.0.append(&header, content).expect("append");
             self
+        }
+
+        /// An entry of GNU's or pax's that says something of the next one.
+        fn said(self, kind: EntryType, content: &[u8]) -> Self {
+            self.entry(kind, "././@LongLink", 0o644, content, None)
         }
 
         fn file(self, path: &str, content: &str) -> Self {
@@ -238,5 +304,86 @@ mod tests {
         let (folder, outcome) = made.unpack(0);
         assert!(outcome.expect_err("a bomb").message.contains("unpacks to more than 64 MiB"));
         assert!(!folder.path().join("to/bomb").exists());
+    }
+
+    #[test]
+    fn long_names_and_records_are_understood() {
+        let (gnu, pax) = (format!("{}/gnu", "long/".repeat(40)), format!("{}/pax", "deep/".repeat(40)));
+        let record = format!(" path={pax}\n");
+        // A value may hold anything, also what ends a line.
+        let record = format!("15 comment=a\nb\n{}{record}", record.len() + 3);
+        let made = Made::new()
+            .said(EntryType::XGlobalHeader, b"21 comment=a comment\n")
+            .said(EntryType::GNULongName, format!("{gnu}\0").as_bytes())
+            .file("cut", "gnu")
+            .said(EntryType::XHeader, record.as_bytes())
+            .file("cut", "pax");
+        let (folder, outcome) = made.unpack(0);
+        outcome.expect("unpacked");
+        let read = |path: &str| fs::read_to_string(folder.path().join("to").join(path)).expect("read");
+        assert_eq!((read(&gnu), read(&pax)), ("gnu".to_owned(), "pax".to_owned()));
+    }
+
+    #[test]
+    fn what_is_said_of_an_entry_has_limits() {
+        let long = vec![b'a'; 5000];
+        let records = vec![b'a'; 300_000];
+        let two_sizes = Made::new().said(EntryType::XHeader, b"11 size=99\n").file("a", "x");
+        let holes = Made::new().said(EntryType::XHeader, b"22 GNU.sparse.major=1\n").file("a", "x");
+        let hostile: [(&str, Made); 10] = [
+            (
+                "a name of 5000 bytes, and 4097 is the most",
+                Made::new().said(EntryType::GNULongName, &long).file("a", "x"),
+            ),
+            ("a target of a link of 5000 bytes", Made::new().said(EntryType::GNULongLink, &long).file("a", "x")),
+            ("a list of records of 300000 bytes", Made::new().said(EntryType::XHeader, &records).file("a", "x")),
+            ("a list of records of 300000 bytes", Made::new().said(EntryType::XGlobalHeader, &records).file("a", "x")),
+            (
+                "two long ones",
+                Made::new().said(EntryType::GNULongName, b"a").said(EntryType::GNULongName, b"b").file("a", "x"),
+            ),
+            ("ends before an entry", Made::new().said(EntryType::GNULongName, b"a")),
+            ("leads out of its folder", Made::new().said(EntryType::GNULongName, b"../evil\0").file("a", "x")),
+            ("records are no records", Made::new().said(EntryType::XHeader, b"99 path=a\n").file("a", "x")),
+            ("two sizes", two_sizes),
+            ("a file with holes", holes),
+        ];
+        for (words, made) in hostile {
+            let failure = made.unpack(0).1.expect_err(words);
+            assert!(failure.message.contains(words), "{failure}");
+        }
+        let deep = format!("{}/x", "d/".repeat(70));
+        let deep = Made::new().said(EntryType::GNULongName, deep.as_bytes()).file("x", "x");
+        let failure = deep.unpack(0).1.expect_err("deep");
+        assert!(failure.message.contains("parts, and 64 is the most"), "{failure}");
+    }
+
+    #[test]
+    fn all_that_comes_out_is_counted_whatever_it_is_for() {
+        let padding = vec![0_u8; 1024 * 1024];
+        let made = (0..70).fold(Made::new(), |made, n| {
+            // Of a folder nobody reads the content.
+            made.entry(EntryType::Directory, &format!("d{n}"), 0o755, &padding, None)
+        });
+        let failure = made.unpack(0).1.expect_err("a bomb");
+        assert!(failure.message.contains("unpacks to more than 64 MiB"), "{failure}");
+    }
+
+    #[test]
+    fn folders_that_nobody_named_count_too() {
+        let folder = tempfile::tempdir().expect("folder");
+        assert_eq!(make_folders(folder.path(), Path::new("a/b/c")).expect("made"), 3);
+        assert_eq!(make_folders(folder.path(), Path::new("a/b/d")).expect("made"), 1);
+        fs::write(folder.path().join("a/f"), "").expect("write");
+        assert!(make_folders(folder.path(), Path::new("a/f/x")).is_err());
+    }
+
+    #[test]
+    fn nobody_but_the_owner_may_write_what_was_unpacked() {
+        let made = Made::new().entry(EntryType::Regular, "open", 0o666, b"x", None);
+        let (folder, outcome) = made.unpack(0);
+        outcome.expect("unpacked");
+        let mode = fs::metadata(folder.path().join("to/open")).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o644);
     }
 }

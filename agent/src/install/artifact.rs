@@ -10,9 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_protocol::artifact::{
-    ARTIFACT_BYTES_MAX, CHUNK_BYTES_MAX, CHUNKS_BYTES_MAX, CHUNKS_MAX, Chunk, LISTED_MAX, Listed, Packed,
-};
+use fleetwright_protocol::artifact::{CHUNKS_BYTES_MAX, CHUNKS_MAX, Chunk, ChunkList, Packed};
 use fleetwright_protocol::frame::MESSAGE_BYTES_MAX;
 use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply};
 use fleetwright_protocol::{read_frame, write_frame};
@@ -59,11 +57,8 @@ impl Artifacts {
     /// checked: only then is it what the release names.
     pub(super) async fn fetch(&self, sha256: &str, to: &Path, list: &Path) -> Result<(), Failure> {
         let _using = self.layout.use_blobs().await;
-        let chunks = self.list(sha256).await?;
-        let bytes: u64 = chunks.iter().map(|chunk| u64::from(chunk.bytes)).sum();
-        if bytes > ARTIFACT_BYTES_MAX || chunks.iter().any(|chunk| chunk.bytes as usize > CHUNK_BYTES_MAX) {
-            return Err(refused("the coordinator lists more than an artifact may have".to_owned()));
-        }
+        let list_of = self.list(sha256).await?;
+        let (bytes, chunks) = (list_of.bytes(), list_of.into_chunks());
         let blobs = self.layout.blobs();
         fs::create_dir_all(&blobs).map_err(|error| file_failure(&blobs, &error))?;
         let mut seen = BTreeSet::new();
@@ -85,21 +80,16 @@ impl Artifacts {
         .await
     }
 
-    async fn list(&self, sha256: &str) -> Result<Vec<Chunk>, Failure> {
-        let most = usize::try_from(ARTIFACT_BYTES_MAX).unwrap_or(usize::MAX) / 1024;
-        let mut chunks = Vec::new();
+    async fn list(&self, sha256: &str) -> Result<ChunkList, Failure> {
+        let mut list = ChunkList::default();
         loop {
-            let from = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-            let message = AgentMessageV1::ListChunks { sha256: sha256.to_owned(), from };
-            let CoordinatorReply::Listed(Listed { total, chunks: more }) = self.ask(message).await? else {
+            let message = AgentMessageV1::ListChunks { sha256: sha256.to_owned(), from: list.next() };
+            let CoordinatorReply::Listed(part) = self.ask(message).await? else {
                 return Err(refused("the coordinator gives no list of chunks".to_owned()));
             };
-            if more.len() > LISTED_MAX || total as usize > most || (more.is_empty() && chunks.len() < total as usize) {
-                return Err(refused("the coordinator gives no sound list of chunks".to_owned()));
-            }
-            chunks.extend(more);
-            if chunks.len() >= total as usize {
-                return Ok(chunks);
+            let whole = list.take(part);
+            if whole.map_err(|error| refused(format!("the coordinator gives no sound list of chunks: {error}")))? {
+                return Ok(list);
             }
         }
     }

@@ -46,10 +46,12 @@ pub(super) fn text(server: &ServerLayout, layout: &ReleaseLayout, release: &Rele
     unit.set("WorkingDirectory", &path(&data));
     unit.set("Environment", &quoted(&format!("PATH={}", search_path(layout.folder(), PATH))));
     unit.set("Environment", &quoted(&format!("HOME={}", data.display())));
-    if !image {
+    if !image || release.has_bridge_token() {
         unit.set("EnvironmentFile", &path(&layout.systemd_environment()));
+    }
+    if !image {
         // A colon would end the name of the credential.
-        for secret in release.secrets.keys().filter(|secret| !secret.contains(':')) {
+        for secret in release.secrets_of_server().iter().filter(|secret| !secret.contains(':')) {
             let file = layout.secrets().join(secret);
             unit.set("LoadCredential", &format!("{secret}:{}", path(&file)));
         }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use fleetwright_deploy::ids::FleetName;
+use fleetwright_deploy::printable::Printable;
 
 use super::{Context, exit};
 use crate::clock;
@@ -22,7 +23,11 @@ pub(crate) struct CoordinatorArguments {
 pub(super) async fn coordinator(arguments: &CoordinatorArguments, context: &Context) -> Result<u8> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Printable(std::io::stderr()))
+        .with_ansi(false)
+        .init();
     let state_dir = match context.state_dir()? {
         Some(found) => found,
         None => StateDir::new(std::path::Path::new(STATE_DIR_NAME))?,

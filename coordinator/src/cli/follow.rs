@@ -1,20 +1,15 @@
 //! Following a deployment to its end.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result};
 use fleetwright_deploy::deployment::Note;
 use fleetwright_deploy::ids::DeploymentId;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::{Ui, describe};
+use super::output::{Bar, Ui, describe};
 use super::{exit_code, tables};
 use crate::api::views::DeploymentView;
 use crate::client::Client;
 use crate::journal::EventRecord;
 
-/// How often the spinner turns.
-const SPINNER_TICK: Duration = Duration::from_millis(200);
 /// The phase in which nothing goes on without a person.
 const AWAITING_OPERATOR: &str = "awaiting_operator";
 
@@ -64,35 +59,25 @@ pub(super) fn conclude(view: &DeploymentView, ui: &Ui) -> u8 {
 
 /// Plain lines, and on a terminal a bar below them.
 struct Progress {
-    bar: Option<ProgressBar>,
+    bar: Option<Bar>,
 }
 
 impl Progress {
     fn new(view: &DeploymentView, ui: &Ui) -> Self {
-        let bar = ui.draws().then(|| {
-            let changes = view.steps.iter().filter(|step| step.state != "unchanged").count();
-            let bar = ProgressBar::new(changes as u64);
-            if let Ok(style) =
-                ProgressStyle::with_template("{spinner} {pos}/{len} confirmed [{bar:30}] {elapsed} {msg}")
-            {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(SPINNER_TICK);
-            bar
-        });
-        Self { bar }
+        let changes = view.steps.iter().filter(|step| step.state != "unchanged").count();
+        Self { bar: ui.bar(changes as u64) }
     }
 
     fn tell(&mut self, record: &EventRecord, note: &Note, ui: &Ui) {
         let text = line(record, note);
         match &self.bar {
             Some(bar) => {
-                bar.println(text);
+                bar.say(&text);
                 if note.what == "confirmed" {
-                    bar.inc(1);
+                    bar.step();
                 }
                 if note.what == "phase" {
-                    bar.set_message(note.message.split(':').next().unwrap_or_default().to_owned());
+                    bar.title(note.message.split(':').next().unwrap_or_default());
                 }
             }
             None => ui.say(&text),
@@ -101,7 +86,7 @@ impl Progress {
 
     fn end(&self) {
         if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+            bar.end();
         }
     }
 }

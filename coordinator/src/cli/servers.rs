@@ -20,6 +20,9 @@ pub(crate) enum ServersCommand {
         /// How many lines, at most 1000.
         #[arg(short = 'n', long, default_value_t = 100)]
         lines: u32,
+        /// As the server wrote it, also what a terminal obeys: colours, and whatever else the server wants.
+        #[arg(long)]
+        raw: bool,
     },
 }
 
@@ -30,9 +33,13 @@ pub(super) async fn servers(command: ServersCommand, context: &Context) -> Resul
             let rows: Vec<InstanceRow> = client.get("/v1/servers").await?;
             context.ui.data(&rows, || tables::servers(&rows));
         }
-        ServersCommand::Logs { instance, lines } => {
+        ServersCommand::Logs { instance, lines, raw } => {
             let logs: LogsView = client.get(&format!("/v1/servers/{instance}/logs?lines={lines}")).await?;
-            context.ui.data(&logs, || logs.lines.join("\n"));
+            if raw && !context.ui.is_json() {
+                context.ui.raw(&logs.lines.join("\n"));
+            } else {
+                context.ui.data(&logs, || logs.lines.join("\n"));
+            }
         }
     }
     Ok(exit::DONE)

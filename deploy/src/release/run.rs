@@ -7,6 +7,9 @@ use strum::{EnumString, IntoStaticStr};
 
 use crate::time::Length;
 
+/// The variable with the token that clients of a bridge must present, if any. The server does not see it.
+pub const BRIDGE_TOKEN_VARIABLE: &str = "FLEETWRIGHT_BRIDGE_TOKEN";
+
 /// What is started, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {

@@ -1,11 +1,15 @@
 //! What must never panic, hang or grow without bound, whatever text it is given. Each function is a fuzz target
 //! (`cargo +nightly fuzz run --fuzz-dir tests/fuzz --features libfuzzer TARGET`), and is given the corpus by a test.
 
+mod packages;
+
 use std::collections::BTreeMap;
 
 use fleetwright_deploy::config::{self, Environment, Manifest, Problems, Server, Source, StandardChecks};
 use fleetwright_deploy::host::{Facts, HostView};
 use fleetwright_deploy::planning::{Circumstances, Configuration, SavedPlan, check, plan};
+
+pub use packages::{archive, chunk_list};
 
 const MANIFEST: &str = "apiVersion: fleetwright/v1\nname: m\nenvironment: e\nservers: [{ server: a }]\n";
 const SERVER: &str = "apiVersion: fleetwright/v1\nname: a\nrun: { command: [serve], port: 8801 }\n";
@@ -16,7 +20,7 @@ const ENVIRONMENT: &str =
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("manifest", manifest),
     ("server", server),
     ("environment", environment),
@@ -25,6 +29,8 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("rule", rule),
     ("saved_plan", saved_plan),
     ("registry_entry", registry_entry),
+    ("archive", archive),
+    ("chunk_list", chunk_list),
 ];
 
 fn source(path: &str, text: &str) -> Source {

@@ -1,0 +1,5 @@
+//! libFuzzer: an archive.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fleetwright_fuzz::archive(data));
