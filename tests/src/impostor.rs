@@ -40,6 +40,7 @@ impl Impostor {
     pub async fn agent(&self) -> Option<Connection> {
         let incoming = timeout(PATIENCE, self.endpoint.accept()).await.ok()??;
         let connection = timeout(PATIENCE, incoming).await.ok()?.ok()?;
+        endpoint::widen(&connection);
         let (served, told) = (connection.clone(), self.told.clone());
         tokio::spawn(async move {
             while let Ok((mut send, mut receive)) = served.accept_bi().await {

@@ -29,10 +29,10 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("rule", rule),
     ("saved_plan", saved_plan),
     ("registry_entry", registry_entry),
-    ("frame", wire::frame),
-    ("greeting", wire::greeting),
-    ("report", wire::report),
-    ("enrol_request", wire::enrol_request),
+    ("frame", frame),
+    ("greeting", greeting),
+    ("report", report),
+    ("enrol_request", enrol_request),
 ];
 
 fn source(path: &str, text: &str) -> Source {
