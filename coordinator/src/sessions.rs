@@ -261,7 +261,7 @@ async fn serve(connection: Connection, id: u64, host: HostName, serving: Arc<Ser
         let (host, serving, session) = (host.clone(), serving.clone(), session.clone());
         let (connection, allowance) = (connection.clone(), allowance.clone());
         tokio::spawn(async move {
-            let from = told::From { host: &host, session, allowance: &allowance };
+            let from = told::Teller { host: &host, session, allowance: &allowance };
             if let Err(error) = told::message(send, receive, from, &serving).await {
                 if let Some(unsaid) = serving.said.says("message", Some(&host)) {
                     tracing::warn!(%host, %error, unsaid, "a message could not be taken");

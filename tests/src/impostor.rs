@@ -49,6 +49,7 @@ impl Impostor {
     pub async fn agent(&self) -> Option<Connection> {
         let incoming = timeout(PATIENCE, self.endpoint.accept()).await.ok()??;
         let connection = timeout(PATIENCE, incoming).await.ok()?.ok()?;
+        endpoint::widen(&connection);
         let (served, told) = (connection.clone(), self.told.clone());
         tokio::spawn(async move {
             while let Ok((mut send, mut receive)) = served.accept_bi().await {
@@ -66,7 +67,7 @@ impl Impostor {
 
 /// The identity of a fleet's own coordinator, as whoever has its keys can show it.
 pub fn coordinator_identity(fleet: &Fleet) -> TlsIdentity {
-    let read = |name: &str| std::fs::read_to_string(fleet.state_dir().join(name)).expect(name);
+    let read = |name: &str| fs::read_to_string(fleet.state_dir().join(name)).expect(name);
     TlsIdentity {
         chain_pem: read("coordinator.pem"),
         key_pem: read("coordinator.key"),

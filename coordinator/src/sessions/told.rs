@@ -22,9 +22,9 @@ use crate::engine::Request;
 /// How long an answer with chunks may take: as long as agents wait for it.
 const CHUNKS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One of a host's connections.
+/// Who tells it: a host, over one of its connections.
 #[derive(Clone)]
-pub(super) struct From<'a> {
+pub(super) struct Teller<'a> {
     pub(super) host: &'a HostName,
     pub(super) session: SessionHandle,
     pub(super) allowance: &'a Allowance,
@@ -34,7 +34,7 @@ pub(super) struct From<'a> {
 pub(super) async fn message(
     mut send: SendStream,
     mut receive: RecvStream,
-    from: From<'_>,
+    from: Teller<'_>,
     serving: &Serving,
 ) -> Result<(), FrameError> {
     let allowance = from.allowance;
@@ -61,7 +61,7 @@ pub(super) async fn message(
     timeout(if chunks { CHUNKS_TIMEOUT } else { EXCHANGE_TIMEOUT }, answer).await.unwrap_or(Ok(()))
 }
 
-async fn taken(message: AgentMessageV1, from: From<'_>, serving: &Serving) -> Option<CoordinatorReply> {
+async fn taken(message: AgentMessageV1, from: Teller<'_>, serving: &Serving) -> Option<CoordinatorReply> {
     let (engine, host) = (&serving.engine, from.host);
     let on_host = |server| InstanceId::new(server, host.clone());
     match message {
@@ -96,8 +96,8 @@ async fn taken(message: AgentMessageV1, from: From<'_>, serving: &Serving) -> Op
     }
 }
 
-async fn connected(view: HostView, from: From<'_>, serving: &Serving) -> Option<CoordinatorReply> {
-    let From { host, session, .. } = from;
+async fn connected(view: HostView, from: Teller<'_>, serving: &Serving) -> Option<CoordinatorReply> {
+    let Teller { host, session, .. } = from;
     let view = match reported::view(view) {
         Ok(view) => view,
         Err(too_many) => return Some(CoordinatorReply::Refused(too_many.to_string())),

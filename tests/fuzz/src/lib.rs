@@ -36,10 +36,10 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("registry_entry", registry_entry),
     ("archive", archive),
     ("chunk_list", chunk_list),
-    ("frame", wire::frame),
-    ("greeting", wire::greeting),
-    ("report", wire::report),
-    ("enrol_request", wire::enrol_request),
+    ("frame", frame),
+    ("greeting", greeting),
+    ("report", report),
+    ("enrol_request", enrol_request),
 ];
 
 fn source(path: &str, text: &str) -> Source {

@@ -3,7 +3,9 @@
 
 use std::fmt::Debug;
 
+use fleetwright_deploy::failure::OUTPUT_LINES_MAX;
 use fleetwright_deploy::ids::InstanceId;
+use fleetwright_deploy::limits::last_lines;
 use fleetwright_deploy::reported;
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{
@@ -64,10 +66,10 @@ pub fn report(data: &[u8]) {
             assert_eq!(reported::step(cut.clone(), &on), cut);
         }
         AgentMessageV1::Health { report, output, .. } => {
-            small(&reported::output(output));
-            if let Ok(cut) = reported::health(report) {
-                small(&cut);
-            }
+            small(&last_lines(output, OUTPUT_LINES_MAX));
+            let cut = report.bounded();
+            small(&cut);
+            assert_eq!(cut.clone().bounded(), cut);
         }
         _ => {}
     }
