@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use fleetwright_certs::store;
@@ -17,7 +17,7 @@ use crate::preflight;
 use crate::runtime::users::User;
 use crate::runtime::{self, environment_line, users};
 use crate::snapshot::aside;
-use crate::{container, handover};
+use crate::{confine, container, handover};
 
 const STEP: &str = "stage";
 
@@ -62,7 +62,7 @@ pub(crate) async fn stage(
                 aside(move || show(&server, &layout, user).map_err(|error| file_failure(layout.folder(), &error)))
                     .await?;
             }
-        } else if let Some((name, own)) = user_of(&release)? {
+        } else if let Some((name, own)) = confine::user_of(&release)? {
             let user = users::ensure(&name, own).await?;
             let (server, layout) = (server.clone(), layout.clone());
             aside(move || hand_over(&server, &layout, user).map_err(|error| file_failure(layout.folder(), &error)))
@@ -96,16 +96,7 @@ async fn share_with_current(server: &ServerLayout, layout: &ReleaseLayout) -> Re
     .await
 }
 
-/// The user that a release runs as, and whether it is the server's own; nothing for the agent's.
-fn user_of(release: &Release) -> Result<Option<(String, bool)>, Failure> {
-    match (&release.run.user, runtime::chosen(release)?) {
-        (Some(name), _) => Ok(Some((name.clone(), false))),
-        (None, RuntimeKind::Systemd) => Ok(Some((users::own_name(release.server.as_str()), true))),
-        (None, RuntimeKind::Process | RuntimeKind::Agent) => Ok(None),
-    }
-}
-
-/// The server's user may read its package, owns its rendered files and its data, and sees nothing of other servers.
+/// The server's user may read its package, owns its rendered files, and sees nothing of other servers.
 fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, user: User) -> std::io::Result<()> {
     let group_only = |path: &Path, mode| {
         std::os::unix::fs::chown(path, None, Some(user.gid))?;
@@ -122,8 +113,28 @@ fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, user: User) -> std::
     if layout.app().exists() {
         users::let_group_read(&layout.app(), user)?;
     }
-    users::give(&layout.config(), user)?;
-    users::give(&server.data(), user)
+    users::give(&layout.config(), user)
+}
+
+/// Hands the data of a server that is stopped over to the user that its release runs as, where it is not its own yet;
+/// and, with it, a release that an agent of before has staged for root.
+pub(crate) async fn settle_ownership(server: &ServerLayout, release: &Release) -> Result<(), Failure> {
+    let Some((name, own)) = confine::user_of(release)? else { return Ok(()) };
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let user = users::ensure(&name, own).await?;
+    let layout = server.release(&release.id());
+    let owns = |path: &Path| fs::metadata(path).is_ok_and(|found| found.uid() == user.uid && found.gid() == user.gid);
+    if owns(&server.data()) && owns(&layout.config()) {
+        return Ok(());
+    }
+    let server = server.clone();
+    let all = move || {
+        hand_over(&server, &layout, user)?;
+        users::give(&server.data(), user)
+    };
+    aside(move || all().map_err(|error| file_failure(Path::new("data"), &error))).await
 }
 
 /// The user of a container owns what is mounted in it.

@@ -20,7 +20,7 @@ use quinn::Connection;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::check::{Checker, McpClient, call_tool, end_session, headers, http_client};
+use crate::check::{Checker, McpClient, Place, call_tool, end_session, headers, http_client};
 use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
@@ -143,9 +143,12 @@ impl Machine for ThisHost {
     }
 
     fn check(&self, server: &ServerName, checks: Vec<HealthCheck>) -> BoxFuture<'static, Vec<CheckRun>> {
-        let secrets = stage::checked_secrets(&self.layout.server(server).current_release());
+        let server = self.layout.server(server);
+        let current = server.current_release();
+        let secrets = stage::checked_secrets(&current);
         async move {
-            match Checker::new(secrets) {
+            let Some(release) = stage::load(&current) else { return Vec::new() };
+            match Checker::new(secrets, Place { server, release }) {
                 Ok(checker) => checker.run_all(&checks, CHECK_RUN_TIMEOUT.into()).await,
                 Err(_) => Vec::new(),
             }
