@@ -64,7 +64,7 @@ fn probing(canary: &Path, fleet: &Fleet) -> String {
     format!(
         r#"probe() {{
   echo "uid $(id -u)"
-  grep -E '^(NoNewPrivs|CapEff|CapBnd|Seccomp):' /proc/self/status | tr -d ':'
+  grep -E '^(NoNewPrivs|CapEff|CapBnd|Seccomp):' /proc/self/status | tr -d ':' | tr '\t' ' '
   reads() {{ if cat "$2" >/dev/null 2>&1; then echo "$1 read"; else echo "$1 refused"; fi; }}
   writes() {{ if (echo x >"$2") 2>/dev/null; then echo "$1 written"; else echo "$1 refused"; fi; }}
   reads canary {canary}
