@@ -14,11 +14,13 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use fleetwright_deploy::health::{CheckOutcome, CheckRun, HealthCheck, McpInfo, Probe};
-use fleetwright_deploy::release::reveal;
+use fleetwright_deploy::release::{Release, reveal};
 use futures_util::future::join_all;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+
+use crate::layout::ServerLayout;
 
 pub(crate) use mcp::McpClient;
 
@@ -32,6 +34,13 @@ pub(crate) struct Checker {
     http: reqwest::Client,
     mcp: McpClient,
     secrets: BTreeMap<String, String>,
+    place: Place,
+}
+
+/// The server that is checked: programs of its checks run as it does.
+pub(crate) struct Place {
+    pub(crate) server: ServerLayout,
+    pub(crate) release: Release,
 }
 
 /// What one run found.
@@ -45,9 +54,9 @@ pub(crate) struct Found {
 
 impl Checker {
     /// With the values of the secrets that checks present.
-    pub(crate) fn new(secrets: BTreeMap<String, String>) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(secrets: BTreeMap<String, String>, place: Place) -> Result<Self, reqwest::Error> {
         let http = http_client()?;
-        Ok(Self { mcp: McpClient::new(http.clone()), http, secrets })
+        Ok(Self { mcp: McpClient::new(http.clone()), http, secrets, place })
     }
 
     /// Runs one check; one that fails is tried again at once, as often as it says.
@@ -78,7 +87,7 @@ impl Checker {
                     plain(http::check(client, url, statuses, contains.as_deref(), more).await)
                 }
                 Probe::Tcp { address } => plain(tcp(address).await),
-                Probe::Command { command } => plain(program::check(command).await),
+                Probe::Command { command } => plain(program::check(command, &self.place).await),
                 Probe::File { path, age_max, absent, sha256, mode } => {
                     plain(files::file(path, *age_max, *absent, sha256.as_deref(), *mode).await)
                 }
@@ -86,7 +95,7 @@ impl Checker {
                     plain(files::disk(path, *free_bytes_min, *free_percent_min).await)
                 }
                 Probe::Systemd { unit } => plain(program::unit(unit).await),
-                Probe::Custom { command } => program::plugin(command).await,
+                Probe::Custom { command } => program::plugin(command, &self.place).await,
             }
         };
         match timeout(Duration::from(check.timeout), run).await {

@@ -1,5 +1,6 @@
 //! The command line of the agent.
 
+use std::ffi::OsString;
 use std::io::{BufRead, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use crate::embedded::Agent;
 use crate::enroll::{Enrolment, enroll};
 use crate::layout::Layout;
 use crate::this_host::ThisHost;
-use crate::{bridge, clock, container, handover, install, pages, runtime, supervise};
+use crate::{bridge, clock, confine, container, handover, install, pages, runtime, supervise};
 
 /// Longest token with what is around it, in bytes.
 const TOKEN_BYTES_MAX: u64 = 4 * 1024;
@@ -86,6 +87,19 @@ enum Command {
         archive: PathBuf,
         /// The folder; it is there, and empty.
         to: PathBuf,
+    },
+    /// Becomes a program that may do no more than its profile says. The agent starts this; a person has no need to.
+    #[command(hide = true)]
+    Confine {
+        /// What the program may do.
+        #[arg(long)]
+        profile: String,
+        /// Where it is told what became of that.
+        #[arg(long)]
+        report: Option<PathBuf>,
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
     },
     /// Bridges one stdio MCP server to streamable HTTP, until it ends.
     Bridge {
@@ -178,6 +192,12 @@ pub fn main() -> ExitCode {
 }
 
 fn perform(command: Command) -> Result<ExitCode> {
+    // Before there is a second thread: what is taken away is taken from the one that asks.
+    if let Command::Confine { profile, report, command } = command {
+        let profile = serde_json::from_str(&profile).context("the profile cannot be read")?;
+        let never = confine::enter(&profile, report.as_deref(), &command)?;
+        match never {}
+    }
     let small = matches!(command, Command::Supervise { .. } | Command::Contain { .. } | Command::Bridge { .. });
     let runtime = if small {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?
@@ -197,6 +217,7 @@ fn perform(command: Command) -> Result<ExitCode> {
                 run(&state_dir, coordinator).await
             }
             Command::Stop { state_dir, servers } => stop(&absolute(&state_dir)?, servers).await,
+            Command::Confine { .. } => unreachable!("it was performed before"),
             Command::Supervise { server_dir } => supervise::supervise(&server_dir).await.map(|()| ExitCode::SUCCESS),
             Command::Unpack { .. } => bail!("unpacking needs no runtime"),
             Command::Contain { server_dir, release_dir } => container::run(&server_dir, &release_dir).await,

@@ -9,8 +9,8 @@ use fleetwright_deploy::host::{Facts, Version};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use crate::container;
 use crate::runtime::systemd;
+use crate::{confine, container};
 
 /// How long one program may take to tell its version.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,6 +44,9 @@ pub(crate) async fn gather(state_dir: &Path) -> Facts {
     }
     if let Some(systemd) = systemd_version().await {
         runtimes.insert("systemd".to_owned(), vec![systemd]);
+    }
+    if let Some(landlock) = confine::landlock_version() {
+        runtimes.insert("landlock".to_owned(), vec![Version::from([landlock])]);
     }
     let memory_bytes = sysinfo::System::new().map_or(0, |mut system| {
         system.refresh_memory();

@@ -175,6 +175,11 @@ impl ServerLayout {
         self.folder.join("supervisor.json")
     }
 
+    /// How the server that a supervisor started last is confined.
+    pub(crate) fn confinement(&self) -> PathBuf {
+        self.folder.join("confinement.json")
+    }
+
     /// Locked for as long as a supervisor lives.
     pub(crate) fn supervisor_lock(&self) -> PathBuf {
         self.folder.join("supervisor.lock")
@@ -260,6 +265,11 @@ impl ReleaseLayout {
     /// The same as systemd reads it.
     pub(crate) fn systemd_environment(&self) -> PathBuf {
         self.folder.join("environment")
+    }
+
+    /// What an installer has for itself while it works.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.folder.join("installing")
     }
 
     /// Every package that was installed, with its version.

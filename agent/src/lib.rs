@@ -8,6 +8,7 @@ pub mod bridge;
 mod check;
 pub mod cli;
 mod clock;
+mod confine;
 mod container;
 mod embedded;
 mod engine;

@@ -180,6 +180,7 @@ pub(crate) async fn start(server: &ServerLayout) -> Result<(), Failure> {
     }
     let _ = fs::remove_file(server.stopped());
     remember(server, kind)?;
+    stage::settle_data(server, &id).await?;
     runtime(kind).start(server, &release).await?;
     if release.run.completes { name(&server.begun(), &id) } else { Ok(()) }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use fleetwright_certs::store;
@@ -18,7 +18,7 @@ use crate::preflight;
 use crate::runtime::users::User;
 use crate::runtime::{self, environment_line, users};
 use crate::snapshot::aside;
-use crate::{bridge, container, handover, ownership};
+use crate::{bridge, confine, container, handover, ownership};
 
 const STEP: &str = "stage";
 /// The permissions of the folders of rendered files: who may see them is decided by the release's folder.
@@ -91,26 +91,18 @@ async fn share_with_current(server: &ServerLayout, layout: &ReleaseLayout) -> Re
     .await
 }
 
-/// The user that a release runs as, and whether it is the server's own; nothing for the agent's.
-fn user_of(release: &Release) -> Result<Option<(String, bool)>, Failure> {
-    match (&release.run.user, runtime::chosen(release)?) {
-        (Some(name), _) => Ok(Some((name.clone(), false))),
-        (None, RuntimeKind::Systemd) => Ok(Some((users::own_name(release.server.as_str()), true))),
-        (None, RuntimeKind::Process | RuntimeKind::Agent) => Ok(None),
-    }
-}
-
 /// The user that what a release writes belongs to: the one that it runs as, which is made where it is a server's own.
 /// Nothing where it is the agent's, or one that only the release's image knows.
 async fn owner(release: &Release) -> Result<Option<User>, Failure> {
-    match (release.package.image(), user_of(release)?) {
+    match (release.package.image(), confine::user_of(release)?) {
         (Some(image), _) => container::user_of(release, &image).await,
         (None, Some((name, own))) => users::ensure(&name, own).await.map(Some),
         (None, None) => Ok(None),
     }
 }
 
-/// Makes the data of a server belong to the user that a release runs as. The server must be stopped.
+/// Makes the data of a server belong to the user that a release runs as, and the release as well, where it does not yet.
+/// The server must be stopped.
 pub(crate) async fn settle_data(server: &ServerLayout, id: &ReleaseId) -> Result<(), Failure> {
     let Some(release) = load(&server.release(id)) else { return Ok(()) };
     let owner = match owner(&release).await? {
@@ -120,8 +112,14 @@ pub(crate) async fn settle_data(server: &ServerLayout, id: &ReleaseId) -> Result
         owner => owner,
     };
     let Some(owner) = owner else { return Ok(()) };
-    let server = server.clone();
-    aside(move || ownership::settle_data(&server, owner)).await
+    let (server, layout, image) = (server.clone(), server.release(id), release.package.image().is_some());
+    aside(move || {
+        ownership::settle_data(&server, owner)?;
+        // A release that an agent of before has staged for root is its server's from now on.
+        let is_roots = fs::metadata(layout.config()).is_ok_and(|config| config.uid() != owner.uid);
+        if is_roots && !image { hand_over(&server, &layout, Some(owner), image) } else { Ok(()) }
+    })
+    .await
 }
 
 /// Makes everything in a release's folder belong to whom it is to belong, and then lets the server's user in: it may read

@@ -21,11 +21,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::clock;
+use crate::confine::{self, Profile};
 use crate::layout::ServerLayout;
 use crate::output::OWN_LINE;
 use crate::process::{Process, kill_group};
 use crate::runtime::cgroup::Cgroup;
-use crate::runtime::users;
 use crate::stage;
 
 /// The first pause before a server is started again; it doubles up to [`BACKOFF_MAX`].
@@ -149,8 +149,7 @@ impl Supervisor {
         let environment: std::collections::BTreeMap<String, String> =
             serde_json::from_slice(&fs::read(release.environment())?)?;
         let child = command
-            .envs(environment)
-            .current_dir(self.layout.data())
+            .envs(confine::for_program(environment))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -184,21 +183,26 @@ impl Supervisor {
     }
 
     fn command(&self, release: &Path) -> Result<Command> {
-        let agent = std::env::current_exe()?;
-        let mut words = command_of(&self.layout, &self.release, release, &agent).into_iter();
-        let mut command = Command::new(words.next().context("the command is empty")?);
-        command.args(words);
-        command.env_clear().env("PATH", search_path(release, &inherited_path())).env("HOME", self.layout.data());
+        let agent = confine::own_program();
+        let words = command_of(&self.layout, &self.release, release, &agent);
+        let path = search_path(release, &inherited_path());
+        let program = words.first().context("the command is empty")?;
+        // What is missing is told as such, and not by a process that could not become it.
+        confine::find(program, &path).with_context(|| format!("`{program}`"))?;
         let image = self.release.package.image().is_some();
-        for name in ["LANG", "LC_ALL", "TZ", "TMPDIR", "PYENV_ROOT"].into_iter().chain(image.then_some("DOCKER_HOST")) {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
-        // The user of an image is one of the image's, not of this host's.
-        if let Some(name) = self.release.run.user.as_ref().filter(|_| !image) {
-            let user = users::find(name).with_context(|| format!("this host has no user `{name}`"))?;
-            command.uid(user.uid).gid(user.gid);
+        let _ = fs::remove_file(self.layout.confinement());
+        let mut command = if image {
+            // What the image may do is a matter of its container.
+            let mut command = Command::new(program);
+            command.args(&words[1..]).env_clear().env("PATH", &path).current_dir(self.layout.data());
+            command
+        } else {
+            let profile = Profile::server(&self.layout, &self.release)?;
+            profile.command(&words, &path, Some(&self.layout.confinement()))
+        };
+        command.env("HOME", self.layout.data()).envs(confine::inherited(&confine::INHERITED));
+        if image {
+            command.envs(confine::inherited(&["DOCKER_HOST"]));
         }
         Ok(command)
     }

@@ -21,7 +21,7 @@ use quinn::Connection;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::check::{Checker, McpClient, headers, http_client};
+use crate::check::{Checker, McpClient, Place, headers, http_client};
 use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
@@ -145,9 +145,12 @@ impl Machine for ThisHost {
     }
 
     fn check(&self, server: &ServerName, checks: Vec<HealthCheck>) -> BoxFuture<'static, Vec<CheckRun>> {
-        let secrets = stage::checked_secrets(&self.layout.server(server).current_release());
+        let server = self.layout.server(server);
+        let current = server.current_release();
+        let secrets = stage::checked_secrets(&current);
         async move {
-            match Checker::new(secrets) {
+            let Some(release) = stage::load(&current) else { return Vec::new() };
+            match Checker::new(secrets, Place { server, release }) {
                 Ok(checker) => checker.run_all(&checks, CHECK_RUN_TIMEOUT.into()).await,
                 Err(_) => Vec::new(),
             }
@@ -259,12 +262,9 @@ async fn switch_over(layout: &Layout, server: &ServerLayout, switch: &Switch) ->
     run_release(server, switch.spec.target.as_ref(), true).await
 }
 
-/// Stops what runs, gives its data to the target's user, makes the target current, and starts it.
+/// Stops what runs, makes the target current, and starts it, which gives its data to its user.
 async fn run_release(layout: &ServerLayout, target: Option<&ReleaseId>, anew: bool) -> Result<(), Failure> {
     runtime::stop(layout, true).await?;
-    if let Some(target) = target {
-        stage::settle_data(layout, target).await?;
-    }
     runtime::switch(layout, target)?;
     match target {
         Some(target) => {

@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use self::memory::Memory;
-use crate::check::{Checker, Found};
+use crate::check::{Checker, Found, Place};
+use crate::confine::Confinement;
 use crate::layout::ServerLayout;
 use crate::machine::Observation;
 use crate::{runtime, stage};
@@ -29,12 +30,14 @@ const STEADY_AFTER: Duration = Duration::from_secs(60);
 
 /// Watches until the receiver is dropped or the task is ended. One observation per look.
 pub(crate) async fn watch(layout: ServerLayout, id: ReleaseId, release: Release, to: mpsc::Sender<Observation>) {
-    let Ok(checker) = Checker::new(stage::checked_secrets(&layout.release(&id))) else { return };
+    let place = Place { server: layout.clone(), release: release.clone() };
+    let Ok(checker) = Checker::new(stage::checked_secrets(&layout.release(&id)), place) else { return };
     let mut memories: Vec<Memory> = release.health_checks.iter().map(|_| Memory::default()).collect();
     let mut running = FuturesUnordered::new();
     let mut mcp: Option<McpInfo> = None;
     let began = Instant::now();
     let (mut told, mut changed_at) = (None, began);
+    let mut confined: Option<Confinement> = None;
     loop {
         let state = runtime::state(&layout).await;
         let completed = release.run.completes && runtime::has_completed(&layout, &id, &state);
@@ -47,7 +50,15 @@ pub(crate) async fn watch(layout: ServerLayout, id: ReleaseId, release: Release,
                 running.push(async move { (n, checker.run(check).await) });
             }
         }
-        let report = report(&release, &memories, mcp.clone(), &state, completed);
+        let mut report = report(&release, &memories, mcp.clone(), &state, completed);
+        if state.runs {
+            let now = Confinement::of(&layout);
+            if let Some(confinement) = now.as_ref().filter(|now| confined.as_ref() != Some(*now)) {
+                tracing::info!(server = layout.name(), "runs as {}", confinement.words());
+            }
+            report.checks.extend(now.as_ref().and_then(unconfined));
+            confined = now;
+        }
         if told.as_ref() != Some(&report) {
             changed_at = now;
             told = Some(report.clone());
@@ -71,6 +82,13 @@ pub(crate) async fn watch(layout: ServerLayout, id: ReleaseId, release: Release,
             }
         }
     }
+}
+
+/// What could not be done to confine a server, for whoever looks at it. It changes no verdict.
+fn unconfined(of: &Confinement) -> Option<CheckReport> {
+    let message = format!("not confined: {}", of.left_out.join("; "));
+    let outcome = CheckOutcome::Warning { message };
+    (!of.left_out.is_empty()).then(|| CheckReport { name: "confinement".to_owned(), severity: Severity::Info, outcome })
 }
 
 /// A server that does not run is unhealthy whatever its checks said last. Until a check has passed once, its

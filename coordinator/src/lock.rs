@@ -80,6 +80,8 @@ pub(crate) async fn pypi(name: &str, package: &PackageWritten, python: &str) -> 
     pip.args(["-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--no-input"])
         .args(["--disable-pip-version-check", "--report"])
         .arg(&report)
+        // As on hosts: a source is built there only where the definition says so.
+        .args(["--only-binary", ":all:"].iter().filter(|_| !package.build))
         .arg("--")
         .arg(format!("{name}=={}", package.version.value))
         .args(package.with.iter().map(|extra| &extra.value));

@@ -80,6 +80,9 @@ pub enum Package {
         /// Everything that comes with it, as a requirements file with digests; without it, what the index gives.
         #[serde(default, skip_serializing_if = "is_default")]
         lock: Option<String>,
+        /// Whether what comes as source only may be built on the host. Without it, nothing is installed but wheels.
+        #[serde(default, skip_serializing_if = "is_default")]
+        build: bool,
     },
     /// A package from the npm registry, in a prefix of its own; its install scripts do not run.
     Npm {

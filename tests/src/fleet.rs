@@ -86,7 +86,10 @@ impl Fleet {
         let pid = std::process::id();
         let block = COUNT.fetch_add(1, Ordering::Relaxed) % 15;
         let first_address = format!("127.{}.{}.{}", 10 + (pid / 250) % 240, pid % 250, 1 + block * 16);
-        let folder = tempfile::Builder::new().prefix("fleetwright-test-").tempdir().expect("a folder");
+        // What tests put beside the fleet is for its servers, too, which run as users of their own.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        let folder =
+            tempfile::Builder::new().prefix("fleetwright-test-").permissions(open).tempdir().expect("a folder");
         Self { folder, first_address, surroundings: None }
     }
 

@@ -10,7 +10,8 @@ use fleetwright_tests::tools::{Tool, have, postgresql_programs};
 const ROLLED_BACK: i32 = 4;
 
 /// Deploys a server with this database, then a release that migrates it and ends.
-fn migrate_and_fail(fleet: &Fleet, database: &str, migration: &str) {
+/// `run` says what else its definition needs to run.
+fn migrate_and_fail(fleet: &Fleet, run: &str, database: &str, migration: &str) {
     fleet.write("config/environments/test.yaml", "apiVersion: fleetwright/v1\nname: test\n");
     let manifest = fleet.write(
         "manifests/test.yaml",
@@ -19,7 +20,7 @@ fn migrate_and_fail(fleet: &Fleet, database: &str, migration: &str) {
     );
     let define = |script: &str| {
         let definition = format!(
-            "apiVersion: fleetwright/v1\nname: app\nrun:\n  command: [sh, \"{{{{ server.config_dir }}}}/run.sh\"]\n  stop_timeout: 2s\n\
+            "apiVersion: fleetwright/v1\nname: app\nrun:\n  command: [sh, \"{{{{ server.config_dir }}}}/run.sh\"]\n  stop_timeout: 2s\n{run}\
              files:\n  - path: run.sh\n    content: |\n      {script}\n\
              health_checks:\n  - {{ name: alive, type: command, interval: 1s, config: {{ command: [\"true\"] }} }}\n\
              snapshot:\n  database:\n{database}"
@@ -54,8 +55,16 @@ fn a_migration_of_sqlite_is_undone() {
     let database =
         format!("    dump: [sqlite3, {path}, .dump]\n    restore: [sh, -c, \"rm -f {path}; sqlite3 {path}\"]\n");
     let migration = format!("sqlite3 {path} 'ALTER TABLE people ADD COLUMN age INT; DELETE FROM people;'");
-    migrate_and_fail(&fleet, &database, &migration);
+    // The file is the one of whoever runs this test.
+    let run = format!("  user: {}\n  writable: [{}]\n", user(), fleet.path().display());
+    migrate_and_fail(&fleet, &run, &database, &migration);
     assert_eq!(sql(".dump"), before);
+}
+
+/// The name of the user that runs this test.
+fn user() -> String {
+    let output = Command::new("id").arg("-un").output().expect("id");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// A PostgreSQL of the test's own, on a socket of its own.
@@ -70,6 +79,8 @@ impl Postgresql {
         let postgresql = Self { programs, folder };
         let data = postgresql.path().join("data");
         succeed(Command::new("chown").arg("nobody:nogroup").arg(postgresql.path()));
+        // Servers that use it run as users of their own.
+        succeed(Command::new("chmod").arg("0755").arg(postgresql.path()));
         succeed(postgresql.as_nobody("initdb").args(["-U", "fw", "-A", "trust", "--no-sync", "-D"]).arg(&data));
         let options = format!("-c listen_addresses='' -c unix_socket_directories={}", postgresql.path().display());
         let log = postgresql.path().join("log");
@@ -137,7 +148,7 @@ fn a_migration_of_postgresql_is_undone() {
     );
     let psql = restore.replace(", ", " ");
     let migration = format!("{psql} -X -q -c 'ALTER TABLE people ADD COLUMN age int; DELETE FROM people' postgres");
-    migrate_and_fail(&fleet, &database, &migration);
+    migrate_and_fail(&fleet, "", &database, &migration);
     assert_eq!(postgresql.sql("SELECT name FROM people ORDER BY id"), "Ada\nGrace\n");
     let columns = postgresql.sql("SELECT count(*) FROM information_schema.columns WHERE table_name = 'people'");
     assert_eq!(columns.trim(), "2");

@@ -8,8 +8,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{Found, shown};
+use super::{Found, Place, shown};
+use crate::confine;
 use crate::process::KillGroup;
+use crate::supervise::inherited_path;
 
 /// Most of a program's output that is looked at, in bytes; the rest is read and dropped.
 const OUTPUT_BYTES_MAX: usize = 16 * 1024;
@@ -26,9 +28,9 @@ struct Ended {
 }
 
 /// Passes when the program exits with 0.
-pub(super) async fn check(command: &[String]) -> Result<String, String> {
+pub(super) async fn check(command: &[String], place: &Place) -> Result<String, String> {
     let program = command.first().map_or("", String::as_str);
-    let ended = run(command).await?;
+    let ended = run(command, confined(command, place)?).await?;
     if ended.exit.success() {
         return Ok(format!("`{program}` succeeded"));
     }
@@ -39,8 +41,12 @@ pub(super) async fn check(command: &[String]) -> Result<String, String> {
 
 /// Runs a program that speaks as the Monitoring Plugins Development Guidelines say: exit status 0, 1, 2 and 3 are OK,
 /// WARNING, CRITICAL and UNKNOWN; the first line of output is for people, and performance data follows `|`.
-pub(super) async fn plugin(command: &[String]) -> Found {
-    let ended = match run(command).await {
+pub(super) async fn plugin(command: &[String], place: &Place) -> Found {
+    let ended = match confined(command, place) {
+        Ok(prepared) => run(command, prepared).await,
+        Err(message) => Err(message),
+    };
+    let ended = match ended {
         Ok(ended) => ended,
         Err(message) => return super::plain(Err(message)),
     };
@@ -64,7 +70,10 @@ pub(super) async fn plugin(command: &[String]) -> Found {
 pub(super) async fn unit(unit: &str) -> Result<String, String> {
     let words = ["systemctl", "show", "--property=ActiveState,SubState", "--", unit];
     let command: Vec<String> = words.into_iter().map(str::to_owned).collect();
-    let ended = run(&command).await?;
+    // That is the host's own program, and asks the host.
+    let mut asking = Command::new(&command[0]);
+    asking.args(&command[1..]);
+    let ended = run(&command, asking).await?;
     let property = |name: &str| {
         let mut lines = ended.stdout.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default()
@@ -113,10 +122,17 @@ fn measurements(data: &str) -> Vec<String> {
     found
 }
 
-async fn run(command: &[String]) -> Result<Ended, String> {
-    let Some((program, arguments)) = command.split_first() else { return Err("the command is empty".to_owned()) };
-    let mut child = Command::new(program)
-        .args(arguments)
+/// A program of a check, as the server's user, and no more than the server may do. It is looked for on the host.
+fn confined(command: &[String], place: &Place) -> Result<Command, String> {
+    let program = command.first().ok_or_else(|| "the command is empty".to_owned())?;
+    let path = inherited_path();
+    confine::find(program, &path).map_err(|error| format!("`{program}` could not be started: {error}"))?;
+    confine::beside(&place.server, &place.release, command, &path).map_err(|failure| failure.message)
+}
+
+async fn run(command: &[String], mut prepared: Command) -> Result<Ended, String> {
+    let program = command.first().map_or("", String::as_str);
+    let mut child = prepared
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

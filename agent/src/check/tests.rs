@@ -3,13 +3,20 @@ use fleetwright_deploy::time::Length;
 
 use super::*;
 
+fn checker() -> Checker {
+    let release = Release::plain("time".parse().expect("name"), Vec::new());
+    let folder = std::env::temp_dir().join("fleetwright-checks/servers/time");
+    std::fs::create_dir_all(folder.join("data")).expect("folder");
+    Checker::new(BTreeMap::new(), Place { server: ServerLayout::at(&folder), release }).expect("client")
+}
+
 fn check(probe: Probe, limit: Length) -> HealthCheck {
     HealthCheck { timeout: limit, ..HealthCheck::new("c".to_owned(), Severity::Critical, probe) }
 }
 
 async fn outcome(probe: Probe) -> CheckOutcome {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Checker::new(BTreeMap::new()).expect("client").run(&check(probe, Length::from_secs(5))).await.outcome
+    checker().run(&check(probe, Length::from_secs(5))).await.outcome
 }
 
 #[tokio::test]
@@ -27,7 +34,7 @@ async fn a_check_that_hangs_is_ended_with_everything_it_started() {
     let pid_file = folder.path().join("pid");
     let script = format!("sleep 1000 & echo $! > {}; wait", pid_file.display());
     let probe = Probe::Command { command: vec!["sh".to_owned(), "-c".to_owned(), script] };
-    let found = Checker::new(BTreeMap::new()).expect("client").run(&check(probe, Length::from_ms(1_500))).await;
+    let found = checker().run(&check(probe, Length::from_ms(1_500))).await;
     assert_eq!(found.outcome.message(), "no answer within 1s500ms");
     let pid: i32 = std::fs::read_to_string(&pid_file).expect("pid").trim().parse().expect("number");
     // A killed process is gone as soon as it is scheduled again, which on a busy machine is not at once.
@@ -87,7 +94,7 @@ async fn a_plugin_passes_warns_and_fails_by_its_exit_status_and_tells_what_it_me
     let plugin = |script: &str| Probe::Custom { command: ["sh", "-c", script].map(str::to_owned).to_vec() };
     let _ = rustls::crypto::ring::default_provider().install_default();
     let ok = check(plugin("echo 'LOAD OK | load1=0.5;1;2'"), Length::from_secs(5));
-    let found = Checker::new(BTreeMap::new()).expect("client").run(&ok).await;
+    let found = checker().run(&ok).await;
     assert_eq!((found.outcome.message(), found.performance), ("LOAD OK", vec!["load1=0.5;1;2".to_owned()]));
     assert!(matches!(outcome(plugin("echo W; exit 1")).await, CheckOutcome::Warning { .. }));
     assert!(matches!(outcome(plugin("echo C; exit 2")).await, CheckOutcome::Failing { .. }));
@@ -152,7 +159,7 @@ async fn a_failing_run_is_tried_again_as_often_as_the_check_says() {
     let script = format!("echo x >> {0}/runs; [ $(wc -l < {0}/runs) -ge 3 ]", folder.path().display());
     let probe = Probe::Command { command: vec!["sh".to_owned(), "-c".to_owned(), script] };
     let twice = HealthCheck { retries: 2, ..check(probe, Length::from_secs(5)) };
-    let found = Checker::new(BTreeMap::new()).expect("client").run(&twice).await;
+    let found = checker().run(&twice).await;
     assert!(matches!(found.outcome, CheckOutcome::Passing { .. }), "{}", found.outcome.message());
 }
 

@@ -102,6 +102,12 @@ RestrictRealtime=yes
 LockPersonality=yes
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
 SystemCallArchitectures=native
+SystemCallFilter=~@clock @cpu-emulation @debug @keyring @module @mount @obsolete @raw-io @reboot @swap bpf io_uring_setup open_by_handle_at userfaultfd
+SystemCallErrorNumber=EPERM
+RestrictNamespaces=yes
+ProtectProc=invisible
+LimitCORE=0
+RemoveIPC=yes
 UMask=0077
 ";
 

@@ -12,10 +12,12 @@ use tokio::time::timeout;
 
 use super::blobs::Blobs;
 use super::failed;
+use crate::confine;
 use crate::install::file_failure;
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::process::KillGroup;
-use crate::supervise::{inherited_path, search_path};
+use crate::stage;
+use crate::supervise::inherited_path;
 
 /// How long a dump or a restore may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1_800);
@@ -90,22 +92,20 @@ pub(super) async fn restore(
     outcome.await.map_err(|_| too_slow(words))?
 }
 
-/// A command with the environment of a release, in its server's data folder.
-fn prepared(words: &[String], server: &ServerLayout, release: &ReleaseLayout) -> Result<Command, Failure> {
-    let environment = std::fs::read(release.environment()).map_err(failed(&release.environment()))?;
+/// A command with the environment of a release, in its server's data folder and as its server's user. The host's
+/// programs come before those of the package: what is called like a database's tool need not be one.
+fn prepared(words: &[String], server: &ServerLayout, of: &ReleaseLayout) -> Result<Command, Failure> {
+    let environment = std::fs::read(of.environment()).map_err(failed(&of.environment()))?;
     let environment: std::collections::BTreeMap<String, String> =
         serde_json::from_slice(&environment).unwrap_or_default();
-    let mut command = Command::new(words.first().map_or("", String::as_str));
-    command
-        .args(words.iter().skip(1))
-        .env_clear()
-        .env("PATH", search_path(release.folder(), &inherited_path()))
-        .env("HOME", server.data())
-        .envs(environment)
-        .current_dir(server.data())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
+    let Some(release) = stage::load(of) else {
+        let message = format!("{} holds no release", of.folder().display());
+        return Err(Failure::new(FailureKind::DeploymentError, "database", message));
+    };
+    let path = confine::hosts_path_first(of, &inherited_path());
+    confine::find(words.first().map_or("", String::as_str), &path).map_err(|error| not_started(words, &error))?;
+    let mut command = confine::beside(server, &release, words, &path)?;
+    command.envs(confine::for_program(environment)).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
     Ok(command)
 }
 

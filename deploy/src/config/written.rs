@@ -373,6 +373,9 @@ pub struct PackageWritten {
     #[serde(default)]
     #[schemars(with = "Vec<Text>")]
     pub with: Vec<Spanned<String>>,
+    /// Whether what the index has as source only may be built on the host, by programs that come with it, for `pypi`.
+    #[serde(default)]
+    pub build: bool,
 }
 
 impl PackageWritten {

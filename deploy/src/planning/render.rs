@@ -264,7 +264,7 @@ fn package(server: &Server) -> Package {
     let sha256 = written.sha256.as_ref().map(|hash| hash.value.to_ascii_lowercase()).unwrap_or_default();
     if let Some(name) = &written.pypi {
         let with = written.with.iter().map(|extra| extra.value.clone()).collect();
-        Package::Pypi { name: name.clone(), version, with, lock: server.lock.clone() }
+        Package::Pypi { name: name.clone(), version, with, lock: server.lock.clone(), build: written.build }
     } else if let Some(name) = &written.npm {
         Package::Npm { name: name.clone(), version, lock: server.lock.clone() }
     } else if let Some(url) = &written.archive {

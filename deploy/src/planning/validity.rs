@@ -245,6 +245,10 @@ fn package(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
         let problem = Problem::at(source, version, format!("`{}` is not an exact version", version.value));
         problems.push(problem.hint("pin one version, without ranges or wildcards"));
     }
+    if package.value.build && package.value.pypi.is_none() {
+        let problem = Problem::at(source, package, "`build` is for packages from PyPI, which may come as source only");
+        problems.push(problem.hint("leave it out: scripts of npm packages never run, and nothing else is built"));
+    }
     for extra in &package.value.with {
         let pinned =
             extra.value.split_once("==").is_some_and(|(name, version)| !name.is_empty() && version.bytes().all(exact));

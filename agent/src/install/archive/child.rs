@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 use super::limits::BYTES_MAX;
 use super::{STEP, refused};
-use crate::install::to_end;
+use crate::install::client::to_end;
 
 /// Most memory, in bytes, processor time, in seconds, and open files of the process that unpacks.
 const MEMORY_BYTES_MAX: u64 = 512 * 1024 * 1024;

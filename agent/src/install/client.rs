@@ -1,0 +1,411 @@
+//! Package clients: pip and npm, with whatever they start. Each install runs as a user of the host that owns nothing and
+//! is nobody else's meanwhile, with a folder for what it installs and one for what it throws away. When it is done,
+//! whatever it has left running is ended, and what it has installed becomes root's.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use fleetwright_deploy::failure::{Failure, FailureKind};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Command;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{STEP, file_failure, write};
+use crate::confine::{self, Profile};
+use crate::layout::ReleaseLayout;
+use crate::process::{KillGroup, Process, kill_group};
+use crate::runtime::users::{self, Identity};
+use crate::snapshot::aside;
+use crate::stage::remove_folder;
+use crate::supervise::inherited_path;
+
+/// How long one call of a package client may take.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long what was killed has to be gone.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(10);
+const LEFTOVER_POLL: Duration = Duration::from_millis(20);
+/// How many installs may be under way on one host, of all its agents.
+const USERS_MAX: u32 = 8;
+/// Where it is written down which of their users are taken.
+const TAKEN: &str = "/run/fleetwright-install";
+/// How often a user is asked for while all are taken.
+const USER_POLL: Duration = Duration::from_millis(200);
+/// Largest file of an installed package that the agent itself reads, in bytes.
+const READ_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// What package clients get of the agent's own environment, by how its name begins, whatever its case.
+const SETTINGS: [&str; 13] = [
+    "all_proxy",
+    "ca_bundle",
+    "curl_ca_",
+    "http_proxy",
+    "https_proxy",
+    "lang",
+    "lc_all",
+    "no_proxy",
+    "node_extra_ca_",
+    "npm_config_",
+    "pip_",
+    "requests_ca_",
+    "ssl_cert_",
+];
+/// Settings of clients that name places which an install has of its own.
+const PLACES: [&str; 4] = ["npm_config_cache", "npm_config_prefix", "npm_config_userconfig", "pip_cache_dir"];
+/// Settings of the agent's user, with which it reaches registries.
+const SETTINGS_FILES: [&str; 4] = [".npmrc", ".netrc", ".config/pip/pip.conf", ".pip/pip.conf"];
+
+/// The clients of one install.
+pub(super) struct Client {
+    user: Option<InstallUser>,
+    app: PathBuf,
+    scratch: PathBuf,
+    installer: PathBuf,
+}
+
+/// A user that is this install's alone for as long as it lasts.
+struct InstallUser {
+    identity: Identity,
+    _taken: File,
+}
+
+impl Client {
+    /// Makes an empty `app` with these files, and what an install needs besides. While a client is at work, `installer`
+    /// names its process.
+    pub(super) async fn prepare(
+        layout: &ReleaseLayout,
+        installer: &Path,
+        files: &[(&str, &str)],
+    ) -> Result<Self, Failure> {
+        let (app, scratch) = (layout.app(), layout.scratch());
+        let user = InstallUser::take().await?;
+        remove_folder(&scratch)?;
+        for folder in [&app, &scratch] {
+            fs::create_dir_all(folder).map_err(|error| file_failure(folder, &error))?;
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+                .map_err(|error| file_failure(folder, &error))?;
+        }
+        let client = Self { user, app, scratch, installer: installer.to_owned() };
+        for (name, content) in files {
+            client.put(&client.app.join(name), content)?;
+        }
+        client.settings()?;
+        for folder in [&client.app, &client.scratch] {
+            client.own(folder)?;
+        }
+        Ok(client)
+    }
+
+    /// What is thrown away once the install is done.
+    pub(super) fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// Writes a file for a client to read. Nothing of a package has run by then.
+    pub(super) fn give(&self, name: &str, content: &str) -> Result<(), Failure> {
+        self.put(&self.scratch.join(name), content)
+    }
+
+    fn put(&self, path: &Path, content: &str) -> Result<(), Failure> {
+        let folder = path.parent().unwrap_or(path);
+        fs::create_dir_all(folder).map_err(|error| file_failure(folder, &error))?;
+        write(path, content.as_bytes())?;
+        self.own(folder)?;
+        self.own(path)
+    }
+
+    fn own(&self, path: &Path) -> Result<(), Failure> {
+        let Some(user) = &self.user else { return Ok(()) };
+        let (uid, gid) = (user.identity.uid, user.identity.gid);
+        lchown(path, Some(uid), Some(gid)).map_err(|error| file_failure(path, &error))
+    }
+
+    /// How the agent's user reaches registries.
+    fn settings(&self) -> Result<(), Failure> {
+        let Some(home) = std::env::var_os("HOME").map(PathBuf::from) else { return Ok(()) };
+        for name in SETTINGS_FILES {
+            let Ok(content) = fs::read_to_string(home.join(name)) else { continue };
+            let path = self.scratch.join(name);
+            self.put(&path, &content)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+                .map_err(|error| file_failure(&path, &error))?;
+            for folder in path.ancestors().skip(1).take_while(|folder| *folder != self.scratch) {
+                self.own(folder)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a client to its end, in a process group of its own, and gives its standard output.
+    pub(super) async fn run(&self, words: &[String], what: &str) -> Result<String, Failure> {
+        let program = words.first().map_or("", String::as_str);
+        let path = inherited_path();
+        confine::find(program, &path).map_err(|error| not_started(what, &error))?;
+        let profile =
+            Profile::installer(self.user.as_ref().map(|user| user.identity.clone()), &self.app, &self.scratch);
+        let mut command = profile.command(words, &path, None);
+        command
+            .envs(settings())
+            .env("HOME", &self.scratch)
+            .env("TMPDIR", &self.scratch)
+            .env("npm_config_cache", self.scratch.join("npm"));
+        let output = to_end(&mut command, what, &self.installer).await?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let message = format!("`{what}` failed with {}", output.status);
+        Err(Failure::new(FailureKind::DeploymentError, STEP, message).output(text.lines()).hint("see its output"))
+    }
+
+    /// Ends what clients have left running, throws away what is not kept, and makes the rest root's.
+    pub(super) async fn finish(self) -> Result<(), Failure> {
+        if let Some(user) = &self.user {
+            end_all_of(user.identity.uid).await?;
+        }
+        let Self { user, app, scratch, .. } = self;
+        aside(move || {
+            remove_folder(&scratch)?;
+            if let Some(user) = &user {
+                take_over(&app, user.identity.uid).map_err(|error| file_failure(&app, &error))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl InstallUser {
+    /// Takes one that no other install has, and waits while there is none. An agent that is not root installs as itself.
+    async fn take() -> Result<Option<Self>, Failure> {
+        if !rustix::process::geteuid().is_root() || cfg!(test) {
+            return Ok(None);
+        }
+        let folder = Path::new(TAKEN);
+        let made = fs::DirBuilder::new().recursive(true).create(folder);
+        made.and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o700)))
+            .map_err(|error| file_failure(folder, &error))?;
+        loop {
+            for number in 1..=USERS_MAX {
+                let path = folder.join(number.to_string());
+                let taken = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+                let taken = taken.map_err(|error| file_failure(&path, &error))?;
+                if flock(&taken, FlockOperation::NonBlockingLockExclusive).is_err() {
+                    continue;
+                }
+                let name = format!("fw-install-{number}");
+                users::ensure(&name, true).await?;
+                let identity = users::identity(&name).ok_or_else(|| {
+                    Failure::new(FailureKind::DependencyError, STEP, format!("this host has no user `{name}`"))
+                })?;
+                // What an agent that was killed has left of an install would be this one's equal.
+                end_all_of(identity.uid).await?;
+                return Ok(Some(Self { identity, _taken: taken }));
+            }
+            sleep(USER_POLL).await;
+        }
+    }
+}
+
+/// The settings of package clients in the agent's own environment.
+fn settings() -> impl Iterator<Item = (String, String)> {
+    std::env::vars().filter(|(name, _)| is_setting(&name.to_ascii_lowercase()))
+}
+
+fn is_setting(name: &str) -> bool {
+    !PLACES.contains(&name) && SETTINGS.iter().any(|setting| name.starts_with(setting))
+}
+
+/// Kills every process of a user, until there is none.
+async fn end_all_of(uid: u32) -> Result<(), Failure> {
+    let deadline = Instant::now() + LEFTOVER_TIMEOUT;
+    loop {
+        let left = processes_of(uid);
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let message =
+                format!("process {} of an install does not end although it was killed", left[0].as_raw_nonzero());
+            return Err(Failure::new(FailureKind::TimeoutError, STEP, message)
+                .hint("look for what it waits for on the host, for example a disk"));
+        }
+        for pid in left {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        sleep(LEFTOVER_POLL).await;
+    }
+}
+
+/// The processes that run as a user. Who owns their folders in /proc says nothing: they may have that changed.
+fn processes_of(uid: u32) -> Vec<Pid> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of_user = |entry: fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let is_of = line("Uid:").split_whitespace().any(|one| one.parse() == Ok(uid));
+        (is_of && !line("State:").trim_start().starts_with('Z')).then(|| Pid::from_raw(pid)).flatten()
+    };
+    all.filter_map(of_user).collect()
+}
+
+/// Makes everything below a folder root's, from the top: what is root's cannot be exchanged for something else while
+/// the rest is walked. Nothing keeps a right that only its maker could give, and no other name anywhere.
+fn take_over(path: &Path, maker: u32) -> std::io::Result<()> {
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_dir() && !found.is_file() && !found.is_symlink() {
+        return fs::remove_file(path);
+    }
+    if found.is_file() && found.nlink() > 1 {
+        if found.uid() != maker {
+            return Err(std::io::Error::other(format!("{} is a file of somebody else", path.display())));
+        }
+        let fresh = path.with_extension("fleetwright-own");
+        fs::copy(path, &fresh)?;
+        fs::rename(&fresh, path)?;
+    }
+    lchown(path, Some(0), Some(0))?;
+    if found.is_symlink() {
+        return Ok(());
+    }
+    let least = if found.is_dir() { 0o700 } else { 0o600 };
+    fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o755 | least))?;
+    if found.is_dir() {
+        for entry in fs::read_dir(path)? {
+            take_over(&entry?.path(), maker)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a file that an install has left, and nothing that it points to instead.
+pub(super) fn read_kept(path: &Path) -> Result<Vec<u8>, Failure> {
+    let flags = i32::try_from((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let read = opened.and_then(|file| {
+        let found = file.metadata()?;
+        if !found.is_file() || found.len() > READ_BYTES_MAX {
+            return Err(std::io::Error::other("it is no file of a usual size"));
+        }
+        let mut content = Vec::new();
+        file.take(READ_BYTES_MAX).read_to_end(&mut content)?;
+        Ok(content)
+    });
+    read.map_err(|error| file_failure(path, &error))
+}
+
+/// Runs a client to its end, in a process group of its own. While it is at work, `installer` names its process.
+pub(super) async fn to_end(command: &mut Command, what: &str, installer: &Path) -> Result<Output, Failure> {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| not_started(what, &error))?;
+    let _group = KillGroup::of(child.id());
+    if let Some(process) = child.id().and_then(|pid| Process::find(i32::try_from(pid).ok()?)) {
+        write(installer, &serde_json::to_vec(&process).unwrap_or_default())?;
+    }
+    let ended = timeout(CLIENT_TIMEOUT, child.wait_with_output()).await;
+    let _ = fs::remove_file(installer);
+    match ended {
+        Err(_) => {
+            let message = format!("`{what}` did not end within {} s", CLIENT_TIMEOUT.as_secs());
+            Err(Failure::new(FailureKind::TimeoutError, STEP, message)
+                .hint("check the host's connection to the registry"))
+        }
+        Ok(Err(error)) => Err(file_failure(Path::new(what), &error)),
+        Ok(Ok(output)) => Ok(output),
+    }
+}
+
+fn not_started(what: &str, error: &std::io::Error) -> Failure {
+    let message = format!("`{what}` could not be started: {error}");
+    Failure::new(FailureKind::DependencyError, STEP, message).hint("install it on the host")
+}
+
+/// Ends a package client that an agent which was killed has left behind: two at work on one folder spoil it.
+pub(crate) async fn end_leftover(installer: &Path) -> Result<(), Failure> {
+    let left = fs::read(installer).ok().and_then(|bytes| serde_json::from_slice::<Process>(&bytes).ok());
+    if let Some(left) = left.filter(|left| left.is_alive()) {
+        kill_group(left.pid, Signal::KILL);
+        let deadline = Instant::now() + LEFTOVER_TIMEOUT;
+        while left.is_alive() {
+            if Instant::now() > deadline {
+                let message =
+                    format!("package client {} of an earlier run does not end although it was killed", left.pid);
+                return Err(Failure::new(FailureKind::TimeoutError, STEP, message)
+                    .hint("look for what it waits for on the host, for example a disk"));
+            }
+            sleep(LEFTOVER_POLL).await;
+        }
+    }
+    let _ = fs::remove_file(installer);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_clients_are_passed_on_and_secrets_and_places_are_not() {
+        for passed in ["pip_index_url", "npm_config_registry", "https_proxy", "ssl_cert_file"] {
+            assert!(is_setting(passed), "{passed}");
+        }
+        for kept in ["aws_secret_access_key", "fleetwright_token", "npm_config_cache", "home", "path", "pip_cache_dir"]
+        {
+            assert!(!is_setting(kept), "{kept}");
+        }
+    }
+
+    #[test]
+    fn what_an_install_points_to_is_not_read() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (secret, link) = (folder.path().join("secret"), folder.path().join("link"));
+        fs::write(&secret, b"no").expect("write");
+        std::os::unix::fs::symlink(&secret, &link).expect("link");
+        assert!(read_kept(&link).is_err());
+        assert_eq!(read_kept(&secret).expect("a file"), b"no");
+    }
+
+    #[test]
+    fn what_is_taken_over_has_no_other_name_and_no_special_right() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        let (app, other) = (folder.path().join("app"), folder.path().join("other"));
+        fs::create_dir_all(app.join("bin")).expect("folder");
+        fs::write(&other, b"theirs").expect("write");
+        lchown(&other, Some(4_000_000), Some(4_000_000)).expect("owner");
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o4777)).expect("mode");
+        fs::hard_link(&other, app.join("bin/linked")).expect("link");
+        assert!(take_over(&app, 4_000_001).is_err(), "it is not of the one who has linked it");
+        take_over(&app, 4_000_000).expect("take over");
+        let found = fs::metadata(app.join("bin/linked")).expect("file");
+        assert_eq!((found.uid(), found.nlink(), found.mode() & 0o7777), (0, 1, 0o755));
+        assert_eq!(fs::metadata(&other).expect("file").uid(), 4_000_000, "the other name is left alone");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_a_killed_agent_left_behind_is_ended_with_all_it_started() {
+        let folder = tempfile::tempdir().expect("folder");
+        let installer = folder.path().join("installer.json");
+        let mut left = Command::new("sh");
+        let mut left = left.args(["-c", "sleep 1000 & wait"]).process_group(0).spawn().expect("spawn");
+        let process = Process::find(i32::try_from(left.id().expect("pid")).expect("pid")).expect("a process");
+        fs::write(&installer, serde_json::to_vec(&process).expect("JSON")).expect("write");
+        end_leftover(&installer).await.expect("it ends");
+        assert!(!process.is_alive() && !installer.exists());
+        left.wait().await.expect("wait");
+        end_leftover(&installer).await.expect("nothing is left");
+    }
+}
