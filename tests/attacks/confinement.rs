@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use fleetwright_tests::fleet::{Fleet, Outcome};
 use fleetwright_tests::tools::{Tool, have};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// What nobody but root may read.
 const CANARY: &str = "canary-of-root";
@@ -135,7 +136,7 @@ fn a_server_of_an_agent_that_is_root_has_nothing_of_root() {
     let owner = fs::metadata(data(&fleet, "probe")).expect("data").uid();
     assert_ne!(owner, 0);
     fs::remove_file(data(&fleet, "probe").join("found")).expect("remove");
-    fleet.run(&["servers", "restart", "probe"]).expect_code(0);
+    kill(fleet.server_pid("host-1", "probe").expect("it runs"));
     assert_eq!(of("uid"), owner.to_string());
 }
 
@@ -172,9 +173,14 @@ fn a_server_below_a_closed_folder_is_let_through_to_what_it_needs_and_nobody_els
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
     assert!(!mounts.contains(&closed.display().to_string()), "the host does not see what was mounted");
     // It is started anew in the same way, by its supervisor.
-    let group = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid");
-    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).expect("kill");
+    kill(pid);
     fleet.wait_until("it runs again", || fleet.server_pid("host-1", "closed").is_some_and(|again| again != pid));
+}
+
+/// kill -9 for a server; its supervisor starts it anew.
+fn kill(pid: i64) {
+    let group = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+    kill_process_group(group, Signal::KILL).expect("kill");
 }
 
 /// Packs a folder as a gzipped tar.

@@ -106,25 +106,33 @@ async fn sources_only(pip: &Pip<'_>, failure: &Failure, wanted: &Wanted<'_>) -> 
     if wanted.build {
         return None;
     }
-    let name = not_found(&failure.output)?;
+    let (name, version) = not_found(&failure.output)?;
     // This lists what there is, and runs nothing of it.
     let arguments = ["--disable-pip-version-check", "--no-binary", ":all:", "--", name];
     let listed = pip.run("index versions", &arguments).await.ok()?;
-    if !listed.contains("vailable versions:") {
+    let sources = listed.lines().find_map(|line| line.trim().strip_prefix("Available versions:"))?;
+    let is_there = match version {
+        Some(version) => sources.split(',').any(|source| source.trim() == version),
+        None => failure.output.iter().any(|line| line.contains("(from versions: none)")),
+    };
+    if !is_there {
         return None;
     }
-    let message = format!("{name} comes as source only, which a host does not build unless it is told to");
+    let message = format!("{name} comes as source only for this host, which does not build unless it is told to");
     let told = Failure::new(FailureKind::DependencyError, STEP, message);
     Some(told.output(failure.output.iter().map(String::as_str)).hint(
         "building runs programs of the package on the host: if you trust it, write `package: { build: true }` in the definition",
     ))
 }
 
-/// The name of the distribution that pip did not find.
-fn not_found(output: &[String]) -> Option<&str> {
+/// The distribution that pip did not find, and the version where it was one alone.
+fn not_found(output: &[String]) -> Option<(&str, Option<&str>)> {
     let line = output.iter().find_map(|line| line.split_once("No matching distribution found for "))?.1;
-    let end = line.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.')).unwrap_or(line.len());
-    Some(&line[..end]).filter(|name| !name.is_empty())
+    let wanted = line.split([' ', ';']).next().unwrap_or_default();
+    let end =
+        wanted.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.')).unwrap_or(wanted.len());
+    let version = wanted[end..].split_once("==").map(|(_, version)| version).filter(|version| !version.contains(','));
+    Some((&wanted[..end], version)).filter(|(name, _)| !name.is_empty())
 }
 
 /// Whether this pip tells what it has installed: it does from 22.2 on.
@@ -193,9 +201,14 @@ mod tests {
     #[test]
     fn what_pip_did_not_find_is_found_in_its_output() {
         let output = |line: &str| vec!["ERROR: Could not find a version".to_owned(), line.to_owned()];
-        let found = |line| not_found(&output(line)).map(str::to_owned);
-        assert_eq!(found("ERROR: No matching distribution found for a-b.c_d==1.0"), Some("a-b.c_d".to_owned()));
-        assert_eq!(found("ERROR: No matching distribution found for dep>=2 (from a)"), Some("dep".to_owned()));
+        let found = |line| {
+            let output = output(line);
+            not_found(&output).map(|(name, version)| (name.to_owned(), version.map(str::to_owned)))
+        };
+        let of = |name: &str, version: Option<&str>| Some((name.to_owned(), version.map(str::to_owned)));
+        assert_eq!(found("ERROR: No matching distribution found for a-b.c_d==1.0"), of("a-b.c_d", Some("1.0")));
+        assert_eq!(found("ERROR: No matching distribution found for a[x]==1.0"), of("a", Some("1.0")));
+        assert_eq!(found("ERROR: No matching distribution found for dep>=2 (from a)"), of("dep", None));
         assert_eq!(found("ERROR: something else"), None);
     }
 }
