@@ -22,6 +22,7 @@ pub(crate) use self::client::end_leftover;
 pub(crate) use self::reuse::share;
 use crate::container;
 use crate::layout::ReleaseLayout;
+use crate::stage::remove_folder;
 
 const STEP: &str = "install";
 
@@ -43,16 +44,16 @@ pub(crate) async fn install(
         Package::Npm { name, version, lock: Some(lock) } => locked_npm(layout, name, version, lock, installer).await,
         Package::Npm { name, version, lock: None } => npm(layout, &format!("{name}@{version}"), installer).await,
         Package::Archive { url, sha256, strip, .. } => {
-            let (packed, app) = (layout.folder().join("archive"), layout.app());
+            let packed = layout.folder().join("archive");
             fetch(url, sha256, &packed, layout, artifacts).await?;
-            fs::create_dir_all(&app).map_err(|error| file_failure(&app, &error))?;
-            let unpacked = archive::unpack_aside(&packed, &app, *strip, installer).await;
-            unpacked.inspect_err(|_| {
+            let client = Client::prepare(layout, installer, &[]).await?;
+            let packed = client.take_in(&packed)?;
+            archive::unpack_aside(&client, &packed, &layout.app(), *strip).await.inspect_err(|_| {
                 // What did come is not worth its room.
-                let _ = fs::remove_dir_all(&app);
-                let _ = fs::remove_file(&packed);
+                let _ = remove_folder(&layout.app());
+                let _ = remove_folder(client.scratch());
             })?;
-            fs::remove_file(&packed).map_err(|error| file_failure(&packed, &error))?;
+            client.finish().await?;
             write(&layout.lock_file(), format!("{sha256}  {url}\n").as_bytes())
         }
         Package::Oci { image, digest, .. } => {

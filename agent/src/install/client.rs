@@ -139,8 +139,28 @@ impl Client {
         Ok(())
     }
 
-    /// Runs a client to its end, in a process group of its own, and gives its standard output.
+    /// Moves a file that root has fetched to where clients may read it.
+    pub(super) fn take_in(&self, file: &Path) -> Result<PathBuf, Failure> {
+        let to = self.scratch.join(file.file_name().unwrap_or_default());
+        fs::rename(file, &to).map_err(|error| file_failure(file, &error))?;
+        self.own(&to)?;
+        Ok(to)
+    }
+
+    /// Runs a client to its end, and gives its standard output.
     pub(super) async fn run(&self, words: &[String], what: &str) -> Result<String, Failure> {
+        let output = self.output(words, what).await?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let message = format!("`{what}` failed with {}", output.status);
+        Err(Failure::new(FailureKind::DeploymentError, STEP, message).output(text.lines()).hint("see its output"))
+    }
+
+    /// Runs a client to its end, and gives how it ended and what it said.
+    pub(super) async fn output(&self, words: &[String], what: &str) -> Result<Output, Failure> {
         let program = words.first().map_or("", String::as_str);
         let path = inherited_path();
         confine::find(program, &path).map_err(|error| not_started(what, &error))?;
@@ -152,14 +172,7 @@ impl Client {
             .env("HOME", &self.scratch)
             .env("TMPDIR", &self.scratch)
             .env("npm_config_cache", self.scratch.join("npm"));
-        let output = to_end(&mut command, what, &self.installer).await?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text);
-        let message = format!("`{what}` failed with {}", output.status);
-        Err(Failure::new(FailureKind::DeploymentError, STEP, message).output(text.lines()).hint("see its output"))
+        to_end(&mut command, what, &self.installer).await
     }
 
     /// Ends what clients have left running, throws away what is not kept, and makes the rest root's.
@@ -300,7 +313,7 @@ pub(super) fn read_kept(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// Runs a client to its end, in a process group of its own. While it is at work, `installer` names its process.
-pub(super) async fn to_end(command: &mut Command, what: &str, installer: &Path) -> Result<Output, Failure> {
+async fn to_end(command: &mut Command, what: &str, installer: &Path) -> Result<Output, Failure> {
     let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

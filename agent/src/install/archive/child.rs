@@ -7,30 +7,22 @@ use std::process::Output;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
-use tokio::process::Command;
 
 use super::limits::BYTES_MAX;
 use super::{STEP, refused};
-use crate::install::client::to_end;
+use crate::confine::own_program;
+use crate::install::client::Client;
 
 /// Most memory, in bytes, processor time, in seconds, and open files of the process that unpacks.
 const MEMORY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 const CPU_SECONDS_MAX: u64 = 300;
 const FILES_OPEN_MAX: u64 = 64;
 
-/// The command that unpacks; it prints what went wrong as JSON.
-fn command(archive: &Path, to: &Path, strip: u32) -> std::io::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("unpack").arg("--strip").arg(strip.to_string()).arg("--").arg(archive).arg(to);
-    command.env_clear();
-    Ok(command)
-}
-
-/// Unpacks in a process of its own; while it is at work, `installer` names it.
-pub(in crate::install) async fn unpack(archive: &Path, to: &Path, strip: u32, installer: &Path) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::new(FailureKind::DeploymentError, STEP, error.to_string());
-    let mut command = command(archive, to, strip).map_err(failed)?;
-    judge(&to_end(&mut command, "unpack", installer).await?)
+/// Unpacks in a process of its own, as the user that installs; it prints what went wrong as JSON.
+pub(in crate::install) async fn unpack(client: &Client, archive: &Path, to: &Path, strip: u32) -> Result<(), Failure> {
+    let [program, archive, to] = [&own_program(), archive, to].map(|path| path.display().to_string());
+    let words = [&program, "unpack", "--strip", &strip.to_string(), "--", &archive, &to].map(str::to_owned);
+    judge(&client.output(&words, "unpack").await?)
 }
 
 /// What the process that unpacked says by how it ended.
