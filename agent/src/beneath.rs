@@ -25,7 +25,7 @@ pub(crate) use self::remove::remove;
 pub(crate) use self::seen::Seen;
 
 /// How many folders deep anything goes: each level holds a descriptor while it is worked on.
-pub(crate) const DEPTH_MAX: usize = 256;
+pub(crate) const DEPTH_MAX: usize = 128;
 
 /// An open folder. Its path is for messages only: it may lead elsewhere by now.
 #[derive(Debug)]

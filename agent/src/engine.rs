@@ -60,7 +60,7 @@ pub(crate) enum Input {
     /// A new connection is up: everything worth knowing must be told again.
     Connected(ConnectionSerial),
     /// How much room there is on the disk.
-    Room(Room),
+    Room(Option<Room>),
 }
 
 /// What the session needs from the engine.

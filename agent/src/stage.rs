@@ -117,14 +117,16 @@ pub(crate) async fn settle_data(server: &ServerLayout, id: &ReleaseId) -> Result
         ownership::settle_data(&server, owner)?;
         // A release that an agent of before has staged for root is its server's from now on.
         let is_roots = fs::metadata(layout.config()).is_ok_and(|config| config.uid() != owner.uid);
-        if is_roots && !image { hand_over(&server, &layout, Some(owner), image) } else { Ok(()) }
+        if is_roots && !image {
+            hand_over(&server, &layout, Some(owner), image)?;
+        }
+        if image { Ok(()) } else { let_in(&server, owner) }
     })
     .await
 }
 
-/// Makes everything in a release's folder belong to whom it is to belong, and then lets the server's user in: it may read
-/// its package, owns its rendered files and its data, and sees nothing of other servers. A container's user gets its files
-/// mounted, and enters nothing.
+/// Makes everything in a release's folder belong to whom it is to belong, and then lets its user into that: it may read
+/// its package, and owns its rendered files and its data. A container's user gets its files mounted, and enters nothing.
 fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, owner: Option<User>, image: bool) -> Result<(), Failure> {
     ownership::make_data(server, owner.unwrap_or_else(ownership::own_user))?;
     let Some(user) = owner else { return Ok(()) };
@@ -133,19 +135,31 @@ fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, owner: Option<User>,
         return if layout.secrets().exists() { ownership::hand_over(&layout.secrets(), user) } else { Ok(()) };
     }
     ownership::let_group_read(&layout.app(), user)?;
-    let let_in = || -> std::io::Result<()> {
-        for folder in server.folder().ancestors().skip(1).take(2) {
-            // Every server's user passes through; nobody may list them.
-            let mode = fs::metadata(folder)?.permissions().mode();
-            fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o111))?;
-        }
-        for folder in [server.folder(), &server.releases(), layout.folder()] {
-            std::os::unix::fs::chown(folder, None, Some(user.gid))?;
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o710))?;
-        }
-        Ok(())
-    };
-    let_in().map_err(|error| file_failure(layout.folder(), &error))
+    let_group_in(&[layout.folder()], user)
+}
+
+/// Lets the user of the release that is to run through to it: what is above the release's own folder is of one user at a
+/// time, and while a server runs, of that one's.
+fn let_in(server: &ServerLayout, user: User) -> Result<(), Failure> {
+    for folder in server.folder().ancestors().skip(1).take(2) {
+        // Every server's user passes through; nobody may list them.
+        let opened = fs::metadata(folder).and_then(|found| {
+            let mode = found.permissions().mode();
+            fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o111))
+        });
+        opened.map_err(|error| file_failure(folder, &error))?;
+    }
+    let_group_in(&[server.folder(), &server.releases()], user)
+}
+
+/// Lets a group enter folders of root's, and nobody else.
+fn let_group_in(folders: &[&Path], user: User) -> Result<(), Failure> {
+    for folder in folders {
+        let given = std::os::unix::fs::chown(folder, None, Some(user.gid))
+            .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o710)));
+        given.map_err(|error| file_failure(folder, &error))?;
+    }
+    Ok(())
 }
 
 /// Makes a folder with exactly these permissions, and those that it is in.

@@ -51,17 +51,18 @@ impl Room {
         self.free_bytes >= reserve_bytes(self.total_bytes).saturating_mul(ENOUGH_RESERVES)
     }
 
-    /// The server to stop: the one that has grown most since there was room. Nothing while there is room, and nothing
-    /// when no server has grown enough to be the reason.
-    pub fn offender(&self, before: &BTreeMap<ServerName, u64>) -> Option<Offender> {
+    /// The server to stop: the one that has grown most since there was room (`before`). Nothing while there is room, and
+    /// nothing when no server has grown enough to be the reason: most of what is gone must be with it.
+    pub fn offender(&self, before: &Self) -> Option<Offender> {
         if !self.is_critical() {
             return None;
         }
         let grown = |(server, bytes): (&ServerName, &u64)| {
-            (bytes.saturating_sub(before.get(server).copied().unwrap_or(0)), server.clone())
+            (bytes.saturating_sub(before.servers.get(server).copied().unwrap_or(0)), server.clone())
         };
         let (bytes, server) = self.servers.iter().map(grown).max_by_key(|(bytes, _)| *bytes)?;
-        let least = reserve_bytes(self.total_bytes) / GROWTH_PARTS;
+        let gone = before.free_bytes.saturating_sub(self.free_bytes);
+        let least = (reserve_bytes(self.total_bytes) / GROWTH_PARTS).max(gone / 2);
         (bytes > least).then(|| {
             let words = |bytes: u64| size(usize::try_from(bytes).unwrap_or(usize::MAX));
             let reason = format!(
@@ -91,7 +92,7 @@ mod tests {
 
     #[test]
     fn what_has_grown_most_is_stopped_not_what_is_largest() {
-        let before = room(500 * MIB, &[("large", 400 * MIB), ("quiet", MIB)]).servers;
+        let before = room(500 * MIB, &[("large", 400 * MIB), ("quiet", MIB)]);
         let now = room(0, &[("large", 401 * MIB), ("quiet", MIB), ("new", 300 * MIB)]);
         let offender = now.offender(&before).expect("an offender");
         assert_eq!(offender.server, name("new"));
@@ -100,10 +101,14 @@ mod tests {
 
     #[test]
     fn nobody_is_stopped_while_there_is_room_or_when_no_server_is_the_reason() {
-        let before = BTreeMap::new();
+        let before = Room::default();
         assert_eq!(room(17 * MIB, &[("a", 900 * MIB)]).offender(&before), None, "there is room");
         let full = room(0, &[("a", 900 * MIB)]);
-        assert_eq!(full.offender(&full.servers), None, "somebody else fills the disk");
+        assert_eq!(full.offender(&full), None, "somebody else fills the disk");
+        let before = room(500 * MIB, &[("a", 900 * MIB)]);
+        let little = room(0, &[("a", 920 * MIB)]);
+        assert_eq!(little.offender(&before), None, "what it has grown by is not what is gone");
+        let before = Room::default();
         assert_eq!(room(0, &[]).offender(&before), None, "every server keeps its data elsewhere");
     }
 

@@ -38,6 +38,10 @@ impl Removing {
                     Err(error) => return Err(error.into()),
                 }
             }
+            if top.is_some() && folder.seen()?.device != seen.device {
+                let path = folder.path().join(name);
+                return Err(io::Error::other(format!("{} is another disk: unmount it first", path.display())));
+            }
             if let Some(top) = top.filter(|_| depth == DEPTH_MAX) {
                 self.moved += 1;
                 let up = OsString::from(format!(".fleetwright-removing-{}", self.moved));

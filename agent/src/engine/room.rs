@@ -10,7 +10,7 @@ use fleetwright_deploy::ids::ServerName;
 use fleetwright_deploy::instance::{InstanceAction, InstanceEvent, InstanceState};
 use fleetwright_deploy::room::{Offender, Room};
 use fleetwright_deploy::time::Timestamp;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Engine, Input};
 use crate::journal::{Commit, JournalError, Outgoing};
@@ -20,13 +20,18 @@ use crate::machine::Observation;
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// How often it is looked at while it is full, or while a server is stopped because it was.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// How long the engine itself waits for a look at what servers use, and for a server to stop: deadlines wait meanwhile.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+const HALT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What the engine knows of its disk.
 #[derive(Default)]
 pub(super) struct Disk {
     looked: Option<Instant>,
-    /// What servers used when there was room last.
-    sizes: BTreeMap<ServerName, u64>,
+    /// How it was when there was room last.
+    before: Room,
+    /// Whether it is being looked at, which may take long where servers have many files.
+    looking: bool,
     /// Whether nothing can be made durable.
     full: bool,
     /// The servers that are stopped until there is room, and why.
@@ -112,10 +117,20 @@ impl Engine {
 
     /// Stops the server that fills the disk, then gives up the reserve: in this order, or it would fill that too.
     pub(super) async fn make_room(&mut self, but: Option<&ServerName>) {
+        // Whether there is room is told at once; who takes it is only looked for when there is none.
+        if !self.machine.room(&[]).await.is_some_and(|room| room.is_critical()) {
+            return;
+        }
         let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
-        let Some(mut room) = self.machine.room(&servers).await.filter(Room::is_critical) else { return };
+        let looked = timeout(LOOK_TIMEOUT, self.machine.room(&servers)).await;
+        let Some(mut room) = looked.unwrap_or_default().filter(Room::is_critical) else {
+            if but.is_none() {
+                self.machine.give_up_reserve();
+            }
+            return;
+        };
         room.servers.retain(|server, _| !self.disk.is_held(server) && but != Some(server));
-        let stopped = match room.offender(&self.disk.sizes) {
+        let stopped = match room.offender(&self.disk.before) {
             Some(offender) => self.hold(offender).await,
             None => true,
         };
@@ -133,9 +148,16 @@ impl Engine {
             return false;
         }
         tracing::error!(%server, reason, "stopped");
-        if let Err(failure) = self.machine.halt(&server).await {
-            tracing::error!(%server, %failure, "it could not be stopped");
-            return false;
+        match timeout(HALT_TIMEOUT, self.machine.halt(&server)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => {
+                tracing::error!(%server, %failure, "it could not be stopped");
+                return false;
+            }
+            Err(_) => {
+                tracing::error!(%server, "it does not stop in time");
+                return false;
+            }
         }
         self.disk.held.insert(server, reason);
         true
@@ -147,21 +169,22 @@ impl Engine {
         if self.disk.full {
             self.try_again().await?;
         }
+        if std::mem::replace(&mut self.disk.looking, true) {
+            return Ok(());
+        }
         let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
         let (looking, inputs) = (self.machine.room(&servers), self.inputs.clone());
         tokio::spawn(async move {
-            if let Some(room) = looking.await {
-                let _ = inputs.send(Input::Room(room)).await;
-            }
+            let room = looking.await;
+            let _ = inputs.send(Input::Room(room)).await;
         });
         Ok(())
     }
 
-    pub(super) fn take_room(&mut self, room: Room) -> Result<(), JournalError> {
-        if !room.is_enough() || self.disk.full {
-            return Ok(());
-        }
-        self.disk.sizes = room.servers;
+    pub(super) fn take_room(&mut self, room: Option<Room>) -> Result<(), JournalError> {
+        self.disk.looking = false;
+        let Some(room) = room.filter(|room| room.is_enough() && !self.disk.full) else { return Ok(()) };
+        self.disk.before = room;
         self.machine.keep_reserve();
         match self.journal.keep_room() {
             Err(error) if !error.is_full() => return Err(error),

@@ -53,9 +53,9 @@ impl Blobs {
         Ok(Fresh { path, file, hasher: blake3::Hasher::new() })
     }
 
-    /// Keeps the content of an open file: shared with it where the file system can (reflink), copied otherwise. Of a file
-    /// that grows meanwhile, what it was at first is kept.
-    pub(super) fn keep(&self, mut from: File, path: &Path) -> Result<String, Failure> {
+    /// Keeps the content of an open file, of which `bytes` were listed: shared with it where the file system can (reflink),
+    /// copied otherwise. Of a file that grows meanwhile, no more than was listed is kept: there is room for that.
+    pub(super) fn keep(&self, mut from: File, path: &Path, bytes: u64) -> Result<String, Failure> {
         let fail = failed(path);
         let mut fresh = self.fresh()?;
         let shared = rustix::fs::ioctl_ficlone(&fresh.file, &from).is_ok();
@@ -63,7 +63,11 @@ impl Blobs {
             // What is hashed is what is kept, whatever is written to the file meanwhile.
             from = File::open(&fresh.path).map_err(&fail)?;
         }
-        let mut from = (&from).take(from.metadata().map_err(&fail)?.len());
+        let there = from.metadata().map_err(&fail)?.len();
+        if shared && there > bytes {
+            fresh.file.set_len(bytes).map_err(&fail)?;
+        }
+        let mut from = (&from).take(there.min(bytes));
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             let read = match from.read(&mut chunk) {

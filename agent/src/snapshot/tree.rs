@@ -92,7 +92,7 @@ impl Tree {
             } else if let Some(known) = unchanged(relative, seen) {
                 Some(known)
             } else {
-                found.read(relative, seen, |file, path| blobs.keep(file, path))?
+                found.read(relative, seen, |file, path| blobs.keep(file, path, seen.bytes))?
             };
             match entry {
                 Some(entry) => {

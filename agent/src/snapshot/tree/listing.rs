@@ -9,8 +9,11 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use super::{Entry, EntryKind, STEP, Writer, attributes, exchanged, failed};
 use crate::beneath::{DEPTH_MAX, Folder, Place, Seen};
 
-/// Most entries of one tree.
+/// Most entries of one tree, most bytes of all their paths, and longest of these: they are held in memory, and a file is
+/// found again by its path.
 const ENTRIES_MAX: usize = 1_000_000;
+const PATHS_BYTES_MAX: usize = 128 * 1024 * 1024;
+const PATH_BYTES_MAX: usize = 3_800;
 
 /// What is at a place, by path below it; what is there itself has the empty path.
 pub(super) struct Listing<'a> {
@@ -37,7 +40,7 @@ impl<'a> Listing<'a> {
 
     fn fill(&mut self, writer: Writer) -> Result<(), Failure> {
         let Some(root) = &self.folder else { return Ok(()) };
-        let mut folders = vec![(String::new(), 0)];
+        let (mut folders, mut bytes) = (vec![(String::new(), 0)], 0);
         while let Some((below, depth)) = folders.pop() {
             let path = joined(root.path(), &below);
             let opened = if below.is_empty() {
@@ -64,6 +67,10 @@ impl<'a> Listing<'a> {
                         return Err(too_much(message));
                     }
                     folders.push((relative.clone(), depth + 1));
+                }
+                bytes += relative.len();
+                if relative.len() > PATH_BYTES_MAX || bytes > PATHS_BYTES_MAX {
+                    return Err(too_much(format!("{} has paths that are too long", root.path().display())));
                 }
                 self.entries.insert(relative, seen);
                 if self.entries.len() > ENTRIES_MAX {
