@@ -75,7 +75,7 @@ fn probing(canary: &Path, fleet: &Fleet) -> String {
   reads shadow /etc/shadow
   writes beside {folder}/written
   writes etc /etc/fleetwright-attack
-  writes release "$0"
+  writes release "$(dirname "$0")/../written"
   writes data ./written
   if unshare --user --map-root-user true 2>/dev/null; then echo "namespace made"; else echo "namespace refused"; fi
   if chown 0:0 ./written 2>/dev/null; then echo "chown done"; else echo "chown refused"; fi
