@@ -197,10 +197,10 @@ impl Admission {
             return Ok(());
         }
         match self.followed(&deployment).filter(|followed| followed.generation >= generation) {
-            Some(followed) if followed.ended || followed.generation > generation => {
-                if !is_active(Mutant::ObeySpentIntent) {
-                    return Err(NotAdmitted::Spent { deployment, of: generation });
-                }
+            Some(followed)
+                if (followed.ended || followed.generation > generation) && !is_active(Mutant::ObeySpentIntent) =>
+            {
+                return Err(NotAdmitted::Spent { deployment, of: generation });
             }
             Some(_) => {}
             // A deployment that never began here has left nothing here that could be undone.

@@ -19,7 +19,7 @@ impl Registry {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (log, entries) = (Arc::clone(&asked), entries.to_vec().into_iter().map(owned).collect::<Vec<_>>());
+        let (log, entries) = (Arc::clone(&asked), entries.iter().cloned().map(owned).collect::<Vec<_>>());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { continue };

@@ -253,7 +253,7 @@ impl Fleet {
             return Err(Refused::Failure(Box::new(failure)));
         };
         let was_connected = host.connected;
-        let claims_before = host.view.is_some().then(|| host.claims()).unwrap_or_default();
+        let claims_before = if host.view.is_some() { host.claims() } else { Vec::new() };
         let mut effects = note("host_connected", format!("{name} connected"));
         if !claimed {
             (host.labels, host.address) = (view.labels.clone(), Some(view.address.clone()));

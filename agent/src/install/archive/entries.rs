@@ -77,8 +77,11 @@ impl Said {
     }
 }
 
+/// The keyword and the value of a record.
+type Record<'a> = (&'a [u8], &'a [u8]);
+
 /// The next of the records: its length in decimal digits, a space, the key, `=`, the value, and a line's end.
-fn next_record<'a>(records: &mut &'a [u8]) -> Result<Option<(&'a [u8], &'a [u8])>, Failure> {
+fn next_record<'a>(records: &mut &'a [u8]) -> Result<Option<Record<'a>>, Failure> {
     if records.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }

@@ -89,7 +89,7 @@ impl Answers {
         if asks {
             return self.filled(input, &names, place);
         }
-        if let Some(said) = value.or(input.default.as_ref().map(|default| default.0.as_str())) {
+        if let Some(said) = value.or_else(|| input.default.as_ref().map(|default| default.0.as_str())) {
             plain(said, place)?;
             if !input.choices.is_empty() && input.choices.iter().all(|choice| choice.0 != said) {
                 self.notes.push(format!("{place}: `{}` is none of its choices", one_line(said)));
@@ -362,5 +362,5 @@ pub(super) fn remark(input: &Input) -> Option<String> {
 /// An input with what is known of it.
 pub(super) fn described(input: &Input) -> String {
     let label = one_line(input.label());
-    remark(input).map_or(label.clone(), |remark| format!("{label}: {remark}"))
+    remark(input).map_or_else(|| label.clone(), |remark| format!("{label}: {remark}"))
 }

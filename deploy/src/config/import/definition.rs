@@ -1,6 +1,6 @@
 //! Writing the definition of one package.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::fmt::Write as _;
 
 use super::answers::{Answers, described, plain, remark};
@@ -265,10 +265,9 @@ fn environment(
         draft.environment.entry(name).or_insert(words);
     }
     for (name, place) in std::mem::take(&mut draft.container.passed_on) {
-        if !draft.environment.contains_key(&name) {
-            let input = Input { name: Some(name.clone()), is_required: true, ..Input::default() };
-            let words = answers.answer(&input, &place)?.unwrap_or_default();
-            draft.environment.insert(name, words);
+        if let btree_map::Entry::Vacant(free) = draft.environment.entry(name) {
+            let input = Input { name: Some(free.key().clone()), is_required: true, ..Input::default() };
+            free.insert(answers.answer(&input, &place)?.unwrap_or_default());
         }
     }
     Ok(())
@@ -301,7 +300,7 @@ fn headers(inputs: &[Input], place: &str, draft: &mut Draft, answers: &mut Answe
 
 /// The port, where the server listens on one that nothing tells it.
 fn endpoint(given: &Given<'_>, url_port: Option<u16>, is_image: bool, draft: &mut Draft, answers: &mut Answers) {
-    let inner = draft.container.port.or(url_port.filter(|_| is_image && answers.port.as_text().is_some()));
+    let inner = draft.container.port.or_else(|| url_port.filter(|_| is_image && answers.port.as_text().is_some()));
     let shared = draft.container.network.as_deref() == Some("host");
     draft.container.port = inner.filter(|_| !shared && answers.listens);
     let fixed = url_port.filter(|_| answers.listens && !answers.port_told && (!is_image || shared));
