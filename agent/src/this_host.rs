@@ -33,6 +33,8 @@ use crate::{container, facts, handover, metrics, runtime, snapshot, stage};
 const INSTALLS_MAX: usize = 2;
 /// How long an old release has to become healthy again after it was put back.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long it must be healthy without a break.
+const RECOVERED_AFTER: Duration = Duration::from_secs(1);
 
 /// This host, worked on in one state folder.
 pub struct ThisHost {
@@ -309,17 +311,28 @@ fn put_away(server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
     stage::discard(server, target, &undone)
 }
 
-/// Whether an old release is healthy again, by its own checks.
+/// Whether an old release is healthy again, by its own checks, and stays so for a moment: one that ends soon after its
+/// start is there at first, too.
 async fn recovered(server: &ServerLayout, id: &ReleaseId) -> Result<(), Failure> {
     let Some(release) = stage::load(&server.release(id)) else { return Ok(()) };
     let (to, mut observations) = mpsc::channel(1);
     let watcher = tokio::spawn(crate::watch::watch(server.clone(), id.clone(), release, to));
     let deadline = Instant::now() + RECOVERY_TIMEOUT;
     let mut reason = "no check has answered yet".to_owned();
+    // Since when it is healthy, and how often it had been started anew by then.
+    let mut healthy: Option<(Instant, u32)> = None;
     let outcome = loop {
         match tokio::time::timeout_at(deadline, observations.recv()).await {
-            Ok(Some(seen)) if seen.report.status.is_available() => break Ok(()),
-            Ok(Some(seen)) => reason = seen.report.reason(),
+            Ok(Some(seen)) if seen.report.status.is_available() => {
+                let restarts = seen.report.restarts;
+                let (at, _) = *healthy.get_or_insert((Instant::now(), restarts));
+                if healthy != Some((at, restarts)) {
+                    healthy = Some((Instant::now(), restarts));
+                } else if at.elapsed() >= RECOVERED_AFTER {
+                    break Ok(());
+                }
+            }
+            Ok(Some(seen)) => (healthy, reason) = (None, seen.report.reason()),
             Ok(None) | Err(_) => {
                 let message = format!(
                     "the old release is back, but not healthy within {} s: {reason}",
