@@ -102,10 +102,7 @@ async fn taken(message: AgentMessageV1, from: Teller<'_>, serving: &Serving) -> 
 
 async fn connected(view: HostView, from: Teller<'_>, serving: &Serving) -> Option<CoordinatorReply> {
     let Teller { host, session, .. } = from;
-    let view = match reported::view(view) {
-        Ok(view) => view,
-        Err(too_many) => return Some(CoordinatorReply::Refused(too_many.to_string())),
-    };
+    let view = view.bounded();
     let connected = session.clone();
     let asked = serving.engine.ask(|reply| Request::HostConnected { host: host.clone(), view, session, reply });
     let answer = asked.await;
