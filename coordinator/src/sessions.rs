@@ -194,15 +194,14 @@ pub(crate) async fn accept(
             continue;
         }
         let from = incoming.remote_address();
-        let Some(place) = handshakes.place(Network::of(from.ip())) else {
-            if let Some(unsaid) = serving.said.says("no place", None) {
-                tracing::warn!(%from, unsaid, "too many connections are being made at once: one must wait");
-            }
-            // Whoever is in earnest sends the same packet again after a while. An answer would only make the flood larger.
-            incoming.ignore();
-            continue;
-        };
-        tokio::spawn(admit(incoming, place, serving.clone()));
+        // A task that ends early drops its handshake; whoever is in earnest comes again.
+        let begin = |place| tokio::spawn(admit(incoming, place, serving.clone())).abort_handle();
+        let gone = handshakes.begin(Network::of(from.ip()), begin);
+        if gone > 0
+            && let Some(unsaid) = serving.said.says("no place", None)
+        {
+            tracing::warn!(%from, gone, unsaid, "too many connections are being made at once: the slowest had to go");
+        }
     }
 }
 
@@ -223,7 +222,9 @@ async fn admit(incoming: Incoming, place: Place, serving: Arc<Serving>) {
             return;
         }
     };
-    drop(place);
+    if !place.leave() {
+        return;
+    }
     let id = serving.ids.fetch_add(1, Ordering::Relaxed);
     let refuse = |why: &'static str| {
         if let Some(unsaid) = serving.said.says(why, None) {
