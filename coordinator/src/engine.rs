@@ -305,7 +305,7 @@ impl Engine {
                 self.acknowledge(reply, outcome);
             }
             Request::HealthReported { instance, release, report, output, reply } => {
-                self.health_reported(instance, HeldBack { release, report, output }, reply);
+                self.health_reported(instance, HeldBack { since: self.clock.now(), release, report, output }, reply);
             }
             Request::External { deployment, name, attempt, failure } => {
                 let event = DeploymentEvent::ExternalReported { name, attempt, failure };
