@@ -32,6 +32,9 @@ impl Engine {
         // The host may have enrolled anew since this connection was made.
         let counts = session.certificate_sha256();
         if counts.is_none() || counts != self.fleet.hosts().get(&host).map(|host| host.certificate_sha256.clone()) {
+            if let Some(unsaid) = self.said.says("replaced certificate", Some(&host)) {
+                tracing::warn!(%host, unsaid, "a connection was closed: its certificate is not the one its host enrolled with");
+            }
             session.revoke();
             let _ = reply
                 .send(CoordinatorReply::Refused("the certificate is not the one its host enrolled with".to_owned()));
