@@ -323,7 +323,7 @@ async fn tell_metrics(connection: Connection, samples: Samples) {
 }
 
 /// Between half of a pause and all of it.
-fn jittered(pause: Duration) -> Duration {
+pub(crate) fn jittered(pause: Duration) -> Duration {
     let mut random = [0; 2];
     // Without random numbers the pause is just not spread.
     let _ = getrandom::fill(&mut random);

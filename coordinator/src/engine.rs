@@ -71,6 +71,8 @@ pub(crate) struct Engine {
     authorities: Authorities,
     clock: Clock,
     sessions: BTreeMap<HostName, SessionHandle>,
+    /// Those that newer ones took over from, until they are gone.
+    superseded: BTreeMap<HostName, Vec<SessionHandle>>,
     samples: Samples,
     /// What each host may still add to the journal, and the newest health of each instance that could not be added yet.
     budgets: Budgets,
@@ -104,6 +106,7 @@ impl Engine {
             said: Said::new(clock.clone()),
             clock,
             sessions: BTreeMap::new(),
+            superseded: BTreeMap::new(),
             samples: BTreeMap::new(),
             budgets,
             held_back: BTreeMap::new(),
@@ -289,6 +292,7 @@ impl Engine {
         match request {
             Request::HostConnected { host, view, session, reply } => self.host_connected(host, view, session, reply),
             Request::HostDisconnected { host, session } => {
+                self.keep_superseded(&host, |older| older.id != session);
                 // An older connection that ends after a newer one took over changes nothing.
                 if self.sessions.get(&host).is_some_and(|newest| newest.id == session) {
                     self.sessions.remove(&host);
@@ -301,7 +305,7 @@ impl Engine {
                 self.acknowledge(reply, outcome);
             }
             Request::HealthReported { instance, release, report, output, reply } => {
-                self.health_reported(instance, HeldBack { release, report, output }, reply);
+                self.health_reported(instance, HeldBack { since: self.clock.now(), release, report, output }, reply);
             }
             Request::External { deployment, name, attempt, failure } => {
                 let event = DeploymentEvent::ExternalReported { name, attempt, failure };
@@ -336,8 +340,10 @@ impl Engine {
             Request::LookAt { host, body, reply } => self.look_at(&host, body, reply),
             Request::Resend { host } => self.send_missed(&host),
             // What was signed before another deployment began is signed anew.
-            Request::NotHeard { host, generation } if generation < self.fleet.generation() => {
-                self.announce_to(&host);
+            Request::NotHeard { host, deployment, generation } if generation < self.fleet.generation() => {
+                if let Some(word) = self.fleet.announcement(&deployment, &host) {
+                    self.tell_intent(&host, &deployment, word);
+                }
             }
             Request::NotHeard { .. } => {}
             Request::Records { after, limit, reply } => {
@@ -396,9 +402,10 @@ impl Engine {
                 session.send(Outbound { envelope, reply });
                 let (requests, host, generation) =
                     (self.handle.requests.clone(), host.clone(), self.fleet.generation());
+                let deployment = deployment.clone();
                 tokio::spawn(async move {
                     if let Ok(CommandReply::Stale) = answer.await {
-                        let _ = requests.send(Request::NotHeard { host, generation }).await;
+                        let _ = requests.send(Request::NotHeard { host, deployment, generation }).await;
                     }
                 });
             }

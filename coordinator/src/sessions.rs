@@ -12,18 +12,18 @@ mod told;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fleetwright_certs::Role;
 use fleetwright_deploy::ids::{FleetName, HostName};
 use fleetwright_deploy::shares::Network;
 use fleetwright_protocol::command::CommandReply;
-use fleetwright_protocol::endpoint::KEEP_ALIVE_INTERVAL;
+use fleetwright_protocol::endpoint::{KEEP_ALIVE_INTERVAL, STREAMS_MAX};
 use fleetwright_protocol::frame::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX, read_length, read_payload};
 use fleetwright_protocol::{ALPN, ALPN_ENROL, Clock, Envelope, FrameError, close, endpoint, write_frame};
-use quinn::{Connection, Endpoint, Incoming};
-use tokio::sync::{mpsc, oneshot};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use self::allowance::{Allowance, Allowances};
@@ -33,7 +33,8 @@ use crate::artifacts::Artifacts;
 use crate::engine::{Handle, Request};
 use crate::said::Said;
 
-/// How many commands may wait for one host; more are sent when it connects the next time.
+/// How many commands may wait for one host, beside those on their way. More are sent when it connects the next time, which
+/// it is made to do.
 const OUTBOUND_MAX: usize = 1_024;
 /// How long one exchange may take.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -58,12 +59,41 @@ pub(crate) struct SessionHandle {
     pub(crate) id: u64,
     outbound: mpsc::Sender<Outbound>,
     connection: Connection,
+    state: Arc<State>,
+}
+
+/// What has become of a connection.
+#[derive(Default)]
+struct State {
+    /// Its host has said who it is, and that was taken.
+    greeted: AtomicBool,
+    /// More commands were to be sent over it than may wait.
+    overflowed: AtomicBool,
 }
 
 impl SessionHandle {
     /// Ends the connection at once: its certificate no longer counts.
     pub(crate) fn revoke(&self) {
         self.connection.close(close::NOT_PERMITTED.into(), b"the host has enrolled anew");
+    }
+
+    /// SHA-256 of the certificate that its peer presented, in hexadecimal.
+    pub(crate) fn certificate_sha256(&self) -> Option<String> {
+        endpoint::peer_fingerprint(&self.connection)
+    }
+
+    /// Whether the connection is not gone yet.
+    pub(crate) fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    /// Whether its host has said who it is. Before that, nothing else that comes over it counts.
+    fn has_greeted(&self) -> bool {
+        self.state.greeted.load(Ordering::Acquire)
+    }
+
+    fn greeted(&self) {
+        self.state.greeted.store(true, Ordering::Release);
     }
 
     /// Ends the connection: the host is to come back and tell again what was not taken.
@@ -96,28 +126,37 @@ impl SessionHandle {
         if self.peer_address() == newer_from {
             return None;
         }
-        let mut before: Option<u64> = None;
+        let elsewhere = || Some(self.peer_address()).filter(|from| *from != newer_from);
+        let before = AtomicU64::new(answers());
+        let has_answered = || answers() > before.load(Ordering::Relaxed);
         let look = async {
+            let mut is_settled = false;
             loop {
                 tokio::time::sleep(SUPERSEDED_LOOK_INTERVAL).await;
-                let from = self.peer_address();
-                if from == newer_from || before.is_some_and(|before| answers() > before) {
-                    return Some(from).filter(|from| *from != newer_from);
+                if elsewhere().is_none() || (is_settled && has_answered()) {
+                    return elsewhere();
                 }
-                before.get_or_insert_with(answers);
+                // What was on its way has arrived by now.
+                if !is_settled {
+                    before.store(answers(), Ordering::Relaxed);
+                    is_settled = true;
+                }
             }
         };
         tokio::select! {
             from = look => from,
-            _ = self.connection.closed() => None,
+            // Whoever makes yet another connection does not end the look that way.
+            why = self.connection.closed() => {
+                elsewhere().filter(|_| matches!(why, ConnectionError::LocallyClosed) && has_answered())
+            }
         }
     }
 
-    /// Sends a command. Should the queue be full or the connection gone, the command goes out again when the
-    /// host connects the next time.
+    /// Sends a command. Should the connection be gone, it goes out again when the host connects the next time. So it does
+    /// should the queue be full: the connection is closed once what waits in it is out.
     pub(crate) fn send(&self, outbound: Outbound) {
-        if self.outbound.try_send(outbound).is_err() {
-            tracing::warn!(session = self.id, "a command waits until its host connects again");
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.outbound.try_send(outbound) {
+            self.state.overflowed.store(true, Ordering::Release);
         }
     }
 }
@@ -155,15 +194,14 @@ pub(crate) async fn accept(
             continue;
         }
         let from = incoming.remote_address();
-        let Some(place) = handshakes.place(Network::of(from.ip())) else {
-            if let Some(unsaid) = serving.said.says("no place", None) {
-                tracing::warn!(%from, unsaid, "too many connections are being made at once: one must wait");
-            }
-            // Whoever is in earnest sends the same packet again after a while. An answer would only make the flood larger.
-            incoming.ignore();
-            continue;
-        };
-        tokio::spawn(admit(incoming, place, serving.clone()));
+        // A task that ends early drops its handshake; whoever is in earnest comes again.
+        let begin = |place| tokio::spawn(admit(incoming, place, serving.clone())).abort_handle();
+        let gone = handshakes.begin(Network::of(from.ip()), begin);
+        if gone > 0
+            && let Some(unsaid) = serving.said.says("no place", None)
+        {
+            tracing::warn!(%from, gone, unsaid, "too many connections are being made at once: the slowest had to go");
+        }
     }
 }
 
@@ -184,7 +222,9 @@ async fn admit(incoming: Incoming, place: Place, serving: Arc<Serving>) {
             return;
         }
     };
-    drop(place);
+    if !place.leave() {
+        return;
+    }
     let id = serving.ids.fetch_add(1, Ordering::Relaxed);
     let refuse = |why: &'static str| {
         if let Some(unsaid) = serving.said.says(why, None) {
@@ -230,16 +270,16 @@ async fn serve(connection: Connection, id: u64, host: HostName, serving: Arc<Ser
         return;
     };
     endpoint::widen(&connection);
-    let (outbound, mut commands) = mpsc::channel::<Outbound>(OUTBOUND_MAX);
-    let session = SessionHandle { id, outbound, connection: connection.clone() };
-    let (sending, allowing) = (connection.clone(), allowance.clone());
-    let sender = tokio::spawn(async move {
-        while let Some(command) = commands.recv().await {
-            let (connection, allowance) = (sending.clone(), allowing.clone());
-            // One stream per command, so that a large one does not hold up the others.
-            tokio::spawn(async move { deliver(&connection, command, &allowance).await });
-        }
-    });
+    let (outbound, commands) = mpsc::channel::<Outbound>(OUTBOUND_MAX);
+    let session = SessionHandle { id, outbound, connection: connection.clone(), state: Arc::default() };
+    let way = Way {
+        host: host.clone(),
+        connection: connection.clone(),
+        allowance: allowance.clone(),
+        state: session.state.clone(),
+        serving: serving.clone(),
+    };
+    let sender = tokio::spawn(Arc::new(way).deliver_all(commands));
     let expired = endpoint::peer_expired(&connection, &serving.clock);
     tokio::pin!(expired);
     loop {
@@ -276,23 +316,64 @@ async fn serve(connection: Connection, id: u64, host: HostName, serving: Arc<Ser
     let _ = serving.engine.requests.send(Request::HostDisconnected { host, session: id }).await;
 }
 
-async fn deliver(connection: &Connection, command: Outbound, allowance: &Allowance) {
-    let exchange = async {
-        let (mut send, mut receive) = connection.open_bi().await?;
-        write_frame(&mut send, &command.envelope, COMMAND_BYTES_MAX).await?;
-        let bytes = read_length(&mut receive, MESSAGE_BYTES_MAX).await?;
-        let _room = allowance.frame(bytes).await;
-        anyhow::Ok(read_payload::<CommandReply>(&mut receive, bytes).await?)
-    };
-    match timeout(EXCHANGE_TIMEOUT, exchange).await {
-        Ok(Ok(reply)) => {
-            // Nobody waits for the answers to most commands: what matters comes as a report.
-            let _ = command.reply.send(reply);
+/// The way that commands take to a host over one connection.
+struct Way {
+    host: HostName,
+    connection: Connection,
+    allowance: Arc<Allowance>,
+    state: Arc<State>,
+    serving: Arc<Serving>,
+}
+
+impl Way {
+    /// Delivers commands, as many at once as there may be streams.
+    async fn deliver_all(self: Arc<Self>, mut commands: mpsc::Receiver<Outbound>) {
+        let streams = Arc::new(Semaphore::new(STREAMS_MAX as usize));
+        // The place comes before the command, so that no more are out of the queue than can be on their way.
+        while let Ok(stream) = streams.clone().acquire_owned().await {
+            let Some(command) = commands.recv().await else { return };
+            let way = self.clone();
+            // One stream per command, so that a large one does not hold up the others.
+            tokio::spawn(async move {
+                way.deliver(command).await;
+                drop(stream);
+            });
+            if commands.is_empty() && self.state.overflowed.load(Ordering::Acquire) {
+                let _all_out = streams.acquire_many(STREAMS_MAX).await;
+                if let Some(unsaid) = self.serving.said.says("overflow", Some(&self.host)) {
+                    tracing::warn!(host = %self.host, unsaid, "more commands wait than may: the rest follows when the host connects again");
+                }
+                self.connection.close(close::GOODBYE.into(), b"more commands wait for this host; come back");
+                return;
+            }
         }
-        Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "a command could not be delivered"),
-        Err(_) => {
-            tracing::warn!("a host does not answer commands; its connection is closed");
-            connection.close(close::GOODBYE.into(), b"no answer to a command");
+    }
+
+    async fn deliver(&self, command: Outbound) {
+        let (host, said) = (&self.host, &self.serving.said);
+        let exchange = async {
+            let (mut send, mut receive) = self.connection.open_bi().await?;
+            write_frame(&mut send, &command.envelope, COMMAND_BYTES_MAX).await?;
+            let bytes = read_length(&mut receive, MESSAGE_BYTES_MAX).await?;
+            let _room = self.allowance.frame(bytes).await;
+            anyhow::Ok(read_payload::<CommandReply>(&mut receive, bytes).await?)
+        };
+        match timeout(EXCHANGE_TIMEOUT, exchange).await {
+            Ok(Ok(reply)) => {
+                // Nobody waits for the answers to most commands: what matters comes as a report.
+                let _ = command.reply.send(reply);
+            }
+            Ok(Err(error)) => {
+                if let Some(unsaid) = said.says("a command", Some(host)) {
+                    tracing::warn!(%host, error = format!("{error:#}"), unsaid, "a command could not be delivered");
+                }
+            }
+            Err(_) => {
+                if let Some(unsaid) = said.says("no answer", Some(host)) {
+                    tracing::warn!(%host, unsaid, "a host does not answer commands; its connection is closed");
+                }
+                self.connection.close(close::GOODBYE.into(), b"no answer to a command");
+            }
         }
     }
 }

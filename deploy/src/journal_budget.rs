@@ -63,6 +63,11 @@ impl JournalBudget {
         taken
     }
 
+    /// A report of health is held back, since others wait already.
+    pub fn holds_back(&mut self, now: Timestamp) {
+        self.note(now).health_held_back += 1;
+    }
+
     /// Whether something that was held back may be taken now.
     pub fn takes_health_again(&mut self, now: Timestamp) -> bool {
         self.health.has_some(now)

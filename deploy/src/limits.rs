@@ -3,6 +3,7 @@
 
 use crate::failure::{Failure, OUTPUT_LINES_MAX, TEXT_BYTES_MAX};
 use crate::health::{CheckOutcome, CheckReport, CheckRun, HealthReport, McpInfo, Severity};
+use crate::host::{Facts, HostView, LABEL_BYTES_MAX, LABELS_MAX};
 
 /// Longest name of anything: of a check, a step, a tool, of a server as it calls itself; in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -14,6 +15,11 @@ const CHECK_BYTES_MAX: usize = 1024;
 /// Most measurements of all checks together that are told, and longest one, in bytes.
 const MEASUREMENTS_MAX: usize = 256;
 const MEASUREMENT_BYTES_MAX: usize = 512;
+/// Most programs and engines of a host, and most versions of one; more are left out.
+pub const RUNTIMES_MAX: usize = 64;
+pub const VERSIONS_MAX: usize = 16;
+/// Longest path of a host, in bytes.
+pub const PATH_BYTES_MAX: usize = 4096;
 
 const UNITS: [(&str, usize); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
@@ -57,6 +63,35 @@ impl Failure {
         self.hint = self.hint.map(|hint| cut(hint, TEXT_BYTES_MAX));
         self.output = last_lines(self.output, OUTPUT_LINES_MAX);
         self
+    }
+}
+
+impl HostView {
+    /// The same host within its limits. Both ends use this, so that what an agent tells is what its coordinator keeps.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let Self { address, state_dir, labels, facts } = self;
+        let label = |(key, value)| (cut(key, NAME_BYTES_MAX), cut(value, LABEL_BYTES_MAX));
+        Self {
+            address: cut(address, LABEL_BYTES_MAX),
+            state_dir: cut(state_dir, PATH_BYTES_MAX),
+            labels: labels.into_iter().take(LABELS_MAX).map(label).collect(),
+            facts: facts.map(Facts::bounded),
+        }
+    }
+}
+
+impl Facts {
+    /// The same facts within their limits.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let Self { os, arch, cpus, memory_bytes, disk_bytes, runtimes } = self;
+        let (os, arch) = (cut(os, NAME_BYTES_MAX), cut(arch, NAME_BYTES_MAX));
+        let runtimes = runtimes.into_iter().take(RUNTIMES_MAX).map(|(name, mut versions)| {
+            versions.truncate(VERSIONS_MAX);
+            (cut(name, NAME_BYTES_MAX), versions)
+        });
+        Self { os, arch, cpus, memory_bytes, disk_bytes, runtimes: runtimes.collect() }
     }
 }
 
@@ -156,6 +191,26 @@ mod tests {
         let long = cut("ü".repeat(501 << 19), 1024);
         assert!(long.len() <= 1024 && long.ends_with("… cut: 501 MiB, the limit is 1 KiB"), "{long}");
         assert_eq!(cut("x".repeat(100), 8), "xxxxxxxx");
+    }
+
+    #[test]
+    fn the_texts_of_a_host_are_cut_and_marked_and_what_is_too_many_is_left_out() {
+        let large = || "ü".repeat(100_000);
+        let runtimes = (0..300_u32).map(|n| (format!("{n}{}", large()), vec![[n, n].into(); 100]));
+        let view = HostView {
+            address: large(),
+            state_dir: large(),
+            labels: (0..300).map(|n| (format!("{n:03}{}", large()), large())).collect(),
+            facts: Some(Facts { os: large(), runtimes: runtimes.collect(), ..Facts::default() }),
+        };
+        let cut = view.bounded();
+        assert!(serde_json::to_string(&cut).expect("JSON").len() < 64 * 1024);
+        assert_eq!(cut.labels.len(), LABELS_MAX);
+        assert!(cut.labels.iter().all(|(key, value)| key.contains("… cut: ") && value.contains("… cut: ")));
+        let facts = cut.facts.as_ref().expect("facts");
+        assert_eq!(facts.runtimes.len(), RUNTIMES_MAX);
+        assert!(facts.runtimes.values().all(|versions| versions.len() == VERSIONS_MAX));
+        assert_eq!(cut.clone().bounded(), cut, "what was cut stays as it is");
     }
 
     #[test]

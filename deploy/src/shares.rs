@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// How many bits of an address name a network: of IPv4, and of IPv6.
 const V4_PREFIX_BITS: u32 = 24;
-const V6_PREFIX_BITS: u32 = 56;
+const V6_PREFIX_BITS: u32 = 48;
 
 /// The network of a peer. On loopback every address is one of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +59,12 @@ impl Shares {
         }
     }
 
+    /// The network with the most places, if it has more than its share.
+    fn greedy(&self) -> Option<Network> {
+        let largest = self.by_network.iter().max_by_key(|(_, taken)| **taken);
+        largest.filter(|(_, taken)| **taken > self.share_max).map(|(network, _)| *network)
+    }
+
     /// Whether places are short and the network has its share of them.
     fn is_over(&self, network: Network) -> bool {
         let short = self.taken >= self.places_max / 2;
@@ -66,8 +72,8 @@ impl Shares {
     }
 }
 
-/// Peers that have yet to say what they want. Whoever comes is let in; the one who has waited longest goes for it when
-/// there is no room: of the same network, if that has more than its share.
+/// Peers that have yet to say what they want. Whoever comes is let in; those who have waited longest go for it when there
+/// is no room: of the same network, if that has its share; of the largest, if one has more than its share; or of all.
 #[derive(Clone, Debug)]
 pub struct WaitingRoom {
     shares: Shares,
@@ -82,16 +88,15 @@ impl WaitingRoom {
     }
 
     /// Lets a peer in, and says who must go for it.
-    pub fn enter(&mut self, peer: u64, network: Network) -> Option<u64> {
-        let mut gone = None;
-        if !self.shares.take(network) {
-            let own = self.shares.is_over(network);
-            let oldest = self.waiting.iter().find(|(_, of)| !own || *of == network).copied();
-            if let Some((id, _)) = oldest {
-                self.leave(id);
-                gone = Some(id);
-            }
-            self.shares.take(network);
+    pub fn enter(&mut self, peer: u64, network: Network) -> Vec<u64> {
+        let mut gone = Vec::new();
+        while !self.shares.take(network) {
+            let from = if self.shares.is_over(network) { Some(network) } else { self.shares.greedy() };
+            let oldest = self.waiting.iter().find(|(_, of)| from.is_none_or(|from| *of == from)).copied();
+            // Nobody waits only where there are no places at all.
+            let Some((id, _)) = oldest else { break };
+            self.leave(id);
+            gone.push(id);
         }
         self.waiting.push_back((peer, network));
         gone
@@ -129,8 +134,8 @@ mod tests {
     fn neighbours_are_one_network_and_loopback_addresses_are_not() {
         assert_eq!(network("192.0.2.1"), network("192.0.2.200"));
         assert_ne!(network("192.0.2.1"), network("192.0.3.1"));
-        assert_eq!(network("2001:db8:0:1::1"), network("2001:db8:0:ff::2"));
-        assert_ne!(network("2001:db8:0:100::1"), network("2001:db8:0:ff::2"));
+        assert_eq!(network("2001:db8:0:1::1"), network("2001:db8:0:ffff::2"));
+        assert_ne!(network("2001:db8:1:1::1"), network("2001:db8:0:1::1"));
         assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.9"));
         assert_ne!(network("127.0.0.1"), network("127.0.0.2"));
     }
@@ -154,15 +159,32 @@ mod tests {
     fn whoever_is_idle_longest_goes_first_and_never_somebody_of_a_smaller_network() {
         let (greedy, other) = (network("192.0.2.1"), network("198.51.100.1"));
         let mut room = WaitingRoom::new(8, 2);
-        assert!((0..4).all(|peer| room.enter(peer, greedy).is_none()));
-        assert_eq!(room.enter(4, greedy), Some(0), "its own oldest");
-        assert_eq!(room.enter(5, other), None);
+        assert!((0..4).all(|peer| room.enter(peer, greedy).is_empty()));
+        assert_eq!(room.enter(4, greedy), [0], "its own oldest");
+        assert!(room.enter(5, other).is_empty());
         for peer in 6..1_000 {
-            assert!(room.enter(peer, greedy).is_some_and(|gone| gone != 5));
+            assert!(!room.enter(peer, greedy).contains(&5));
         }
-        assert_eq!(room.len(), 5);
+        assert_eq!(room.len(), 4, "half of all");
         room.leave(5);
-        assert_eq!(room.len(), 4);
+        assert_eq!(room.len(), 3);
+    }
+
+    #[test]
+    fn there_are_never_more_than_there_are_places_and_the_greedy_go_first() {
+        let (greedy, small) = (network("192.0.2.1"), network("198.51.100.1"));
+        let mut room = WaitingRoom::new(8, 2);
+        assert!((0..4).all(|peer| room.enter(peer, greedy).is_empty()));
+        assert!(room.enter(4, small).is_empty());
+        for n in 5..8 {
+            assert!(room.enter(n, network(&format!("203.0.{n}.1"))).is_empty());
+        }
+        assert_eq!(room.enter(8, network("203.0.8.1")), [0], "the oldest of the greedy network");
+        assert_eq!(room.enter(9, greedy), [1, 2], "until there is room for it");
+        for peer in 10..1_000 {
+            room.enter(peer, network(&format!("203.{}.{}.1", peer / 256, peer % 256)));
+            assert!(room.len() <= 8 && room.shares.taken == room.len());
+        }
     }
 
     #[test]
@@ -170,7 +192,7 @@ mod tests {
         let mut room = WaitingRoom::new(4, 1);
         for n in 0..50_u64 {
             let gone = room.enter(n, network(&format!("203.0.{n}.1")));
-            assert_eq!(gone, n.checked_sub(4));
+            assert_eq!(gone, n.checked_sub(4).into_iter().collect::<Vec<_>>());
         }
         assert_eq!(room.len(), 4);
     }

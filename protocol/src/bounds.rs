@@ -1,7 +1,6 @@
 //! What is told is bounded before it is kept or sent: a message made by these functions always fits its frame.
 
 use fleetwright_deploy::failure::{Failure, FailureKind, TEXT_BYTES_MAX};
-use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::instance::StepReport;
 use fleetwright_deploy::limits::{NAME_BYTES_MAX, bounded_runs, cut, last_lines, size};
 use serde::Serialize;
@@ -15,12 +14,6 @@ use crate::snapshot::SnapshotView;
 const LIST_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 64 * 1024;
 /// Most lines of output that travel with a change of health.
 const HEALTH_LINES_MAX: usize = 20;
-/// Most labels of a host, most runtimes, and most versions of one.
-const LABELS_MAX: usize = 256;
-const RUNTIMES_MAX: usize = 32;
-const VERSIONS_MAX: usize = 64;
-/// Longest path and address of a host, in bytes.
-const PATH_BYTES_MAX: usize = 4096;
 
 impl AgentMessageV1 {
     /// The same message within its limits. What is cut says so.
@@ -37,7 +30,7 @@ impl AgentMessageV1 {
             Self::Metrics(sample) => Self::Metrics(bounded_sample(sample)),
             Self::MetricsBatch(samples) => Self::MetricsBatch(batch(samples.into_iter())),
             Self::Greeting { agent_version, view } => {
-                Self::Greeting { agent_version: cut(agent_version, NAME_BYTES_MAX), view: bounded_view(view) }
+                Self::Greeting { agent_version: cut(agent_version, NAME_BYTES_MAX), view: view.bounded() }
             }
             // They hold numbers and digests only, or are not sent any more.
             other @ (Self::Hello { .. } | Self::ListChunks { .. } | Self::GetChunks { .. }) => other,
@@ -85,22 +78,6 @@ pub fn batch(samples: impl Iterator<Item = MetricsSample>) -> Vec<MetricsSample>
 fn bounded_sample(mut sample: MetricsSample) -> MetricsSample {
     fit(&mut sample.servers);
     sample
-}
-
-fn bounded_view(mut view: HostView) -> HostView {
-    let words = |text| cut(text, NAME_BYTES_MAX);
-    view.address = cut(view.address, PATH_BYTES_MAX);
-    view.state_dir = cut(view.state_dir, PATH_BYTES_MAX);
-    let labels = std::mem::take(&mut view.labels).into_iter().take(LABELS_MAX);
-    view.labels = labels.map(|(key, value)| (words(key), words(value))).collect();
-    if let Some(facts) = &mut view.facts {
-        facts.os = words(std::mem::take(&mut facts.os));
-        facts.arch = words(std::mem::take(&mut facts.arch));
-        let runtimes = std::mem::take(&mut facts.runtimes).into_iter().take(RUNTIMES_MAX);
-        facts.runtimes =
-            runtimes.map(|(name, versions)| (words(name), versions.into_iter().take(VERSIONS_MAX).collect())).collect();
-    }
-    view
 }
 
 impl CommandReply {

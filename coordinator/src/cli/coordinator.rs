@@ -38,11 +38,25 @@ pub(super) async fn coordinator(arguments: &CoordinatorArguments, context: &Cont
         Some(found) => found,
         None => StateDir::new(std::path::Path::new(STATE_DIR_NAME))?,
     };
-    if !state_dir.exists() {
-        let operator_public = match &arguments.operator_public {
-            Some(file) => {
-                std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?
-            }
+    let named = match &arguments.operator_public {
+        Some(file) => {
+            Some((file, std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?))
+        }
+        None => None,
+    };
+    if state_dir.exists() {
+        if let Some((file, pem)) = named
+            && !is_same(&pem, &state_dir.operator_public()?)
+        {
+            bail!(
+                "{} is not the operator's public key of the fleet in {}, which is made already\n  hint: leave --operator-public out, or name another folder with --state-dir to make another fleet",
+                file.display(),
+                state_dir.path().display()
+            );
+        }
+    } else {
+        let operator_public = match named {
+            Some((_, pem)) => pem,
             None => make_operator_key(&state_dir).await?,
         };
         state_dir.create(&arguments.fleet, &arguments.listen, &operator_public, &clock::system())?;
@@ -50,6 +64,11 @@ pub(super) async fn coordinator(arguments: &CoordinatorArguments, context: &Cont
     state_dir.tighten()?;
     serve(&state_dir).await?;
     Ok(exit::DONE)
+}
+
+/// Whether two PEM texts are the same but for blanks and the ends of lines.
+fn is_same(one: &str, other: &str) -> bool {
+    one.split_whitespace().eq(other.split_whitespace())
 }
 
 /// Has another process make the operator's key, which this one never holds; gives its public half.
@@ -62,4 +81,15 @@ async fn make_operator_key(state_dir: &StateDir) -> Result<String> {
         bail!("the operator's key could not be made: `fleetwright operator-key export` ended with {ended}");
     }
     state_dir.operator_public()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_keys_are_the_same_whatever_ends_their_lines() {
+        assert!(is_same("-----BEGIN\nabc\n", "-----BEGIN\r\nabc"));
+        assert!(!is_same("-----BEGIN\nabc\n", "-----BEGIN\nabd\n"));
+    }
 }

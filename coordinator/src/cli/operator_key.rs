@@ -1,8 +1,10 @@
 //! `fleetwright operator-key`
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 
 use super::{Context, exit};
@@ -36,12 +38,18 @@ pub(crate) enum OperatorKeyCommand {
 pub(super) fn operator_key(command: OperatorKeyCommand, context: &Context) -> Result<u8> {
     match command {
         OperatorKeyCommand::Create { file } => {
-            let key = OperatorKey::create(&file)?;
             let mut public = file.clone().into_os_string();
             public.push(".pub");
-            std::fs::write(&public, key.public_pem()?)
-                .with_context(|| format!("{} cannot be written", PathBuf::from(&public).display()))?;
-            context.ui.say(&format!("made {} and {}", file.display(), PathBuf::from(&public).display()));
+            let public = PathBuf::from(public);
+            if public.exists() {
+                bail!("{} is there already\n  hint: a key is never written over; name another file", public.display());
+            }
+            let key = OperatorKey::create(&file)?;
+            let pem = key.public_pem()?;
+            File::create_new(&public)
+                .and_then(|mut made| made.write_all(pem.as_bytes()))
+                .with_context(|| format!("{} cannot be written", public.display()))?;
+            context.ui.say(&format!("made {} and {}", file.display(), public.display()));
         }
         OperatorKeyCommand::Export { if_missing, create } => {
             let state_dir = match context.state_dir()? {

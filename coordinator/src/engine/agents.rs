@@ -29,23 +29,52 @@ impl Engine {
         session: SessionHandle,
         reply: Reply<CoordinatorReply>,
     ) {
-        let connected = self.greeted(&host, view);
-        if connected.is_ok() {
-            let from = session.peer_address();
-            let older = self.sessions.insert(host.clone(), session);
-            let newest = self.sessions.get(&host).map(|session| session.id);
-            // A host may greet again over the same connection.
-            if let Some(older) = older.filter(|older| Some(older.id) != newest) {
-                self.look_for_two(host.clone(), older.clone(), from);
-                older.supersede();
+        // The host may have enrolled anew since this connection was made.
+        let counts = session.certificate_sha256();
+        if counts.is_none() || counts != self.fleet.hosts().get(&host).map(|host| host.certificate_sha256.clone()) {
+            if let Some(unsaid) = self.said.says("replaced certificate", Some(&host)) {
+                tracing::warn!(%host, unsaid, "a connection was closed: its certificate is not the one its host enrolled with");
             }
+            session.revoke();
+            let _ = reply
+                .send(CoordinatorReply::Refused("the certificate is not the one its host enrolled with".to_owned()));
+            return;
+        }
+        let connected = self.greeted(&host, view);
+        // A host may greet again over the same connection, or one that was taken over from; it has missed nothing then.
+        let older = self.superseded.get(&host).into_iter().flatten();
+        let is_fresh = older.chain(self.sessions.get(&host)).all(|known| known.id != session.id);
+        let takes_over = connected.is_ok() && is_fresh;
+        if takes_over {
+            self.take_over(&host, session);
         }
         self.acknowledge(reply, connected);
         self.after_commit(move |engine, durable| {
-            if durable.is_ok() {
+            if takes_over && durable.is_ok() {
                 engine.send_missed(&host);
             }
         });
+    }
+
+    /// A fresh connection of a host takes over from the one before.
+    fn take_over(&mut self, host: &HostName, session: SessionHandle) {
+        let from = session.peer_address();
+        self.keep_superseded(host, |_| true);
+        if let Some(older) = self.sessions.insert(host.clone(), session) {
+            self.look_for_two(host.clone(), older.clone(), from);
+            self.superseded.entry(host.clone()).or_default().push(older.clone());
+            older.supersede();
+        }
+    }
+
+    /// Forgets those superseded connections of a host that are gone, and all that are not to be kept.
+    pub(super) fn keep_superseded(&mut self, host: &HostName, keep: impl Fn(&SessionHandle) -> bool) {
+        if let Some(superseded) = self.superseded.get_mut(host) {
+            superseded.retain(|older| older.is_open() && keep(older));
+            if superseded.is_empty() {
+                self.superseded.remove(host);
+            }
+        }
     }
 
     /// One certificate belongs to one host. Should its older connection still be used, from elsewhere, then two have it.
@@ -74,6 +103,17 @@ impl Engine {
         }
     }
 
+    /// Sends one order again, if it still is one.
+    fn send_again(&self, deployment: &DeploymentId, instance: &InstanceId, attempt: u32, order: OrderName) {
+        let is_it = |of: &DeploymentId, id: &InstanceId, at: u32, is: &Order| {
+            of == deployment && id == instance && at == attempt && OrderName::from(is) == order
+        };
+        let found = self.fleet.outstanding(&instance.host).find(|(of, id, at, is)| is_it(of.id(), id, *at, is));
+        if let Some((_, _, _, order)) = found {
+            self.send(deployment, instance, attempt, &order, self.clock.now());
+        }
+    }
+
     /// A command that was signed before another deployment began is signed anew. One that is stale all the same comes
     /// from a coordinator that knows less than its hosts.
     pub(super) fn not_obeyed(
@@ -86,7 +126,7 @@ impl Engine {
     ) {
         let failure = match not_obeyed {
             NotObeyed::Stale(generation) if generation < self.fleet.generation() => {
-                return self.send_missed(&instance.host);
+                return self.send_again(&deployment, &instance, attempt, order);
             }
             NotObeyed::Stale(generation) => {
                 let message = format!("{} has seen a later generation than {generation}", instance.host);
@@ -165,9 +205,8 @@ impl Engine {
         };
         let certificate_sha256 = fingerprint(&certificate.der);
         let enrolled = self.event(FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256, introduction });
-        if let Some(session) = self.sessions.remove(&host) {
-            session.revoke();
-        }
+        let superseded = self.superseded.remove(&host).unwrap_or_default();
+        self.sessions.remove(&host).into_iter().chain(superseded).for_each(|session| session.revoke());
         let enrolled = enrolled.map(|()| credentials).map_err(|refused| refused.to_string());
         self.after_commit(move |_, durable| {
             let _ = reply.send(

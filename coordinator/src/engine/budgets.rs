@@ -24,6 +24,8 @@ pub(crate) struct Budgets(Arc<Mutex<BTreeMap<HostName, JournalBudget>>>);
 
 /// A report of health that could not be taken yet.
 pub(super) struct HeldBack {
+    /// Since when a report of its instance waits; a newer one takes the place of the one before in the queue.
+    pub(super) since: Timestamp,
     pub(super) release: ReleaseId,
     pub(super) report: HealthReport,
     pub(super) output: Vec<String>,
@@ -69,16 +71,26 @@ impl Engine {
     }
 
     /// Takes a report of health in, now or later. It is acknowledged at once: after a restart the agent tells it again.
-    pub(super) fn health_reported(&mut self, instance: InstanceId, new: HeldBack, reply: Reply<CoordinatorReply>) {
+    pub(super) fn health_reported(&mut self, instance: InstanceId, mut new: HeldBack, reply: Reply<CoordinatorReply>) {
         // Whatever was held back is older than this.
-        self.held_back.remove(&instance);
+        if let Some(older) = self.held_back.remove(&instance) {
+            new.since = older.since;
+        }
         if !self.fleet.health_changes(&instance, &new.release, &new.report) {
             return self.acknowledge(reply, Err(Refused::NoChange));
         }
         let host = instance.host.clone();
         let (event, now) = (new.event(&instance), self.clock.now());
         let bytes = bytes_of(&event);
-        if self.full.is_none() && !self.budgets.of(&host, now, |of| of.takes_health(bytes, now)) {
+        // Nobody is served before those of the same host that wait already.
+        let others_wait = self.held_back.keys().any(|waiting| waiting.host == host);
+        let takes = |of: &mut JournalBudget| {
+            if others_wait {
+                of.holds_back(now);
+            }
+            !others_wait && of.takes_health(bytes, now)
+        };
+        if self.full.is_none() && !self.budgets.of(&host, now, takes) {
             self.tell_over_budget(&host);
             self.held_back.insert(instance, new);
             return self.acknowledge(reply, Ok(()));
@@ -94,8 +106,10 @@ impl Engine {
             self.held_back.clear();
         }
         let now = self.clock.now();
-        let waiting: Vec<InstanceId> = self.held_back.keys().cloned().collect();
-        for instance in waiting {
+        let mut waiting: Vec<(Timestamp, InstanceId)> =
+            self.held_back.iter().map(|(instance, held)| (held.since, instance.clone())).collect();
+        waiting.sort_unstable();
+        for (_, instance) in waiting {
             if !self.budgets.of(&instance.host, now, |of| of.takes_health_again(now)) {
                 continue;
             }
@@ -117,7 +131,7 @@ impl Engine {
 
 impl HeldBack {
     fn event(&self, instance: &InstanceId) -> FleetEvent {
-        let Self { release, report, output } = self;
+        let Self { since: _, release, report, output } = self;
         let (release, report, output) = (release.clone(), report.clone(), output.clone());
         FleetEvent::HealthReported { instance: instance.clone(), release, report, output }
     }

@@ -93,7 +93,7 @@ pub(crate) enum Request {
     /// Ask an agent for something that changes nothing.
     LookAt { host: HostName, body: CommandBody, reply: Reply<Result<CommandReply, Failure>> },
     /// A host has seen a later generation than the one in which it was told of an intent.
-    NotHeard { host: HostName, generation: Generation },
+    NotHeard { host: HostName, deployment: DeploymentId, generation: Generation },
     /// What a host may have missed can be sent now.
     Resend { host: HostName },
     /// What people are told about entries after a number.

@@ -2,6 +2,7 @@
 //! from the others. A host that keeps to its work never notices.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -75,17 +76,19 @@ impl Allowance {
         }
     }
 
-    /// Takes one more connection in, unless there were too many of late. The oldest one goes where there are more than
+    /// Takes one more connection in, unless there were too many of late. An older one goes where there are more than
     /// [`CONNECTIONS_OPEN_MAX`].
     pub(super) fn open(self: &Arc<Self>, id: u64, connection: &Connection) -> Option<Open> {
         self.rates(|rates, now| rates.connections.take(1, now)).ok()?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.push_back((id, connection.clone()));
-        while open.len() > CONNECTIONS_OPEN_MAX {
-            if let Some((_, oldest)) = open.pop_front() {
-                oldest.close(close::SUPERSEDED.into(), b"newer connections took over");
+        while open.len() >= CONNECTIONS_OPEN_MAX {
+            let from = open.iter().map(|(_, connection)| connection.remote_address().ip());
+            let goes = displaced(from, connection.remote_address().ip());
+            if let Some((_, older)) = open.remove(goes) {
+                older.close(close::SUPERSEDED.into(), b"newer connections took over");
             }
         }
+        open.push_back((id, connection.clone()));
         Some(Open { of: self.clone(), id })
     }
 
@@ -120,5 +123,24 @@ impl Allowance {
 impl Drop for Open {
     fn drop(&mut self) {
         self.of.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _)| *id != self.id);
+    }
+}
+
+/// Which of the connections from these addresses, the oldest first, goes for a newer one: the oldest from the same address
+/// if there is one. So whoever else has the certificate of a host does not hide by making more connections.
+fn displaced(mut older: impl Iterator<Item = IpAddr>, newer: IpAddr) -> usize {
+    older.position(|from| from == newer).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_goes_for_a_newer_one_from_its_own_address_first() {
+        let [honest, thief, third] = [1, 2, 3].map(|n| IpAddr::from([192, 0, 2, n]));
+        assert_eq!(displaced([honest, thief].into_iter(), thief), 1);
+        assert_eq!(displaced([thief, honest].into_iter(), thief), 0);
+        assert_eq!(displaced([honest, thief].into_iter(), third), 0, "the oldest");
     }
 }

@@ -1,38 +1,103 @@
-//! The door: how many peers are in their handshake at once. Nobody knows them yet, so places are few, and no network has
-//! those of the others.
+//! The door: how many peers are in their handshake at once. Nobody knows them yet, so places are few. Whoever comes is let
+//! in, and the one whose handshake takes longest goes for it: an honest one is over in a moment.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fleetwright_deploy::shares::{Network, Shares};
+use fleetwright_deploy::shares::{Network, WaitingRoom};
+use tokio::task::AbortHandle;
 
 /// How many handshakes are under way at once. Each takes some 50 KiB, and as much again until quinn forgets it.
 const HANDSHAKES_MAX: usize = 256;
 /// How many of them are of one network, once places are short.
-const HANDSHAKES_PER_NETWORK_MAX: usize = 16;
+const HANDSHAKES_PER_NETWORK_MAX: usize = 64;
 
 /// The places at the door.
-pub(super) struct Handshakes(Mutex<Shares>);
+pub(super) struct Handshakes(Mutex<Taken>);
+
+struct Taken {
+    room: WaitingRoom,
+    /// The tasks in which handshakes are made.
+    under_way: BTreeMap<u64, AbortHandle>,
+    ids: u64,
+}
 
 /// A place, given back when it is dropped.
 pub(super) struct Place {
     of: Arc<Handshakes>,
-    network: Network,
+    id: u64,
 }
 
 impl Handshakes {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Shares::new(HANDSHAKES_MAX, HANDSHAKES_PER_NETWORK_MAX))))
+        let room = WaitingRoom::new(HANDSHAKES_MAX, HANDSHAKES_PER_NETWORK_MAX);
+        Arc::new(Self(Mutex::new(Taken { room, under_way: BTreeMap::new(), ids: 0 })))
     }
 
-    /// A place for a peer of this network, if there is one.
-    pub(super) fn place(self: &Arc<Self>, network: Network) -> Option<Place> {
-        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).take(network);
-        taken.then(|| Place { of: self.clone(), network })
+    /// Begins the handshake of a peer of this network; `begin` starts a task that holds the place. Says how many others had
+    /// to go for it.
+    pub(super) fn begin(self: &Arc<Self>, network: Network, begin: impl FnOnce(Place) -> AbortHandle) -> usize {
+        let gone: Vec<AbortHandle> = {
+            let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            taken.ids += 1;
+            let id = taken.ids;
+            let gone = taken.room.enter(id, network);
+            let gone = gone.iter().filter_map(|gone| taken.under_way.remove(gone)).collect();
+            // A task that ends at once gives its place back after this.
+            let task = begin(Place { of: self.clone(), id });
+            taken.under_way.insert(id, task);
+            gone
+        };
+        gone.iter().for_each(AbortHandle::abort);
+        gone.len()
+    }
+}
+
+impl Place {
+    /// Gives the place back. Where it was another's already, the task is about to be ended and must not go on.
+    pub(super) fn leave(self) -> bool {
+        self.give_back()
+    }
+
+    fn give_back(&self) -> bool {
+        let mut taken = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.room.leave(self.id);
+        taken.under_way.remove(&self.id).is_some()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.of.0.lock().unwrap_or_else(PoisonError::into_inner).give_back(self.network);
+        self.give_back();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_is_let_in_and_the_oldest_of_its_network_goes() {
+        let (handshakes, network) = (Handshakes::new(), Network::of([192, 0, 2, 1].into()));
+        let mut tasks = Vec::new();
+        for _ in 0..HANDSHAKES_MAX {
+            handshakes.begin(network, |place| {
+                let task = tokio::spawn(async move {
+                    let _place = place;
+                    std::future::pending::<()>().await;
+                });
+                let abort = task.abort_handle();
+                tasks.push(task);
+                abort
+            });
+        }
+        let newest = tasks.pop().expect("the newest");
+        assert!(tasks.remove(0).await.is_err_and(|error| error.is_cancelled()), "the oldest has gone");
+        assert!(!newest.is_finished());
+        let waiting = |handshakes: &Handshakes| handshakes.0.lock().expect("no panic").room.len();
+        assert_eq!(waiting(&handshakes), HANDSHAKES_MAX / 2, "as many as one network may have");
+        newest.abort();
+        let _ = newest.await;
+        assert_eq!(waiting(&handshakes), HANDSHAKES_MAX / 2 - 1, "its place is given back");
     }
 }

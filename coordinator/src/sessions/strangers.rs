@@ -45,12 +45,12 @@ impl Strangers {
         Self { waiting: Mutex::new((room, BTreeMap::new())), enrolling: Semaphore::new(ENROLLING_MAX) }
     }
 
-    /// Lets a peer in. Gives the connection that must go for it, if one must.
-    fn enter(&self, id: u64, connection: &Connection) -> (Waiting<'_>, Option<Connection>) {
+    /// Lets a peer in. Gives the connections that must go for it.
+    fn enter(&self, id: u64, connection: &Connection) -> (Waiting<'_>, Vec<Connection>) {
         let network = Network::of(connection.remote_address().ip());
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let (room, connections) = &mut *waiting;
-        let gone = room.enter(id, network).and_then(|gone| connections.remove(&gone));
+        let gone = room.enter(id, network).iter().filter_map(|gone| connections.remove(gone)).collect();
         connections.insert(id, connection.clone());
         (Waiting { strangers: self, id }, gone)
     }
@@ -68,7 +68,7 @@ impl Drop for Waiting<'_> {
 /// Serves a peer without a certificate: it enrols, or it goes.
 pub(super) async fn serve(connection: &Connection, id: u64, serving: &Serving) {
     let (waiting, gone) = serving.strangers.enter(id, connection);
-    if let Some(gone) = gone {
+    for gone in gone {
         if let Some(unsaid) = serving.said.says("an idle peer", None) {
             let from = gone.remote_address();
             tracing::warn!(%from, unsaid, "a peer that did not enrol had to go for another");
@@ -91,12 +91,15 @@ async fn enrol(connection: &Connection, waiting: Waiting<'_>, serving: &Serving)
     let now = serving.clock.now();
     let counts = Token::is_shaped(&token)
         && serving.engine.look(move |fleet, _, _| fleet.token(&sha256, now).is_some()).await == Some(true);
-    // Whoever has no token that counts stays one of the strangers until it goes.
-    let waiting = Some(waiting).filter(|_| !counts);
+    // Whoever is not enrolled stays one of the strangers until it goes.
+    let mut waiting = Some(waiting);
     let reply = if counts {
         let _place = timeout(EXCHANGE_TIMEOUT, serving.strangers.enrolling.acquire()).await??;
         match serving.engine.ask(|reply| Request::Enrol { token, request_der, reply }).await {
-            Some(Ok(credentials)) => EnrolReply::Enrolled(Box::new(credentials)),
+            Some(Ok(credentials)) => {
+                waiting = None;
+                EnrolReply::Enrolled(Box::new(credentials))
+            }
             Some(Err(why)) => refused(connection, serving, why),
             None => EnrolReply::Refused("the coordinator is ending".to_owned()),
         }

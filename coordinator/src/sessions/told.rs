@@ -63,6 +63,10 @@ pub(super) async fn message(
 
 async fn taken(message: AgentMessageV1, from: Teller<'_>, serving: &Serving) -> Option<CoordinatorReply> {
     let (engine, host) = (&serving.engine, from.host);
+    let greets = matches!(message, AgentMessageV1::Hello { .. } | AgentMessageV1::Greeting { .. });
+    if !greets && !from.session.has_greeted() {
+        return Some(CoordinatorReply::Refused("greet first".to_owned()));
+    }
     let on_host = |server| InstanceId::new(server, host.clone());
     match message {
         AgentMessageV1::Hello { view, agent_version: _ } => connected(view.into(), from, serving).await,
@@ -98,11 +102,14 @@ async fn taken(message: AgentMessageV1, from: Teller<'_>, serving: &Serving) -> 
 
 async fn connected(view: HostView, from: Teller<'_>, serving: &Serving) -> Option<CoordinatorReply> {
     let Teller { host, session, .. } = from;
-    let view = match reported::view(view) {
-        Ok(view) => view,
-        Err(too_many) => return Some(CoordinatorReply::Refused(too_many.to_string())),
-    };
-    serving.engine.ask(|reply| Request::HostConnected { host: host.clone(), view, session, reply }).await
+    let view = view.bounded();
+    let connected = session.clone();
+    let asked = serving.engine.ask(|reply| Request::HostConnected { host: host.clone(), view, session, reply });
+    let answer = asked.await;
+    if answer == Some(CoordinatorReply::Acknowledged) {
+        connected.greeted();
+    }
+    answer
 }
 
 async fn take_samples(serving: &Serving, host: &HostName, samples: Vec<MetricsSample>) -> Option<CoordinatorReply> {
