@@ -4,12 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use fleetwright_protocol::endpoint::{self, TlsIdentity};
-use fleetwright_protocol::frame::MESSAGE_BYTES_MAX;
-use fleetwright_protocol::report::{AgentMessage, AgentMessageV1, CoordinatorReply};
-use fleetwright_protocol::{read_frame, write_frame};
-use fleetwright_tests::fleet::{Fleet, clock, text};
-use serde_json::Value;
+use fleetwright_protocol::report::{AgentMessageV1, CoordinatorReply};
+use fleetwright_tests::fleet::{Fleet, text};
+use fleetwright_tests::impostor::StolenKey;
 
 /// Bytes that no compression makes smaller, the same for the same seed.
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
@@ -65,26 +62,13 @@ fn chunks(host: &Path) -> Vec<std::path::PathBuf> {
     entries.filter(|path| path.extension().is_some_and(|extension| extension == "zst")).collect()
 }
 
-async fn ask(fleet: &Fleet, host: &str, message: AgentMessageV1) -> CoordinatorReply {
+/// What the coordinator answers to somebody who has the key of a host.
+async fn ask(fleet: &Fleet, host: &str, address: &str, message: AgentMessageV1) -> CoordinatorReply {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let folder = fleet.host(host).join("identity");
-    let identity: Value =
-        serde_json::from_slice(&fs::read(folder.join("agent.json")).expect("identity")).expect("JSON");
-    let identity = TlsIdentity {
-        chain_pem: text(&identity["certificate_pem"]).to_owned(),
-        key_pem: fs::read_to_string(folder.join("agent.key")).expect("key"),
-        authority_pem: text(&identity["authority_pem"]).to_owned(),
-    };
-    let file: Value =
-        serde_json::from_slice(&fs::read(fleet.state_dir().join("fleet.json")).expect("read")).expect("JSON");
-    let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("address")).expect("endpoint");
-    endpoint.set_default_client_config(endpoint::agent(&identity, &clock()).expect("settings"));
-    let to = text(&file["listen"]).parse().expect("address");
-    let connection =
-        endpoint.connect(to, fleetwright_certs::COORDINATOR_DNS_NAME).expect("dial").await.expect("connect");
-    let (mut send, mut receive) = connection.open_bi().await.expect("stream");
-    write_frame(&mut send, &AgentMessage::V1(message), MESSAGE_BYTES_MAX).await.expect("sent");
-    read_frame(&mut receive, MESSAGE_BYTES_MAX).await.expect("an answer")
+    let stolen = StolenKey::dial(fleet, host, "127.0.0.1").await;
+    let greeted = stolen.greet(address, &[]).await;
+    assert!(matches!(greeted, Some(CoordinatorReply::Acknowledged)), "{greeted:?}");
+    stolen.tell(message).await.expect("an answer")
 }
 
 #[test]
@@ -108,14 +92,15 @@ fn a_file_beside_its_definition_is_deployed_and_a_changed_one_moves_only_what_ch
     assert_eq!((&list[0]["name"], &list[0]["in_use"]), (&"alpha.tar".into(), &true.into()));
     let sha256 = text(&list[0]["sha256"]).to_owned();
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    for host in ["host-1", "host-3"] {
+    for (host, number) in [("host-1", 1), ("host-3", 3)] {
         let message = AgentMessageV1::ListChunks { sha256: sha256.clone(), from: 0 };
-        let reply = runtime.block_on(ask(&fleet, host, message));
+        let reply = runtime.block_on(ask(&fleet, host, &fleet.address(number), message));
         assert!(
             matches!(&reply, CoordinatorReply::Refused(why) if why.contains("nothing that this host is to run")),
             "{reply:?}"
         );
     }
+    fleet.wait_until("the true agents are back", || fleet.json(&["status"])["status"]["hosts_connected"] == 3);
     let refused = fleet.run(&["artifacts", "remove", &sha256]).expect_code(1);
     assert!(refused.stderr.contains("is used by what runs"), "{}", refused.stderr);
 
