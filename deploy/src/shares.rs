@@ -1,8 +1,8 @@
 //! Who may have how much of what is there for peers that nobody knows yet. Peers are told apart by the network they come
 //! from; as long as there is plenty, no network is held to its share.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// How many bits of an address name a network: of IPv4, and of IPv6.
 const V4_PREFIX_BITS: u32 = 24;

@@ -5,8 +5,8 @@
 //! What an agent says of them is a claim: it is kept and shown, and believed only where nobody has said anything yet,
 //! which is so for the first address of a host whose token names none.
 
+use core::net::IpAddr;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
