@@ -184,7 +184,7 @@ pub(crate) async fn accept(
     let (ids, strangers, allowances) = (AtomicU64::new(1), Strangers::new(), Allowances::default());
     let said = Said::new(clock.clone());
     let serving = Arc::new(Serving { fleet, engine, artifacts, ids, strangers, allowances, said, clock });
-    let handshakes = Handshakes::new();
+    let handshakes = Handshakes::new(serving.clock.now());
     while let Some(incoming) = endpoint.accept().await {
         // A peer must show that it owns its address before anything is kept for it.
         if !incoming.remote_address_validated() {
@@ -194,9 +194,18 @@ pub(crate) async fn accept(
             continue;
         }
         let from = incoming.remote_address();
+        let network = Network::of(from.ip());
+        if !handshakes.lets_in(network, serving.clock.now()) {
+            if let Some(unsaid) = serving.said.says("no place", None) {
+                tracing::warn!(%from, unsaid, "too many connections are being made at once: one must wait");
+            }
+            // Whoever is in earnest sends the same packet again after a while. An answer would only make the flood larger.
+            incoming.ignore();
+            continue;
+        }
         // A task that ends early drops its handshake; whoever is in earnest comes again.
         let begin = |place| tokio::spawn(admit(incoming, place, serving.clone())).abort_handle();
-        let gone = handshakes.begin(Network::of(from.ip()), begin);
+        let gone = handshakes.begin(network, begin);
         if gone > 0
             && let Some(unsaid) = serving.said.says("no place", None)
         {

@@ -102,6 +102,12 @@ impl WaitingRoom {
         gone
     }
 
+    /// Whether a peer that comes from this network now would drive out one of its own.
+    pub fn displaces_its_own(&self, network: Network) -> bool {
+        let full = self.shares.taken >= self.shares.places_max;
+        self.shares.is_over(network) || (full && self.shares.greedy() == Some(network))
+    }
+
     /// A peer has said what it wants, or is gone.
     pub fn leave(&mut self, peer: u64) {
         if let Some(at) = self.waiting.iter().position(|(id, _)| *id == peer)

@@ -233,7 +233,8 @@ async fn a_host_that_floods_takes_neither_disk_nor_memory_nor_the_time_of_the_ot
     let hosts = fleet.json(&["hosts", "list"]);
     let row = hosts.as_array().expect("rows").iter().find(|row| row["host"] == "host-1").expect("the host");
     let view: HostView = serde_json::from_value(row["view"].clone()).expect("a view");
-    let attacker = Arc::new(Attacker::of(&fleet, 9));
+    // From two addresses: connections from one and the same drive each other out.
+    let attackers = [9, 10].map(|number| Arc::new(Attacker::of(&fleet, number)));
     let identity = stolen(&fleet, "host-1");
     fleet.kill_agent("host-1");
     let measured = Measured::coordinator(&fleet);
@@ -241,7 +242,7 @@ async fn a_host_that_floods_takes_neither_disk_nor_memory_nor_the_time_of_the_ot
     let until = Instant::now() + FLOOD;
     let mut floods = tokio::task::JoinSet::new();
     let told = Arc::new(AtomicUsize::new(0));
-    for greets in [true, false] {
+    for (greets, attacker) in [true, false].into_iter().zip(&attackers) {
         let (attacker, identity, told) = (attacker.clone(), identity.clone(), told.clone());
         let (release, view) = (release.clone(), view.clone());
         floods.spawn(async move {
@@ -272,8 +273,8 @@ async fn a_host_that_floods_takes_neither_disk_nor_memory_nor_the_time_of_the_ot
     floods.join_all().await;
     // Frames of 512 KiB, all but their last bytes, on as many streams and connections as it is let.
     let unfinished = (0..4).map(|_| {
+        let attacker = attackers[0].clone();
         let endpoint = attacker.endpoint(endpoint::agent(&identity, &clock()).expect("settings"));
-        let attacker = attacker.clone();
         async move {
             if let Ok(Ok(connection)) = timeout(FLOOD, attacker.dial(&endpoint)).await {
                 let _ = timeout(FLOOD, stuff(&connection, (512_u32 * 1024).to_le_bytes())).await;

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use fleetwright_deploy::pace::{Bucket, Rate};
 use fleetwright_deploy::shares::{Network, WaitingRoom};
+use fleetwright_deploy::time::Timestamp;
 use tokio::task::AbortHandle;
 
 /// How many handshakes are under way at once. Each takes some 50 KiB, and as much again until quinn forgets it.
@@ -12,11 +14,16 @@ const HANDSHAKES_MAX: usize = 256;
 /// How many of them are of one network, once places are short.
 const HANDSHAKES_PER_NETWORK_MAX: usize = 64;
 
+/// How often peers of networks that have their share may drive out their own. Each that goes takes its room until quinn
+/// forgets it, so a flood must not make many of them; who comes beyond that comes again.
+const DISPLACEMENTS: Rate = Rate { burst: 64, per_hour: 64 * 3_600 };
+
 /// The places at the door.
 pub(super) struct Handshakes(Mutex<Taken>);
 
 struct Taken {
     room: WaitingRoom,
+    displacements: Bucket,
     /// The tasks in which handshakes are made.
     under_way: BTreeMap<u64, AbortHandle>,
     ids: u64,
@@ -29,9 +36,16 @@ pub(super) struct Place {
 }
 
 impl Handshakes {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(now: Timestamp) -> Arc<Self> {
         let room = WaitingRoom::new(HANDSHAKES_MAX, HANDSHAKES_PER_NETWORK_MAX);
-        Arc::new(Self(Mutex::new(Taken { room, under_way: BTreeMap::new(), ids: 0 })))
+        let displacements = Bucket::new(DISPLACEMENTS, now);
+        Arc::new(Self(Mutex::new(Taken { room, displacements, under_way: BTreeMap::new(), ids: 0 })))
+    }
+
+    /// Whether a peer of this network is let in now.
+    pub(super) fn lets_in(&self, network: Network, now: Timestamp) -> bool {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !taken.room.displaces_its_own(network) || taken.displacements.take(1, now).is_ok()
     }
 
     /// Begins the handshake of a peer of this network; `begin` starts a task that holds the place. Says how many others had
@@ -78,7 +92,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_is_let_in_and_the_oldest_of_its_network_goes() {
-        let (handshakes, network) = (Handshakes::new(), Network::of([192, 0, 2, 1].into()));
+        let (handshakes, network) = (Handshakes::new(Timestamp::from_unix_ms(0)), Network::of([192, 0, 2, 1].into()));
         let mut tasks = Vec::new();
         for _ in 0..HANDSHAKES_MAX {
             handshakes.begin(network, |place| {
@@ -99,5 +113,27 @@ mod tests {
         newest.abort();
         let _ = newest.await;
         assert_eq!(waiting(&handshakes), HANDSHAKES_MAX / 2 - 1, "its place is given back");
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_one_network_drives_out_few_of_its_own_and_others_come_in() {
+        let now = Timestamp::from_unix_ms(0);
+        let handshakes = Handshakes::new(now);
+        let [flood, honest] = [1, 2].map(|net| Network::of([192, 0, net, 1].into()));
+        let mut let_in = 0;
+        for _ in 0..10_000 {
+            if handshakes.lets_in(flood, now) {
+                let_in += 1;
+                handshakes.begin(flood, |place| {
+                    tokio::spawn(async move {
+                        let _place = place;
+                        std::future::pending::<()>().await;
+                    })
+                    .abort_handle()
+                });
+            }
+        }
+        assert!(let_in <= HANDSHAKES_MAX + DISPLACEMENTS.burst as usize, "{let_in}");
+        assert!(handshakes.lets_in(honest, now), "another network has its own places");
     }
 }
