@@ -16,7 +16,7 @@ const HANDSHAKES_PER_NETWORK_MAX: usize = 64;
 
 /// How often peers of networks that have their share may drive out their own. Each that goes takes its room until quinn
 /// forgets it, so a flood must not make many of them; who comes beyond that comes again.
-const DISPLACEMENTS: Rate = Rate { burst: 64, per_hour: 64 * 3_600 };
+const DISPLACEMENTS: Rate = Rate { burst: 32, per_hour: 32 * 3_600 };
 
 /// The places at the door.
 pub(super) struct Handshakes(Mutex<Taken>);
