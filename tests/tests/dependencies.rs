@@ -78,7 +78,9 @@ fn what_ends_while_its_agent_is_away_is_not_run_again() {
     let path = manifest(&fleet, 2, &wait, "");
     let id = text(&fleet.json(&["deploy", "start", &path.to_string_lossy()])["id"]).to_owned();
     let shown = || fleet.json(&["deploy", "show", &id]);
-    fleet.wait_until("it has been started", || runs(&fleet) == "1 2");
+    // Once its start is written down: before, an agent that starts again cannot know of it.
+    let switched = || fleet.agent_log("host-1").matches("server=migrate event=\"switch_succeeded\"").count();
+    fleet.wait_until("it has been started", || runs(&fleet) == "1 2" && switched() == 2);
     fleet.kill_agent("host-1");
     fs::write(&gate, "").expect("write");
     fleet.wait_until("it has ended", || {
