@@ -325,11 +325,13 @@ async fn recovered(server: &ServerLayout, id: &ReleaseId) -> Result<(), Failure>
         match tokio::time::timeout_at(deadline, observations.recv()).await {
             Ok(Some(seen)) if seen.report.status.is_available() => {
                 let restarts = seen.report.restarts;
-                let (at, _) = *healthy.get_or_insert((Instant::now(), restarts));
-                if healthy != Some((at, restarts)) {
-                    healthy = Some((Instant::now(), restarts));
-                } else if at.elapsed() >= RECOVERED_AFTER {
-                    break Ok(());
+                match healthy {
+                    Some((at, before)) if before == restarts => {
+                        if at.elapsed() >= RECOVERED_AFTER {
+                            break Ok(());
+                        }
+                    }
+                    Some(_) | None => healthy = Some((Instant::now(), restarts)),
                 }
             }
             Ok(Some(seen)) => (healthy, reason) = (None, seen.report.reason()),

@@ -1,6 +1,8 @@
 //! Attacks: each test here is one that worked once. A server, a host, whoever reaches the port, a package, a stolen key:
 //! what each of them tries, and what happens instead. `docs/security.md` has the table.
 
+#![expect(clippy::print_stderr, reason = "what was measured is told beside the outcome")]
+
 mod confinement;
 mod data_folder;
 mod exhaustion;
