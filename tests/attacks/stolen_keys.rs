@@ -67,8 +67,8 @@ struct Recorded {
 /// The newest deployment in the coordinator's journal, with the release that it has staged.
 fn newest(fleet: &Fleet) -> (Recorded, Release) {
     let exported = fleet.run(&["journal", "export"]).expect_code(0).stdout;
-    let entries = exported.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let started = entries.filter(|entry| entry["event"]["type"] == "deployment_started").last().expect("a deployment");
+    let mut entries = exported.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let started = entries.rfind(|entry| entry["event"]["type"] == "deployment_started").expect("a deployment");
     let event = &started["event"];
     let intent = hex::decode(text(&event["intents"]["host-1"])).expect("hexadecimal");
     let deployment = text(&fleet.newest_deployment()["summary"]["id"]).parse().expect("id");
