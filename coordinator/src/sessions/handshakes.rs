@@ -1,5 +1,6 @@
 //! The door: how many peers are in their handshake at once. Nobody knows them yet, so places are few. Whoever comes is let
-//! in, and the one whose handshake takes longest goes for it: an honest one is over in a moment.
+//! in, and the one whose handshake takes longest goes for it: an honest one is over in a moment. A network that has its
+//! share drives out only so many of its own.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
