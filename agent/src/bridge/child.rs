@@ -291,10 +291,7 @@ impl Child {
 
     /// Tells news to the request that they name; gives back those that name none.
     fn told_to_its_request(&self, mut news: News) -> Option<News> {
-        let mut params = match fields(news.params.as_deref()) {
-            Some(params) => params,
-            None => return Some(news),
-        };
+        let Some(mut params) = fields(news.params.as_deref()) else { return Some(news) };
         if news.method == "notifications/progress" {
             let id: Option<u64> = params.get("progressToken").and_then(|token| token.get().parse().ok());
             let pending = self.pending();

@@ -153,10 +153,7 @@ pub(super) async fn answer(
 ) -> Answer {
     let Some(session) = session.upgrade() else { return Err(failure(INTERNAL_ERROR, "the session has ended")) };
     if front.mode == SessionMode::Own && !is_the_same_for_all(&method) {
-        let started = session.own.get_or_try_init(|| start_late(&front, &session)).await;
-        if let Err(error) = started {
-            return Err(error);
-        }
+        session.own.get_or_try_init(|| start_late(&front, &session)).await?;
     }
     match (session.own.get(), front.server.era) {
         (Some(Some(own)), _) => pass(own, &session, &method, params, Level::ALL, &stream).await,

@@ -16,7 +16,7 @@ use super::admission::{Admission, Open, admit};
 use super::child::{Child, Heard, News, Owner};
 use super::listening::Listening;
 use super::message::{self, Answer, Fields, INTERNAL_ERROR, Raw, failure, fields, raw, text};
-use super::streams::{Forget, Kept, Stream};
+use super::streams::{Kept, Stream};
 
 /// Most questions of a server to one client that wait for their answers.
 const QUESTIONS_MAX: usize = 64;
@@ -147,11 +147,11 @@ impl Session {
             }
         }
         let session = Arc::downgrade(self);
-        let forget = Forget(Arc::new(move |number| {
+        let forget = Box::new(move |number| {
             if let Some(session) = session.upgrade() {
                 session.streams().all.remove(&number);
             }
-        }));
+        });
         self.kept.keep(stream, forget);
     }
 

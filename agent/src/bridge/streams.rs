@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -252,38 +252,39 @@ impl Reading {
 }
 
 /// Streams that have their answer, kept for those whose connection broke.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Kept(Arc<Mutex<VecDeque<(Instant, usize, Weak<Stream>, Forget)>>>);
+#[derive(Clone, Default)]
+pub(super) struct Kept(Arc<Mutex<VecDeque<KeptOne>>>);
+
+struct KeptOne {
+    since: Instant,
+    bytes: usize,
+    number: u64,
+    forget: Forget,
+}
 
 /// What takes a stream out of its session.
-#[derive(Clone)]
-pub(super) struct Forget(pub(super) Arc<dyn Fn(u64) + Send + Sync>);
-
-impl std::fmt::Debug for Forget {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Forget")
-    }
-}
+pub(super) type Forget = Box<dyn FnOnce(u64) + Send>;
 
 impl Kept {
     /// Keeps one, and lets go of those that were kept for long enough, or take more room than there is.
-    pub(super) fn keep(&self, stream: &Arc<Stream>, forget: Forget) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let bytes = stream.state().bytes;
-        all.push_back((now, bytes, Arc::downgrade(stream), forget));
-        let mut total: usize = all.iter().map(|(_, bytes, ..)| bytes).sum();
-        while let Some((since, bytes, ..)) = all.front() {
-            if total <= KEPT_BYTES_MAX && now.duration_since(*since) < KEPT_FOR {
-                break;
+    pub(super) fn keep(&self, stream: &Stream, forget: Forget) {
+        let one = KeptOne { since: Instant::now(), bytes: stream.state().bytes, number: stream.number, forget };
+        let leaving = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = one.since;
+            all.push_back(one);
+            let mut total: usize = all.iter().map(|one| one.bytes).sum();
+            let mut leaving = Vec::new();
+            while let Some(first) = all.front() {
+                if total <= KEPT_BYTES_MAX && now.duration_since(first.since) < KEPT_FOR {
+                    break;
+                }
+                total -= first.bytes;
+                leaving.extend(all.pop_front());
             }
-            total -= bytes;
-            if let Some((_, _, stream, forget)) = all.pop_front()
-                && let Some(stream) = stream.upgrade()
-            {
-                (forget.0)(stream.number);
-            }
-        }
+            leaving
+        };
+        leaving.into_iter().for_each(|one| (one.forget)(one.number));
     }
 }
 
@@ -347,13 +348,16 @@ mod tests {
     async fn what_is_kept_has_a_limit() {
         let (kept, forgotten) = (Kept::default(), Arc::new(Mutex::new(Vec::new())));
         let noted = forgotten.clone();
-        let forget = Forget(Arc::new(move |number| noted.lock().expect("lock").push(number)));
+        let forget = || -> Forget {
+            let noted = noted.clone();
+            Box::new(move |number| noted.lock().expect("lock").push(number))
+        };
         let large = "x".repeat(KEPT_BYTES_MAX / 2);
         let mut all = Vec::new();
         for number in 0..3 {
             let stream = Stream::new(number, true);
             stream.finish(large.clone());
-            kept.keep(&stream, forget.clone());
+            kept.keep(&stream, forget());
             all.push(stream);
         }
         assert_eq!(*forgotten.lock().expect("lock"), [0]);
