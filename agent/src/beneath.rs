@@ -114,7 +114,7 @@ impl Folder {
 
     /// The folder that something below it is in, opened to work in it.
     pub(crate) fn folder_of(&self, below: &Path) -> io::Result<OwnedFd> {
-        let parent = below.parent().unwrap_or(Path::new(""));
+        let parent = below.parent().unwrap_or_else(|| Path::new(""));
         let opened = open::beneath(self.fd.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
         opened.ok_or_else(|| io::ErrorKind::NotFound.into())
     }

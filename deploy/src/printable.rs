@@ -62,7 +62,7 @@ pub struct Printable<W>(pub W);
 impl<W: Write> Write for Printable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
-        let (entry, end) = text.strip_suffix('\n').map_or((text.as_ref(), ""), |entry| (entry, "\n"));
+        let (entry, end) = text.strip_suffix('\n').map_or_else(|| (text.as_ref(), ""), |entry| (entry, "\n"));
         self.0.write_all(printable(entry).replace('\n', "\n    ").as_bytes())?;
         self.0.write_all(end.as_bytes())?;
         Ok(bytes.len())
