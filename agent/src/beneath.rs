@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
+pub(crate) use self::open::PATH_BYTES_MAX;
 pub(crate) use self::place::Place;
 pub(crate) use self::remove::remove;
 pub(crate) use self::seen::Seen;
@@ -109,6 +110,13 @@ impl Folder {
         let Some(fd) = open::beneath(self.fd.as_fd(), Path::new(name), OFlags::PATH)? else { return Ok(None) };
         let seen = Seen::of(&fstat(&fd)?);
         Ok(Some((fd, seen)))
+    }
+
+    /// The folder that something below it is in, opened to work in it.
+    pub(crate) fn folder_of(&self, below: &Path) -> io::Result<OwnedFd> {
+        let parent = below.parent().unwrap_or_else(|| Path::new(""));
+        let opened = open::beneath(self.fd.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
+        opened.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// A folder that was opened as a [`node`](Self::node) of another, to be listed.

@@ -245,6 +245,11 @@ async fn run(state_dir: &Path, coordinator: Option<String>) -> Result<ExitCode> 
         identity.coordinator = coordinator;
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        ready = Agent::wait_for_room(state_dir) => ready?,
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+    }
     let machine = ThisHost::new(state_dir, identity.address.clone(), identity.labels.clone());
     let steady = |last| clock::steady(state_dir, last);
     let agent = Agent::open(state_dir, identity, Arc::new(machine), client()?, clock::system(), steady)?;

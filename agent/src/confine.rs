@@ -9,6 +9,7 @@ mod enter;
 mod needs;
 mod passage;
 mod rules;
+mod view;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -57,6 +58,12 @@ pub(crate) struct Profile {
     write: Vec<PathBuf>,
     /// Programs that it will start itself.
     programs: Vec<String>,
+    /// Where it has temporary files of its own, out of everybody else's sight; the host's where there is none.
+    #[serde(default)]
+    temporary: Option<PathBuf>,
+    /// The process whose view of the host's files it shares, as far as what it needs is there.
+    #[serde(default)]
+    view_of: Option<i32>,
     /// Permissions that its files never get.
     umask: u32,
     /// The largest file that it may write, in bytes.
@@ -81,6 +88,8 @@ impl Profile {
             read: vec![server.folder().to_owned()],
             write: [server.data()].into_iter().chain(release.run.writable.iter().map(PathBuf::from)).collect(),
             programs: release.run.command.first().cloned().into_iter().collect(),
+            temporary: None,
+            view_of: None,
             umask: SHARED_UMASK,
             file_bytes_max: None,
         };
@@ -92,7 +101,9 @@ impl Profile {
         };
         if own_uid.is_root() {
             let user = users::identity(&name).ok_or_else(missing)?;
-            return Ok(Self { user: Some(user), may_stay: own, files: Files::Host, umask: PRIVATE_UMASK, ..base });
+            let temporary = Some(server.temporary());
+            let files = Files::Host;
+            return Ok(Self { user: Some(user), may_stay: own, files, temporary, umask: PRIVATE_UMASK, ..base });
         }
         // The agent's own user is no change.
         if users::find(&name).ok_or_else(missing)?.uid == own_uid.as_raw() {
@@ -112,6 +123,8 @@ impl Profile {
             read: Vec::new(),
             write: vec![app.to_owned(), scratch.to_owned()],
             programs: Vec::new(),
+            temporary: None,
+            view_of: None,
             umask: SHARED_UMASK,
             file_bytes_max: Some(INSTALLED_FILE_BYTES_MAX),
         }
@@ -155,6 +168,8 @@ pub(crate) fn beside(
         if profile.may_stay && profile.user.as_ref().is_some_and(|user| owner.is_ok_and(|owner| owner != user.uid)) {
             (profile.user, profile.files) = (None, Files::All);
         }
+        // What it looks at is what the server sees: its temporary files, and its unit's view under systemd.
+        profile.view_of = runtime::pid(server).filter(|_| profile.user.is_some());
         profile.command(words, path, None)
     };
     command.env("HOME", server.data()).envs(inherited(&INHERITED));

@@ -216,7 +216,7 @@ impl Engine {
                     other => other?,
                 }
             }
-            Input::Room(room) => self.take_room(room)?,
+            Input::Room(room) => self.take_room(room).await?,
             Input::Ran(server) => self.watch_current(&server),
             Input::Alive(reply) => drop(reply.send(())),
             Input::Told(number) => {

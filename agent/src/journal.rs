@@ -4,6 +4,8 @@
 //! Its files are larger than what is in them: whoever fills the disk cannot take the room within, so the agent can go on
 //! deciding for a while.
 
+mod tables;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -18,12 +20,15 @@ use rusqlite::{Connection, ErrorCode, Transaction, params};
 /// The version of the tables below.
 const SCHEMA_VERSION: i64 = 1;
 /// The room that is kept within the journal's files, in bytes.
-const ROOM_BYTES: i64 = 1024 * 1024;
+pub(crate) const ROOM_BYTES: i64 = 1024 * 1024;
+
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JournalError {
     #[error("journal: {0}")]
     Sqlite(#[from] rusqlite::Error),
+    #[error("journal: no room is left on its disk: {0}")]
+    Full(rusqlite::Error),
     #[error("journal: an entry cannot be read: {0}")]
     Entry(#[from] serde_json::Error),
     #[error("journal: {0}")]
@@ -37,10 +42,32 @@ pub(crate) enum JournalError {
 impl JournalError {
     /// Whether there is no room left on its disk. Nothing was written then.
     pub(crate) fn is_full(&self) -> bool {
-        let Self::Sqlite(rusqlite::Error::SqliteFailure(error, _)) = self else { return false };
-        error.code == ErrorCode::DiskFull
-            || [rusqlite::ffi::SQLITE_IOERR_WRITE, rusqlite::ffi::SQLITE_IOERR_SHMSIZE].contains(&error.extended_code)
+        match self {
+            Self::Full(_) => true,
+            Self::Sqlite(rusqlite::Error::SqliteFailure(error, _)) => error.code == ErrorCode::DiskFull,
+            _ => false,
+        }
     }
+
+    /// Says whether it is for lack of room: by what the operating system has said (`os`, a quota) of what could not be
+    /// written, and by the disk itself of what could not be made. A disk that fails is not one that is full.
+    fn judged(self, os: i32, path: &Path) -> Self {
+        let Self::Sqlite(rusqlite::Error::SqliteFailure(error, message)) = self else { return self };
+        let full = match error.extended_code {
+            rusqlite::ffi::SQLITE_IOERR_WRITE => [libc::ENOSPC, libc::EDQUOT].contains(&os),
+            rusqlite::ffi::SQLITE_CANTOPEN => nothing_can_be_made_beside(path),
+            _ => false,
+        };
+        let error = rusqlite::Error::SqliteFailure(error, message);
+        if full { Self::Full(error) } else { Self::Sqlite(error) }
+    }
+}
+
+/// Whether the file system of a file has no room for another one: SQLite tries to read what it could not make, and that is
+/// the error it knows.
+fn nothing_can_be_made_beside(path: &Path) -> bool {
+    let disk = path.parent().and_then(|folder| rustix::fs::statvfs(folder).ok());
+    disk.is_some_and(|disk| disk.f_bavail == 0 || (disk.f_files > 0 && disk.f_favail == 0))
 }
 
 /// What one commit makes durable, together or not at all.
@@ -87,48 +114,55 @@ pub(crate) struct Journal {
 
 impl Journal {
     pub(crate) fn open(path: &Path) -> Result<Self, JournalError> {
-        let connection = Connection::open(path)?;
-        connection
-            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000;")?;
-        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        if version > SCHEMA_VERSION {
-            return Err(JournalError::Newer(version));
-        }
-        // The room within the files is kept over a restart, too.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let connection = Connection::open(path).map_err(|error| JournalError::from(error).judged(0, path))?;
         let mut journal = Self {
             connection,
             path: path.to_owned(),
             #[cfg(test)]
             full: std::sync::Arc::default(),
         };
-        // A journal that is there is opened without writing: its disk may be full.
-        if version < SCHEMA_VERSION {
-            journal.make_tables()?;
-        }
-        match journal.keep_room() {
-            Err(error) if !error.is_full() => Err(error),
-            Ok(()) | Err(_) => Ok(journal),
+        match journal.begin() {
+            Ok(()) => Ok(journal),
+            Err(error) => Err(journal.judge(error)),
         }
     }
 
-    fn make_tables(&mut self) -> Result<(), JournalError> {
+    fn begin(&mut self) -> Result<(), JournalError> {
+        // One agent at a time has it, so its index need not be shared: in memory it takes no room on the disk.
         self.connection.execute_batch(
-            "BEGIN;
-             CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, server TEXT NOT NULL, event TEXT NOT NULL) STRICT;
-             CREATE TABLE IF NOT EXISTS seen (command BLOB PRIMARY KEY, at INTEGER NOT NULL) STRICT;
-             CREATE TABLE IF NOT EXISTS generations (name TEXT PRIMARY KEY, generation INTEGER NOT NULL) STRICT;
-             CREATE TABLE IF NOT EXISTS intents (deployment TEXT PRIMARY KEY, generation INTEGER NOT NULL, ended INTEGER NOT NULL, at INTEGER NOT NULL) STRICT;
-             CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY AUTOINCREMENT, message BLOB NOT NULL, run INTEGER, connection INTEGER) STRICT;
-             PRAGMA user_version = 1;
-             COMMIT;",
+            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000;",
         )?;
-        Ok(())
+        let connection = &self.connection;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if version > SCHEMA_VERSION {
+            return Err(JournalError::Newer(version));
+        }
+        // The room within the files is kept over a restart, too.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // A journal that is there is opened without writing: its disk may be full.
+        if !tables::are_there(connection)? {
+            tables::make(&mut self.connection)?;
+        }
+        match self.keep_room() {
+            Err(error) if !error.is_full() => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Says of an error of this connection whether it is for lack of room.
+    fn judge(&self, error: JournalError) -> JournalError {
+        #[expect(unsafe_code, reason = "the connection is open; there is no other way to the error of the system")]
+        let os = unsafe { rusqlite::ffi::sqlite3_system_errno(self.connection.handle()) };
+        error.judged(os, &self.path)
     }
 
     /// Keeps room within the journal's files, unless there is enough in them: pages that are written and free, and a
     /// write-ahead log that begins again where it was written before.
     pub(crate) fn keep_room(&mut self) -> Result<(), JournalError> {
+        self.try_to_keep_room().map_err(|error| self.judge(error))
+    }
+
+    fn try_to_keep_room(&self) -> Result<(), JournalError> {
         let number = |pragma: &str| self.connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
         let free = number("PRAGMA freelist_count")?.saturating_mul(number("PRAGMA page_size")?);
         let log = std::fs::metadata(self.log()).map_or(0, |metadata| i64::try_from(metadata.len()).unwrap_or(i64::MAX));
@@ -171,8 +205,8 @@ impl Journal {
     pub(crate) fn probe(&self) -> Result<(), JournalError> {
         #[cfg(test)]
         self.fail_when_full()?;
-        self.connection.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"))?;
-        Ok(())
+        let probed = self.connection.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION};"));
+        probed.map_err(|error| self.judge(error.into()))
     }
 
     /// The latest time in it.
@@ -183,28 +217,17 @@ impl Journal {
 
     /// Every instance, folded from its events.
     pub(crate) fn instances(&self) -> Result<BTreeMap<ServerName, Instance>, JournalError> {
-        let mut instances: BTreeMap<ServerName, Instance> = BTreeMap::new();
-        let mut statement = self.connection.prepare("SELECT seq, at, server, event FROM events ORDER BY seq")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let seq: i64 = row.get(0)?;
-            let server: String = row.get(2)?;
-            let inconsistent = |why: String| JournalError::Inconsistent(seq, why);
-            let server = ServerName::try_from(server).map_err(|error| inconsistent(error.to_string()))?;
-            let event: InstanceEvent = serde_json::from_str(&row.get::<_, String>(3)?)?;
-            let instance = instances.entry(server.clone()).or_insert_with(|| Instance::new(server));
-            let at = Timestamp::from_unix_ms(row.get(1)?);
-            instance.apply(event, at).map_err(|error| inconsistent(error.to_string()))?;
-        }
-        Ok(instances)
+        tables::instances(&self.connection)
     }
 
     /// Makes a commit durable, without new room on the disk where there is none.
     pub(crate) fn commit(&mut self, commit: &Commit, now: Timestamp) -> Result<(), JournalError> {
         #[cfg(test)]
         self.fail_when_full()?;
-        match self.try_commit(commit, now) {
-            Err(error) if error.is_full() && self.begin_log_again().is_ok() => self.try_commit(commit, now),
+        match self.try_commit(commit, now).map_err(|error| self.judge(error)) {
+            Err(error) if error.is_full() && self.begin_log_again().is_ok() => {
+                self.try_commit(commit, now).map_err(|error| self.judge(error))
+            }
             other => other,
         }
     }
@@ -290,8 +313,8 @@ impl Journal {
 
     /// Forgets a report that was acknowledged, and those before it: they are told in order.
     pub(crate) fn told(&mut self, number: i64) -> Result<(), JournalError> {
-        self.connection.execute("DELETE FROM outbox WHERE number <= ?1", params![number])?;
-        Ok(())
+        let told = self.connection.execute("DELETE FROM outbox WHERE number <= ?1", params![number]);
+        told.map(drop).map_err(|error| self.judge(error.into()))
     }
 }
 
@@ -336,7 +359,7 @@ fn forgotten_before(now: Timestamp) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use fleetwright_deploy::admission::{Asks, Purpose};
+    use fleetwright_deploy::admission::{Asks, NotAdmitted, Purpose};
     use fleetwright_deploy::failure::{Failure, FailureKind};
     use fleetwright_deploy::ids::ReleaseId;
     use fleetwright_deploy::instance::{StepKey, StepReport};
@@ -463,5 +486,46 @@ mod tests {
         assert!(encode(&outbox[0].message, MESSAGE_BYTES_MAX - 1).is_ok());
         let AgentMessageV1::Step { report: StepReport::Failed(told), .. } = &outbox[0].message else { panic!() };
         assert!(told.output[0].ends_with("… cut: 1 MiB, the limit is 4 KiB"), "{}", told.output[0]);
+    }
+
+    #[test]
+    fn after_an_upgrade_the_intents_of_all_that_has_ended_are_taken_for_spent() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("journal.db");
+        let now = Timestamp::from_unix_ms(1_000);
+        let ended = StepKey { deployment: "d3-aa".parse().expect("id"), attempt: 1 };
+        let under_way = StepKey { deployment: "d4-bb".parse().expect("id"), attempt: 1 };
+        let failure = Failure::new(FailureKind::DependencyError, "install", "no");
+        {
+            let mut journal = Journal::open(&path).expect("open");
+            for event in [
+                InstanceEvent::StageRequested { key: ended.clone(), release: ReleaseId::of(b"r") },
+                InstanceEvent::StageFailed { key: ended, failure },
+                InstanceEvent::StageRequested { key: under_way, release: ReleaseId::of(b"s") },
+            ] {
+                let commit = Commit { event: Some((server(), event)), ..Commit::default() };
+                journal.commit(&commit, now).expect("commit");
+            }
+            journal.commit(&Commit { command: Some(stamp(6, 5)), ..Commit::default() }, now).expect("commit");
+            // So an agent of before has left it.
+            journal.connection.execute_batch("DROP TABLE intents").expect("dropped");
+        }
+        let admission = Journal::open(&path).expect("open").admission().expect("admission");
+        let intent = |deployment, generation, purpose| Signed { purpose, ..signed(deployment, generation) };
+        let asks = |intent, asks| {
+            let stamp = Stamp {
+                id: CommandId([9; 16]),
+                generation: Generation(9),
+                server: "other".parse().expect("name"),
+                asks,
+                intent,
+            };
+            admission.admit(&stamp, now)
+        };
+        for old in [intent("d3-aa", 3, Purpose::Deploy), intent("d3-aa", 5, Purpose::RollBack)] {
+            assert!(matches!(asks(old, Asks::Undo), Err(NotAdmitted::Spent { .. })));
+        }
+        assert!(asks(intent("d3-aa", 7, Purpose::RollBack), Asks::Undo).is_ok(), "one that is signed anew counts");
+        assert!(asks(intent("d4-bb", 4, Purpose::Deploy), Asks::Forward).is_ok(), "what is under way goes on");
     }
 }

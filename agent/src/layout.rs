@@ -59,6 +59,11 @@ impl Layout {
         self.state_dir.join("reserve")
     }
 
+    /// Files without content that are kept for a disk that has no more of them.
+    pub(crate) fn reserved_files(&self) -> PathBuf {
+        self.state_dir.join("reserved-files")
+    }
+
     pub(crate) fn lock(&self) -> PathBuf {
         self.state_dir.join("agent.lock")
     }
@@ -152,6 +157,11 @@ impl ServerLayout {
 
     pub(crate) fn data(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    /// Where a server under a supervisor has its temporary files.
+    pub(crate) fn temporary(&self) -> PathBuf {
+        self.folder.join("tmp")
     }
 
     pub(crate) fn snapshots(&self) -> PathBuf {

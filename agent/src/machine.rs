@@ -116,6 +116,10 @@ pub trait Machine: Send + Sync + 'static {
     fn halt(&self, _server: &ServerName) -> Work {
         Box::pin(std::future::ready(Ok(())))
     }
+    /// Whether an operator has stopped a server by hand.
+    fn is_stopped(&self, _server: &ServerName) -> bool {
+        false
+    }
     /// Takes samples of metrics; nothing where they cannot be read.
     fn sampler(&self) -> Option<Box<dyn Sampler>>;
 }

@@ -13,7 +13,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use rustix::fs::{AtFlags, Gid, Mode, Uid, chownat, fchmod};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, StatxAttributes, StatxFlags, Uid, chownat, fchmod, statx};
+use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 
 use crate::beneath::{DEPTH_MAX, Folder, Place, Seen};
@@ -35,11 +36,35 @@ pub(crate) fn make_data(server: &ServerLayout, user: User) -> Result<(), Failure
     let data = server.data();
     match DirBuilder::new().mode(DATA_MODE).create(&data) {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return check_data(server, false),
         Err(error) => return Err(file_failure(&data, &error)),
     }
     let folder = Folder::open(&data).map_err(|error| file_failure(&data, &error))?;
     own(&folder, user).map_err(|error| file_failure(&data, &error))
+}
+
+/// A data folder is a folder: nobody has promised to leave what a link leads to as it is. Where it is `exchanged` when data
+/// are put back, nothing may be mounted on it either: what is in use so cannot be exchanged.
+pub(crate) fn check_data(server: &ServerLayout, exchanged: bool) -> Result<(), Failure> {
+    let data = server.data();
+    let looked = statx(CWD, &data, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MODE);
+    let what = match looked {
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(file_failure(&data, &error.into())),
+        Ok(found) => match FileType::from_raw_mode(u32::from(found.stx_mode)) {
+            FileType::Directory if exchanged && found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) => {
+                "a place where something is mounted"
+            }
+            FileType::Directory => return Ok(()),
+            FileType::Symlink => "a symbolic link",
+            _ => "no folder",
+        },
+    };
+    let message = format!("{} is {what}: data are kept and put back in a folder of the server's own", data.display());
+    Err(Failure::new(FailureKind::ConfigurationError, STEP, message).hint(format!(
+        "to have them on another disk, mount that on {}, or on the state folder of the agent",
+        server.folder().display()
+    )))
 }
 
 /// Makes the data of a server that is stopped belong to the user that its release runs as. Doing it again, also after it

@@ -53,6 +53,7 @@ pub(crate) async fn stage(
     if load(&layout).is_none() {
         let (release, secrets) = received(&incoming)?;
         preflight::check(&release, server, running).await?;
+        ownership::check_data(server, release.snapshot_data)?;
         install::end_leftover(&server.installer()).await?;
         remove_folder(layout.folder())?;
         // Nobody else may enter it before everything in it belongs to whom it is to belong.
@@ -115,8 +116,11 @@ pub(crate) async fn settle_data(server: &ServerLayout, id: &ReleaseId) -> Result
     let (server, layout, image) = (server.clone(), server.release(id), release.package.image().is_some());
     aside(move || {
         ownership::settle_data(&server, owner)?;
-        // A release that an agent of before has staged for root is its server's from now on.
-        let is_roots = fs::metadata(layout.config()).is_ok_and(|config| config.uid() != owner.uid);
+        // A release that an agent of before has staged for root is its server's from now on. One whose rendered files were
+        // given to its server stays so: what that may have put in their place is given to nobody.
+        let own = ownership::own_user();
+        let is_roots = fs::metadata(layout.config())
+            .is_ok_and(|config| config.uid() == own.uid && config.gid() != owner.gid && owner.uid != own.uid);
         if is_roots && !image {
             hand_over(&server, &layout, Some(owner), image)?;
         }
@@ -126,14 +130,17 @@ pub(crate) async fn settle_data(server: &ServerLayout, id: &ReleaseId) -> Result
 }
 
 /// Makes everything in a release's folder belong to whom it is to belong, and then lets its user into that: it may read
-/// its package, and owns its rendered files and its data. A container's user gets its files mounted, and enters nothing.
+/// its package and its rendered files, and owns its data. So what was staged is what is there when it is put back, whatever
+/// the server has done. A container's user gets its files mounted, and enters nothing.
 fn hand_over(server: &ServerLayout, layout: &ReleaseLayout, owner: Option<User>, image: bool) -> Result<(), Failure> {
     ownership::make_data(server, owner.unwrap_or_else(ownership::own_user))?;
     let Some(user) = owner else { return Ok(()) };
-    ownership::hand_over(&layout.config(), user)?;
     if image {
+        // Only it knows its groups.
+        ownership::hand_over(&layout.config(), user)?;
         return if layout.secrets().exists() { ownership::hand_over(&layout.secrets(), user) } else { Ok(()) };
     }
+    ownership::let_group_read(&layout.config(), user)?;
     ownership::let_group_read(&layout.app(), user)?;
     let_group_in(&[layout.folder()], user)
 }

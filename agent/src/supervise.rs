@@ -197,6 +197,10 @@ impl Supervisor {
             command.args(&words[1..]).env_clear().env("PATH", &path).current_dir(self.layout.data());
             command
         } else {
+            // What the last run has left is nothing to this one.
+            if let Err(failure) = stage::remove_folder(&self.layout.temporary()) {
+                tracing::warn!(%failure, "the temporary files of the last run could not be removed");
+            }
             let profile = Profile::server(&self.layout, &self.release)?;
             profile.command(&words, &path, Some(&self.layout.confinement()))
         };

@@ -233,6 +233,10 @@ impl Machine for ThisHost {
         async move { runtime::stop(&server, false).await }.boxed()
     }
 
+    fn is_stopped(&self, server: &ServerName) -> bool {
+        self.layout.server(server).stopped().exists()
+    }
+
     fn sampler(&self) -> Option<Box<dyn Sampler>> {
         match metrics::Sampler::new() {
             Ok(sampler) => Some(Box::new(HostSampler { sampler, layout: self.layout.clone() })),

@@ -131,15 +131,17 @@ impl CommandMaker {
     }
 }
 
-/// Whether intents are what agents will accept: signed by the operator, for exactly this plan, purpose and generation.
+/// Whether intents are what agents will accept: signed by the operator, for exactly this plan, purpose and generation. There
+/// must be one for each host that they are `meant` for.
 pub(crate) fn check_intents(
     intents: &BTreeMap<HostName, String>,
     plan: &Plan,
     (purpose, generation): (Purpose, Generation),
     keys: &TrustedKeys,
+    meant: impl Fn(&HostName) -> bool,
 ) -> Result<(), String> {
     let (plan_id, wanted) = (plan.id(), plan.per_host());
-    for (host, servers) in &wanted {
+    for (host, servers) in wanted.iter().filter(|(host, _)| meant(host)) {
         let text = intents.get(host).ok_or_else(|| format!("there is no signed intent for host {host}"))?;
         let envelope = open_text(text).map_err(|error| error.to_string())?;
         keys.verify(&envelope.payload, &envelope.signature)

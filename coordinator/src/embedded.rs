@@ -17,7 +17,7 @@ use fleetwright_deploy::ids::{DeploymentId, FleetName, Generation, HostName, Ins
 use fleetwright_deploy::plan::{Plan, RollbackStrategy};
 use fleetwright_deploy::time::Length;
 use fleetwright_protocol::endpoint::{self, TlsIdentity};
-use fleetwright_protocol::{Clock, close};
+use fleetwright_protocol::{Clock, FrameError, close};
 use quinn::Endpoint;
 
 use crate::artifacts::Artifacts;
@@ -166,7 +166,9 @@ impl Operator {
         let (plan, generation) = found.await?.ok_or_else(|| {
             Failure::new(FailureKind::ConfigurationError, "rollback", format!("there is no deployment {deployment}"))
         })?;
-        let intents = self.intents(&deployment, &plan, (Purpose::RollBack, generation.next()))?;
+        let to = (&only, generation.next());
+        let intents = self.key.sign_rollback(&self.fleet, &deployment, &plan, to, self.clock.now());
+        let intents = intents.map_err(not_signed)?;
         self.ask(|reply| Request::RollBack { deployment, by, strategy, only, intents, reply }).await
     }
 
@@ -182,12 +184,16 @@ impl Operator {
         to: (Purpose, Generation),
     ) -> Result<BTreeMap<HostName, String>, Failure> {
         let signed = self.key.sign(&self.fleet, deployment, plan, to, self.clock.now());
-        signed.map_err(|error| Failure::new(FailureKind::PermissionError, "intent", error.to_string()))
+        signed.map_err(not_signed)
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<Result<T, Failure>>) -> Request) -> Result<T, Failure> {
         self.handle.ask(request).await.unwrap_or_else(|| Err(ending()))
     }
+}
+
+fn not_signed(error: FrameError) -> Failure {
+    Failure::new(FailureKind::PermissionError, "intent", error.to_string())
 }
 
 fn ending() -> Failure {

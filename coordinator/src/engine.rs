@@ -93,7 +93,7 @@ impl Engine {
     ) -> (Self, Handle) {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let (records, _) = broadcast::channel(FOLLOWERS_BEHIND_MAX);
-        let budgets = Budgets::default();
+        let budgets = Budgets::after_start(fleet.hosts().keys().cloned());
         let handle = Handle { requests: sender, records: records.clone(), budgets: budgets.clone() };
         let engine = Self {
             fleet,

@@ -1,14 +1,17 @@
 //! The operator's key, which signs intents. Commands read it, and programs that embed an operator; the coordinator holds
 //! its public half alone, and nothing that runs in it makes a value of this type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use fleetwright_certs::{Signer, store};
 use fleetwright_deploy::admission::{INTENT_LIFETIME_MAX, Purpose};
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::ids::{DeploymentId, FleetName, Generation, HostName};
+use fleetwright_deploy::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId};
 use fleetwright_deploy::plan::{Plan, StepAction};
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::command::{INTENT_PURPOSE, IntentV2};
@@ -49,11 +52,18 @@ impl OperatorKey {
 
     /// Makes a key in a new file.
     pub(crate) fn create(file: &Path) -> Result<Self> {
-        if file.exists() {
-            bail!("{} is there already\n  hint: a key is never written over; name another file", file.display());
-        }
         let key = Self::generate()?;
-        store::write_private(file, key.to_pem()?.as_bytes())?;
+        let fail = || format!("{} cannot be written", file.display());
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder).with_context(fail)?;
+        }
+        let mut made = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                bail!("{} is there already\n  hint: a key is never written over; name another file", file.display());
+            }
+            other => other.with_context(fail)?,
+        };
+        made.write_all(key.to_pem()?.as_bytes()).and_then(|()| made.sync_all()).with_context(fail)?;
         Ok(key)
     }
 
@@ -67,6 +77,21 @@ impl OperatorKey {
             Self::read(&file)?
         };
         state_dir.save_operator_public(&key.public_pem()?)
+    }
+
+    /// What an operator signs to undo what a deployment did to some instances, or to all of them when none are named: for
+    /// their hosts, and for no other.
+    pub(crate) fn sign_rollback(
+        &self,
+        fleet: &FleetName,
+        deployment: &DeploymentId,
+        plan: &Plan,
+        (only, generation): (&BTreeSet<InstanceId>, Generation),
+        now: Timestamp,
+    ) -> Result<BTreeMap<HostName, String>, FrameError> {
+        let mut intents = self.sign(fleet, deployment, plan, (Purpose::RollBack, generation), now)?;
+        intents.retain(|host, _| concerns(only, host));
+        Ok(intents)
     }
 
     /// What an operator signs for a plan: for each host, which servers may run which release, to what purpose, and by
@@ -100,6 +125,11 @@ impl OperatorKey {
     }
 }
 
+/// Whether undoing these instances, or all of them when none are named, concerns a host.
+pub(crate) fn concerns(only: &BTreeSet<InstanceId>, host: &HostName) -> bool {
+    only.is_empty() || only.iter().any(|instance| instance.host == *host)
+}
+
 /// Whether a plan that a coordinator has told is the one that its deployment is named after: nobody signs another.
 pub(crate) fn check_told(deployment: &DeploymentId, plan: &Plan) -> Result<(), Failure> {
     if DeploymentId::new(plan.parent.next(), &plan.id()) == *deployment {
@@ -121,4 +151,32 @@ pub(crate) fn check_secrets(plan: &Plan) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_for_its_owner_alone_and_never_in_the_place_of_anything() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("keys/operator.key");
+        let made = OperatorKey::create(&file).expect("made");
+        assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+        let refused = OperatorKey::create(&file).err().expect("refused").to_string();
+        assert!(
+            refused.contains("is there already") && refused.contains("hint: a key is never written over"),
+            "{refused}"
+        );
+        let kept = OperatorKey::read(&file).expect("a key");
+        assert_eq!(kept.public_pem().expect("a half"), made.public_pem().expect("a half"));
+        let (link, elsewhere) = (folder.path().join("link"), folder.path().join("elsewhere"));
+        symlink(&elsewhere, &link).expect("link");
+        assert!(
+            OperatorKey::create(&link).is_err() && !elsewhere.exists(),
+            "a link that leads to nothing is something"
+        );
+    }
 }

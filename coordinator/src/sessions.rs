@@ -10,7 +10,7 @@ mod handshakes;
 mod strangers;
 mod told;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -110,14 +110,14 @@ impl SessionHandle {
     }
 
     /// From where its peer comes now.
-    pub(crate) fn peer_address(&self) -> IpAddr {
-        self.connection.remote_address().ip()
+    pub(crate) fn peer_address(&self) -> SocketAddr {
+        self.connection.remote_address()
     }
 
     /// From where this connection is still used, though its host has made a newer one from another address. An agent that
     /// has moved uses the one socket it has, so its old connection moves with it or is silent; a peer that goes on
-    /// answering from the old address is another one.
-    pub(crate) async fn still_used_elsewhere(&self, newer_from: IpAddr) -> Option<IpAddr> {
+    /// answering from the old address is another one. Behind a translation of addresses, two agents have two ports.
+    pub(crate) async fn still_used_elsewhere(&self, newer_from: SocketAddr) -> Option<IpAddr> {
         // Only what was decrypted counts, and a farewell does not.
         let answers = || {
             let frames = self.connection.stats().frame_rx;
@@ -126,7 +126,7 @@ impl SessionHandle {
         if self.peer_address() == newer_from {
             return None;
         }
-        let elsewhere = || Some(self.peer_address()).filter(|from| *from != newer_from);
+        let elsewhere = || Some(self.peer_address()).filter(|from| *from != newer_from).map(|from| from.ip());
         let before = AtomicU64::new(answers());
         let has_answered = || answers() > before.load(Ordering::Relaxed);
         let look = async {

@@ -7,6 +7,7 @@ use strum::{EnumIter, IntoStaticStr};
 
 use crate::ids::{HostName, ServerName};
 use crate::limits;
+use crate::printable::{continued, printable_line};
 
 /// Most lines of a server's own output that travel with a failure.
 pub const OUTPUT_LINES_MAX: usize = 20;
@@ -203,7 +204,7 @@ impl Failure {
 /// Kind, place and message on one line; hint and output are shown apart.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {}", self.kind, self.place(), self.message)
+        write!(f, "{} ({}): {}", self.kind, printable_line(&self.place()), continued(&self.message))
     }
 }
 

@@ -347,6 +347,22 @@ impl Instance {
         &self.state
     }
 
+    /// The deployment whose step is under way, if one is.
+    pub fn under_way(&self) -> Option<&DeploymentId> {
+        let key = match &self.state {
+            InstanceState::Idle => return None,
+            InstanceState::Staging { key, .. } | InstanceState::Staged { key, .. } => key,
+            InstanceState::Snapshotting(switch)
+            | InstanceState::Switching(switch)
+            | InstanceState::Verifying(switch)
+            | InstanceState::Verified(switch)
+            | InstanceState::Failed { switch, .. }
+            | InstanceState::Restoring { switch, .. }
+            | InstanceState::Stuck { switch, .. } => &switch.key,
+        };
+        Some(&key.deployment)
+    }
+
     /// The confirmed switches that can still be undone, the newest last: at most [`UNDOS_MAX`].
     pub fn undos(&self) -> &[Switch] {
         &self.undos

@@ -55,6 +55,12 @@ impl Bucket {
         self.left > 0
     }
 
+    /// Whether all of it is left.
+    pub fn is_full(&mut self, now: Timestamp) -> bool {
+        self.refill(now);
+        self.left >= i64::from(self.rate.burst) * HOUR_MS
+    }
+
     fn owe(&mut self, amount: u32) {
         // What is owed is never more than one burst below zero, so that nobody waits for ever.
         let floor = -i64::from(self.rate.burst.max(amount)) * HOUR_MS;

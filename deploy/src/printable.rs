@@ -16,6 +16,15 @@ pub fn printable_line(text: &str) -> Cow<'_, str> {
     shown(text, is_order)
 }
 
+/// What begins each line of a text of others but its first: none of them can be taken for a line of ours.
+const CONTINUED: &str = "\n    | ";
+
+/// A text of others within lines of ours: what follows a line break is marked as more of the same.
+pub fn continued(text: &str) -> Cow<'_, str> {
+    let text = text.trim_end_matches('\n');
+    if text.contains('\n') { Cow::Owned(text.replace('\n', CONTINUED)) } else { Cow::Borrowed(text) }
+}
+
 /// Whether a character changes how others are shown, or does something instead of being shown: the control characters
 /// (C0, DEL, C1), the separators of lines and paragraphs, what embeds, overrides or isolates a direction (UAX #9), tags,
 /// and the noncharacters that programs keep for themselves.
@@ -46,13 +55,16 @@ fn shown(text: &str, is_shown: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A writer that passes on what is printable, and shows the rest. Whoever writes hands over whole texts: each is looked at
-/// by itself.
+/// A writer that passes on what is printable, and shows the rest. Whoever writes hands over whole entries of a log: each is
+/// looked at by itself, and no line of it but the first begins where an entry does.
 pub struct Printable<W>(pub W);
 
 impl<W: Write> Write for Printable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write_all(printable(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        let text = String::from_utf8_lossy(bytes);
+        let (entry, end) = text.strip_suffix('\n').map_or_else(|| (text.as_ref(), ""), |entry| (entry, "\n"));
+        self.0.write_all(printable(entry).replace('\n', "\n    ").as_bytes())?;
+        self.0.write_all(end.as_bytes())?;
         Ok(bytes.len())
     }
 
@@ -91,6 +103,15 @@ mod tests {
         let mut written = Vec::new();
         Printable(&mut written).write_all(b"a\xff\x1b[m\xc2\x9b\n").expect("written");
         assert_eq!(String::from_utf8(written).expect("text"), "a\u{fffd}\\u{1b}[m\\u{9b}\n");
+    }
+
+    #[test]
+    fn what_follows_a_line_break_in_a_text_of_others_begins_no_line_of_ours() {
+        assert_eq!(continued("one line\n"), "one line");
+        assert_eq!(continued("no\n  hint: pay\nNAME  STATE"), "no\n    |   hint: pay\n    | NAME  STATE");
+        let mut written = Vec::new();
+        Printable(&mut written).write_all(b"WARN no\n2026-01-01 INFO all is well\n").expect("written");
+        assert_eq!(String::from_utf8(written).expect("text"), "WARN no\n    2026-01-01 INFO all is well\n");
     }
 
     proptest! {

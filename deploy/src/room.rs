@@ -14,16 +14,32 @@ const RESERVE_PARTS: u64 = 32;
 const ENOUGH_RESERVES: u64 = 4;
 /// What a server must have grown by, at least, to be what fills a disk: one part of so many of the reserve.
 const GROWTH_PARTS: u64 = 16;
+/// How many files are kept in reserve on a disk that is large enough: what it takes to put a release back.
+pub const RESERVE_FILES_MAX: u64 = 256;
 
-/// The room on the file system with the agent's state.
+/// The room on the file system with the agent's state. A file system runs out of bytes, or of files where it has a number
+/// of them that does not grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Room {
     /// All of it, in bytes.
     pub total_bytes: u64,
     /// What is free for everybody, in bytes.
     pub free_bytes: u64,
-    /// What the data and the output of servers take up there, in bytes. Servers that keep them elsewhere are not in it.
-    pub servers: BTreeMap<ServerName, u64>,
+    /// How many files there may be; 0 where they are not counted.
+    pub total_files: u64,
+    /// How many more there may be.
+    pub free_files: u64,
+    /// What the data and the output of servers take up there. Servers that keep them elsewhere are not in it.
+    pub servers: BTreeMap<ServerName, Used>,
+}
+
+/// What a server takes up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// Files, folders, links: whatever the file system counts.
+    pub files: u64,
 }
 
 /// A server that fills the disk.
@@ -40,38 +56,62 @@ pub fn reserve_bytes(total_bytes: u64) -> u64 {
     RESERVE_BYTES_MAX.min(total_bytes / RESERVE_PARTS)
 }
 
+/// How many files are kept in reserve on a disk that may have so many.
+pub fn reserve_files(total_files: u64) -> u64 {
+    RESERVE_FILES_MAX.min(total_files / RESERVE_PARTS)
+}
+
 impl Room {
     /// Whether there is so little that the agent may be unable to go on.
     pub fn is_critical(&self) -> bool {
+        self.lacks_bytes() || self.lacks_files()
+    }
+
+    fn lacks_bytes(&self) -> bool {
         self.free_bytes < reserve_bytes(self.total_bytes)
+    }
+
+    fn lacks_files(&self) -> bool {
+        self.free_files < reserve_files(self.total_files)
     }
 
     /// Whether there is so much that what was stopped may run again.
     pub fn is_enough(&self) -> bool {
         self.free_bytes >= reserve_bytes(self.total_bytes).saturating_mul(ENOUGH_RESERVES)
+            && self.free_files >= reserve_files(self.total_files).saturating_mul(ENOUGH_RESERVES)
     }
 
-    /// The server to stop: the one that has grown most since there was room (`before`). Nothing while there is room, and
-    /// nothing when no server has grown enough to be the reason: most of what is gone must be with it.
+    /// The server to stop: the one that has grown most since there was room (`before`), in what is lacking. Nothing while
+    /// there is room, and nothing when no server has grown enough to be the reason: most of what is gone must be with it.
     pub fn offender(&self, before: &Self) -> Option<Offender> {
-        if !self.is_critical() {
-            return None;
-        }
-        let grown = |(server, bytes): (&ServerName, &u64)| {
-            (bytes.saturating_sub(before.servers.get(server).copied().unwrap_or(0)), server.clone())
-        };
-        let (bytes, server) = self.servers.iter().map(grown).max_by_key(|(bytes, _)| *bytes)?;
-        let gone = before.free_bytes.saturating_sub(self.free_bytes);
-        let least = (reserve_bytes(self.total_bytes) / GROWTH_PARTS).max(gone / 2);
-        (bytes > least).then(|| {
+        let bytes = self.lacks_bytes().then(|| {
+            let least = reserve_bytes(self.total_bytes) / GROWTH_PARTS;
+            let gone = before.free_bytes.saturating_sub(self.free_bytes);
+            let (server, grown) = self.grown_most(before, |used| used.bytes, least.max(gone / 2))?;
             let words = |bytes: u64| size(usize::try_from(bytes).unwrap_or(usize::MAX));
-            let reason = format!(
-                "it fills the disk: its data and output have grown by {}, and {} are free; it is stopped until there is room",
-                words(bytes),
-                words(self.free_bytes),
-            );
-            Offender { server, reason }
-        })
+            let what =
+                format!("its data and output have grown by {}, and {} are free", words(grown), words(self.free_bytes));
+            Some((server, what))
+        });
+        let files = || {
+            self.lacks_files().then(|| {
+                let least = reserve_files(self.total_files) / GROWTH_PARTS;
+                let gone = before.free_files.saturating_sub(self.free_files);
+                let (server, grown) = self.grown_most(before, |used| used.files, least.max(gone / 2))?;
+                let free = self.free_files;
+                Some((server, format!("it has made {grown} files more, and the disk has room for {free}")))
+            })
+        };
+        let (server, what) = bytes.flatten().or_else(|| files().flatten())?;
+        Some(Offender { server, reason: format!("it fills the disk: {what}; it is stopped until there is room") })
+    }
+
+    fn grown_most(&self, before: &Self, of: fn(&Used) -> u64, least: u64) -> Option<(ServerName, u64)> {
+        let grown = |(server, used): (&ServerName, &Used)| {
+            (of(used).saturating_sub(before.servers.get(server).map_or(0, of)), server.clone())
+        };
+        let (grown, server) = self.servers.iter().map(grown).max_by_key(|(grown, _)| *grown)?;
+        (grown > least).then_some((server, grown))
     }
 }
 
@@ -86,8 +126,16 @@ mod tests {
     }
 
     fn room(free_bytes: u64, servers: &[(&str, u64)]) -> Room {
-        let servers = servers.iter().map(|(server, bytes)| (name(server), *bytes)).collect();
-        Room { total_bytes: 1024 * MIB, free_bytes, servers }
+        let used = |bytes: u64| Used { bytes, files: 1 };
+        let servers = servers.iter().map(|(server, bytes)| (name(server), used(*bytes))).collect();
+        Room { total_bytes: 1024 * MIB, free_bytes, servers, ..Room::default() }
+    }
+
+    /// A disk with much room for bytes.
+    fn files(free_files: u64, servers: &[(&str, u64)]) -> Room {
+        let used = |files: u64| Used { bytes: 0, files };
+        let servers = servers.iter().map(|(server, files)| (name(server), used(*files))).collect();
+        Room { total_bytes: 1024 * MIB, free_bytes: 512 * MIB, total_files: 64 * 1024, free_files, servers }
     }
 
     #[test]
@@ -121,5 +169,16 @@ mod tests {
         assert!(room(64 * MIB, &[]).is_enough());
         let small = Room { total_bytes: 64 * MIB, free_bytes: 8 * MIB, ..Room::default() };
         assert!(small.is_enough(), "on a small disk the marks are lower");
+    }
+    #[test]
+    fn a_disk_without_files_is_full_too_and_who_has_made_them_is_stopped() {
+        let before = files(60_000, &[("large", 4_000), ("quiet", 10)]);
+        let now = files(0, &[("large", 4_100), ("quiet", 10), ("new", 59_000)]);
+        assert!(now.is_critical() && !now.is_enough() && before.is_enough());
+        let offender = now.offender(&before).expect("an offender");
+        assert_eq!(offender.server, name("new"));
+        assert!(offender.reason.contains("59000 files") && offender.reason.contains("has room for 0"), "{offender:?}");
+        assert_eq!(files(0, &[("large", 4_100)]).offender(&before), None, "somebody else has made them");
+        assert!(!room(512 * MIB, &[]).is_critical(), "where files are not counted, none are lacking");
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use fleetwright_tests::fleet::{Fleet, Outcome};
+use fleetwright_tests::fleet::{Fleet, Outcome, program};
 use fleetwright_tests::tools::{Tool, have};
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -175,6 +175,68 @@ fn a_server_below_a_closed_folder_is_let_through_to_what_it_needs_and_nobody_els
     // It is started anew in the same way, by its supervisor.
     kill(pid);
     fleet.wait_until("it runs again", || fleet.server_pid("host-1", "closed").is_some_and(|again| again != pid));
+}
+
+/// In a release's own files a server could write itself a veto: what has changed is not put back. In `/tmp` it could meet
+/// others.
+#[test]
+fn a_server_changes_none_of_its_rendered_files_and_sees_no_temporary_files_of_others() {
+    if !have(&[Tool::Mount]) {
+        return;
+    }
+    let fleet = Fleet::new();
+    let hosts = tempfile::Builder::new().prefix("fleetwright-of-the-host").tempfile_in("/tmp").expect("a file");
+    let own = format!("/tmp/fleetwright-{}", fleet.path().file_name().expect("a name").display());
+    let script = format!(
+        r##"if (echo "# more" >>"$0") 2>/dev/null; then echo "config changed"; else echo "config refused"; fi >found.new
+if mv "$0" "$0.aside" 2>/dev/null; then echo "moved yes"; else echo "moved no"; fi >>found.new
+ls /tmp | grep -c fleetwright-of-the-host | sed 's/^/others /' >>found.new
+echo mine >{own} && echo "own $(cat {own})" >>found.new
+echo "end " >>found.new
+mv found.new found
+while :; do echo "# more" >>"$0"; sleep 0.05; done 2>/dev/null"##
+    );
+    let sees = format!(
+        "health_checks:\n  - {{ name: sees, type: command, interval: 1s, severity: critical, config: {{ command: [test, -e, \"{own}\"] }} }}\n"
+    );
+    fleet.write("config/servers/first.yaml", &definition("first", &script, &sees));
+    let manifest = manifest(&fleet, &["first"]);
+    fleet.up(&manifest, &["--agents", "1"]).expect_code(0);
+    let of = |name: &str| found(&fleet, "first", name);
+    let all = ["config", "moved", "others", "own"].map(of);
+    assert_eq!(all, ["refused", "no", "0", "mine"].map(str::to_owned));
+    assert!(!Path::new(&own).exists() && hosts.path().exists(), "the host does not see it");
+    assert_eq!(fleet.servers()["first@host-1"]["health"], "healthy", "its check sees what it sees");
+    fleet.write("config/servers/first.yaml", &definition("first", "exit 3", ALIVE));
+    fleet.deploy(&manifest, &[]).expect_code(4);
+    assert_eq!(fleet.servers()["first@host-1"]["health"], "healthy");
+}
+
+/// The same where nothing that the server needs is below `/tmp`: then its temporary files are on the disk.
+#[test]
+fn temporary_files_of_a_server_are_in_a_folder_that_nobody_else_reaches() {
+    if !have(&[Tool::Mount]) {
+        return;
+    }
+    let folder = tempfile::tempdir_in("/var/lib").expect("a folder");
+    let name = format!("fleetwright-{}", folder.path().file_name().expect("a name").display());
+    let profile = serde_json::json!({
+        "user": { "name": "nobody", "uid": 65534, "gid": 65534, "groups": [] }, "may_stay": false, "folder": "/",
+        "files": "host", "read": [], "write": [], "programs": [], "umask": 0o077, "file_bytes_max": null,
+        "temporary": folder.path().join("tmp"),
+    });
+    let script =
+        format!("id -u; echo one >/tmp/{name}; echo two >/var/tmp/{name}; cat /tmp/{name}; ls -A /tmp | wc -l");
+    let mut command = Command::new(program("fleetwright-agent"));
+    command.args(["confine", "--profile", &profile.to_string(), "--", "sh", "-c", &script]);
+    let output = command.output().expect("the agent runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["65534", "one", "1"], "{output:?}");
+    for (own, host) in [("tmp", "/tmp"), ("var-tmp", "/var/tmp")] {
+        let made = folder.path().join("tmp").join(own).join(&name);
+        assert!(made.exists() && !Path::new(host).join(&name).exists(), "{}", made.display());
+    }
+    assert_eq!(fs::metadata(folder.path().join("tmp")).expect("there").mode() & 0o777, 0o700);
 }
 
 /// kill -9 for a server; its supervisor starts it anew.

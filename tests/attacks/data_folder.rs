@@ -103,7 +103,7 @@ impl Attack {
             "config/servers/swapper.yaml",
             &format!(
                 "apiVersion: fleetwright/v1\nname: swapper\nrun:\n  command: [{python}, \"{{{{ server.config_dir }}}}/swap.py\", \"{version}\", \"{target}\", \"{pids}\", {leave}]\n  \
-                 user: {user}\n  stop_timeout: 1s\nfiles:\n  - path: swap.py\n    content: |\n{program}\
+                 user: {user}\n  writable: [\"{pids}\"]\n  stop_timeout: 1s\nfiles:\n  - path: swap.py\n    content: |\n{program}\
                  health_checks:\n  - {{ name: alive, type: command, interval: 1s, severity: critical, config: {{ command: [\"true\"] }} }}\n\
                  snapshot: {{ data: true }}\n"
             ),
@@ -240,7 +240,10 @@ fn state_is_nobody_elses_and_a_token_is_in_no_list_of_processes() {
         // Rendered files and their folders are as the definition says, in a folder that nobody else enters.
         let passable = metadata.is_dir() && metadata.mode() & 0o066 == 0;
         let rendered = path.components().any(|part| part.as_os_str() == "config");
-        let is_private = metadata.mode() & 0o077 == 0 || metadata.is_symlink() || passable || rendered;
+        // So are a server's own folders for temporary files, which are mounted for it.
+        let closed = |folder: &Path| fs::metadata(folder).is_ok_and(|found| found.mode() & 0o077 == 0);
+        let temporary = path.parent().is_some_and(|folder| folder.ends_with("servers/plain/tmp") && closed(folder));
+        let is_private = metadata.mode() & 0o077 == 0 || metadata.is_symlink() || passable || rendered || temporary;
         assert!(is_private, "{} has the mode {:o}", path.display(), metadata.mode());
     }
     let token = fleet.json(&["hosts", "token", "host-9"]);

@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use fleetwright_tests::fleet::Fleet;
+use fleetwright_tests::fleet::{Fleet, program};
 use fleetwright_tests::servers::TestServer;
 use fleetwright_tests::tools::{Tool, have};
 use serde_json::Value;
@@ -19,9 +19,11 @@ const DATA_MIB: u64 = 40;
 struct SmallDisk(PathBuf, PathBuf);
 
 impl SmallDisk {
-    fn mount(at: PathBuf, within: &Path) -> Self {
+    /// One of so many files, or of as many as there is memory for.
+    fn mount(at: PathBuf, within: &Path, files: Option<u32>) -> Self {
         fs::create_dir_all(&at).expect("a folder");
-        let size = format!("size={DISK_MIB}m");
+        let files = files.map_or_else(String::new, |files| format!(",nr_inodes={files}"));
+        let size = format!("size={DISK_MIB}m{files}");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&at).status();
         assert!(mounted.expect("mount runs").success());
         Self(at, within.to_owned())
@@ -37,6 +39,10 @@ impl SmallDisk {
         let mut file = fs::File::create(self.0.join("filler")).expect("a file");
         while file.write_all(&[0; 4096]).is_ok() {}
         while file.write_all(&[0]).is_ok() {}
+    }
+
+    fn free_files(&self) -> u64 {
+        rustix::fs::statvfs(&self.0).expect("statvfs").f_favail
     }
 
     fn make_room(&self) {
@@ -71,10 +77,22 @@ struct FullHost {
     manifest: PathBuf,
 }
 
+/// The same server, which makes files instead of filling them.
+fn maker(version: u32) -> String {
+    filler(version).replace(
+        "while :; do cat /dev/zero >> fill; sleep 0.02; done",
+        "touch fill; n=0; mkdir many; while :; do : > many/$n && n=$((n + 1)) || sleep 0.02; done",
+    )
+}
+
 /// A host on a small disk, with a quiet server and one that will fill it.
 fn host(rollout: &str) -> FullHost {
+    host_with(rollout, None)
+}
+
+fn host_with(rollout: &str, files: Option<u32>) -> FullHost {
     let fleet = Fleet::new();
-    let disk = SmallDisk::mount(fleet.host("host-1"), fleet.path());
+    let disk = SmallDisk::mount(fleet.host("host-1"), fleet.path(), files);
     let lines = format!("servers:\n  - {{ server: quiet }}\n  - {{ server: filler }}\nrollout: {{ {rollout} }}\n");
     let manifest = fleet.configure_plain(&["quiet"], 1, &lines);
     fleet.write("config/servers/filler.yaml", &filler(1));
@@ -128,6 +146,142 @@ fn a_release_that_fills_the_disk_is_put_back_and_the_agent_lives() {
         let servers = host.fleet.servers();
         ["quiet@host-1", "filler@host-1"].iter().all(|name| servers[*name]["health"] == "healthy")
     });
+}
+
+#[test]
+fn a_release_that_uses_up_the_files_of_the_disk_is_put_back_and_the_agent_lives() {
+    if !have(&[Tool::Mount]) {
+        return;
+    }
+    let host = host_with(ROLLOUT, Some(20_000));
+    host.fleet.write("config/servers/filler.yaml", &maker(2));
+    let (agent, before) = (host.agent().expect("an agent"), host.current().expect("a release"));
+    let least = std::cell::Cell::new(u64::MAX);
+    host.fleet.run(&["deploy", "start", &host.manifest.to_string_lossy()]).expect_code(0);
+    host.fleet.wait_until("no file can be made any more", || {
+        least.set(least.get().min(host.disk.free_files()));
+        least.get() == 0
+    });
+    host.wait_until_put_back(&before);
+    assert!(!host.data().join("many").exists());
+    assert_eq!(host.agent(), Some(agent), "the same agent");
+    host.fleet.wait_until("both servers are healthy", || {
+        let servers = host.fleet.servers();
+        ["quiet@host-1", "filler@host-1"].iter().all(|name| servers[*name]["health"] == "healthy")
+    });
+}
+
+/// The server that fills the disk is none of those that are deployed: it is stopped, since another one needs the room to be
+/// put back, and is started again when there is room.
+#[test]
+fn a_server_that_fills_the_disk_is_stopped_while_another_is_put_back_and_is_started_when_there_is_room() {
+    if !have(&[Tool::Mount]) {
+        return;
+    }
+    let host = host(ROLLOUT);
+    let lines = |rollout: &str| {
+        format!("servers:\n  - {{ server: quiet }}\n  - {{ server: filler }}\nrollout: {{ {rollout} }}\n")
+    };
+    // It fills the disk when it is told to.
+    let (go, fill) = (host.data().join("go"), host.data().join("large"));
+    let script = "while :; do test -e go && cat /dev/zero >> large; sleep 0.05; done";
+    let waiting = filler(1).replace("exec sleep 100000", script);
+    host.fleet.write("config/servers/filler.yaml", &waiting);
+    host.fleet.configure_plain(&["quiet"], 1, &lines(ROLLOUT));
+    host.fleet.deploy(&host.manifest, &[]).expect_code(0);
+    // The next release of the quiet one is never healthy; by the time it is given up, the disk is full.
+    let quiet = fs::read_to_string(host.fleet.path().join("config/servers/quiet.yaml")).expect("a definition");
+    let bad = quiet.replace("[\"true\"]", "[\"false\"]");
+    assert_ne!(bad, quiet);
+    host.fleet.write("config/servers/quiet.yaml", &bad);
+    host.fleet.run(&["deploy", "start", &host.manifest.to_string_lossy()]).expect_code(0);
+    let current = || fs::read_link(host.fleet.host("host-1").join("servers/quiet/current")).ok();
+    let before = current();
+    host.fleet.wait_until("the new release runs", || current() != before);
+    fs::write(&go, "").expect("write");
+    host.fleet.wait_until("what ran before runs again", || current() == before);
+    host.fleet.wait_until("the other one is stopped, and says why", || {
+        let row = host.fleet.servers()["filler@host-1"].clone();
+        row["health"] == "unhealthy" && row["report"].to_string().contains("it fills the disk")
+    });
+    fs::remove_file(&go).expect("remove");
+    fs::remove_file(&fill).expect("remove");
+    host.fleet.wait_until("both are healthy", || {
+        let servers = host.fleet.servers();
+        ["quiet@host-1", "filler@host-1"].iter().all(|name| servers[*name]["health"] == "healthy")
+    });
+    assert!(host.fleet.server_pid("host-1", "filler").is_some());
+}
+
+/// An agent that has never worked in its state folder cannot begin without room; it says what it needs, and waits.
+#[test]
+fn an_agent_whose_disk_is_full_from_the_beginning_says_what_it_needs_and_waits() {
+    if !have(&[Tool::Mount]) {
+        return;
+    }
+    for files in [None, Some(5_000)] {
+        let host = host_with(ROLLOUT, files);
+        host.fleet.kill_agent("host-1");
+        for name in ["journal.db", "journal.db-wal", "journal.db-shm", "agent.lock", "reserve", "reserved-files"] {
+            let path = host.fleet.host("host-1").join(name);
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+        }
+        let fill = host.disk.0.join("files");
+        if files.is_some() {
+            fs::create_dir(&fill).expect("a folder");
+            let made = (0..).take_while(|n| fs::write(fill.join(n.to_string()), "").is_ok()).count();
+            assert!(made > 100);
+        } else {
+            host.disk.fill();
+        }
+        // Its log is on another disk, or it could not say anything.
+        let log = host.fleet.path().join("first.log");
+        let mut command = Command::new(program("fleetwright-agent"));
+        command.args(["run", "--state-dir"]).arg(host.fleet.host("host-1")).stdin(Stdio::null());
+        let mut agent = command.stderr(fs::File::create(&log).expect("a file")).spawn().expect("the agent starts");
+        host.fleet.wait_until("it says what it needs", || {
+            fs::read_to_string(&log).is_ok_and(|said| said.contains("needs 3 MiB and 3 files"))
+        });
+        assert!(agent.try_wait().expect("asked").is_none(), "it waits");
+        if files.is_some() {
+            fs::remove_dir_all(&fill).expect("removed")
+        } else {
+            host.disk.make_room()
+        }
+        host.fleet.wait_until("the host is back", || host.fleet.json(&["status"])["status"]["hosts_connected"] == 1);
+        let FullHost { disk, fleet, .. } = host;
+        drop(fleet);
+        drop(disk);
+        agent.wait().expect("ended by `down`");
+    }
+}
+
+/// What the first start of an agent on a full disk has used, the second one has not.
+#[test]
+fn an_agent_starts_again_and_again_on_a_full_disk_without_any_reserve() {
+    if !have(&[Tool::Mount]) {
+        return;
+    }
+    let host = host(ROLLOUT);
+    let reserve = host.fleet.host("host-1").join("reserve");
+    let mut agents = Vec::new();
+    for _ in 0..3 {
+        host.fleet.kill_agent("host-1");
+        let _ = fs::remove_file(&reserve);
+        host.disk.fill();
+        host.fleet.wait_until("the host is gone", || host.fleet.json(&["status"])["status"]["hosts_connected"] == 0);
+        agents.push(host.fleet.start_agent("host-1"));
+        host.fleet.wait_until("the host is back", || host.fleet.json(&["status"])["status"]["hosts_connected"] == 1);
+        assert!(!reserve.exists() && host.disk.free() == 0);
+    }
+    assert!(!host.fleet.host("host-1").join("journal.db-shm").exists(), "its index takes no room");
+    host.disk.make_room();
+    let FullHost { disk, fleet, .. } = host;
+    drop(fleet);
+    drop(disk);
+    for mut agent in agents {
+        agent.wait().expect("ended");
+    }
 }
 
 #[test]

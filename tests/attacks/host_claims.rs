@@ -170,6 +170,40 @@ async fn two_living_connections_of_one_key_from_two_addresses_are_told_and_a_mov
     assert_eq!(log.matches("its key may have been copied").count(), 1, "{log}");
 }
 
+/// Two agents behind one address, as behind a translation of addresses, are two all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_living_agents_with_one_key_behind_one_address_are_told() {
+    let zones = Zones::new();
+    let fleet = &zones.fleet;
+    let stolen = StolenKey::dial(fleet, "h2", "127.0.0.1").await;
+    stolen.greet(&fleet.address(2), &[]).await.expect("a greeting");
+    fleet.wait_until("two are told", || !zones.host("h2")["seen_twice"].is_null());
+    assert_eq!(zones.host("h2")["seen_twice"]["addresses"], serde_json::json!(["127.0.0.1", "127.0.0.1"]));
+    let shown = fleet.run(&["status"]).stdout;
+    assert!(shown.contains("h2 was connected twice from 127.0.0.1 at once"), "{shown}");
+}
+
+/// Whoever has the key does not end the look for two by making ever new connections, which drive the older ones out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_third_connection_that_displaces_one_of_two_hides_neither() {
+    let zones = Zones::new();
+    let (fleet, places) = (&zones.fleet, [8, 9].map(|n| zones.fleet.address(n)));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let mut held = Vec::new();
+    while zones.host("h2")["seen_twice"].is_null() {
+        assert!(std::time::Instant::now() < deadline, "it was not told");
+        for place in &places {
+            let stolen = StolenKey::dial(fleet, "h2", place).await;
+            // One that is driven out at once gets no answer.
+            let _ = stolen.greet(&fleet.address(2), &[]).await;
+            held.push(stolen);
+        }
+    }
+    let told = zones.host("h2")["seen_twice"]["addresses"].clone();
+    let own = |address: &Value| places.iter().any(|place| address == place) || address == "127.0.0.1";
+    assert!(told.as_array().expect("two").iter().all(own) && told[0] != told[1], "{told}");
+}
+
 /// A host does not choose its labels when it enrols, and a later token changes what is believed only where it says so.
 #[test]
 fn labels_are_not_asked_of_the_host_that_enrols() {

@@ -63,6 +63,28 @@ fn enrol(fleet: &Fleet, host: &str) -> bool {
     output.status.success()
 }
 
+/// The coordinator is not there when a host begins to enrol: it is asked again, and the token counts all the same.
+#[test]
+fn a_host_that_gets_no_answer_asks_again_until_it_is_enrolled() {
+    let fleet = fleet();
+    let token = fleet.json(&["hosts", "token", "late"]);
+    fleet.kill_coordinator();
+    let log = fleet.path().join("late.log");
+    let mut command = Command::new(program("fleetwright-agent"));
+    command.args(["enroll", "--coordinator", text(&token["coordinator"])]);
+    command.args(["--ca-fingerprint", text(&token["ca_fingerprint"])]);
+    command.env("FLEETWRIGHT_TOKEN", text(&token["token"])).env("FLEETWRIGHT_LOG", "debug").stdin(Stdio::null());
+    command.arg("--state-dir").arg(fleet.path().join("late")).stderr(std::fs::File::create(&log).expect("a file"));
+    let mut enrolling = command.spawn().expect("the agent runs");
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    fleet.wait_until("it has got no answer", || said().contains("it is asked again"));
+    let mut coordinator = fleet.start_coordinator();
+    assert!(enrolling.wait().expect("ended").success(), "{}", said());
+    fleet.run(&["hosts", "show", "late"]).expect_code(0);
+    drop(fleet);
+    coordinator.wait().expect("ended by `down`");
+}
+
 /// Opens as many streams as it is let, and writes as much on each as is taken.
 async fn stuff(connection: &quinn::Connection, header: [u8; 4]) {
     let mut writing = tokio::task::JoinSet::new();

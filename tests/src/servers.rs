@@ -82,7 +82,7 @@ impl TestServer {
 pub fn plain(name: &str, version: u32, folder: &std::path::Path) -> String {
     let folder = folder.display();
     format!(
-        "apiVersion: fleetwright/v1\nname: {name}\nrun:\n  command: [sh, \"{{{{ server.config_dir }}}}/run.sh\"]\n  stop_timeout: 2s\n\
+        "apiVersion: fleetwright/v1\nname: {name}\nrun:\n  command: [sh, \"{{{{ server.config_dir }}}}/run.sh\", \"{folder}\"]\n  stop_timeout: 2s\n\
          files:\n  - path: run.sh\n    content: |\n      echo version {version}\n      [ -e {folder}/bad-{{{{ host.name }}}}-{version} ] && exit 3\n      exec sleep 100000\n\
          health_checks:\n  - {{ name: alive, type: command, interval: 1s, severity: critical, config: {{ command: [\"true\"] }} }}\n"
     )

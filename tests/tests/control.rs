@@ -179,6 +179,12 @@ fn a_deployment_is_cancelled_and_undone_in_part_or_taken_back_to_an_older_releas
         ("echo version 2".into(), "echo version 1".into())
     );
     fleet.run(&["rollback", "web", "--host", "host-1"]).expect_code(PARTLY_ROLLED_BACK);
+    // For that host alone is it signed.
+    let exported = fleet.run(&["journal", "export"]).expect_code(0).stdout;
+    let asked = exported.lines().rfind(|line| line.contains("rollback_requested")).expect("it was asked for");
+    let asked: Value = serde_json::from_str(asked).expect("JSON");
+    let signed = asked["event"]["intents"].as_object().expect("intents").keys().collect::<Vec<_>>();
+    assert_eq!(signed, ["host-1"]);
     assert_eq!(
         (version(&fleet, "host-1", "web"), version(&fleet, "host-2", "web")),
         ("echo version 1".into(), "echo version 2".into())

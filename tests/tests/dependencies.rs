@@ -72,10 +72,10 @@ fn what_completes_runs_once_for_each_release_before_what_waits_for_it() {
 #[test]
 fn what_ends_while_its_agent_is_away_is_not_run_again() {
     let fleet = Fleet::new();
-    let gate = fleet.path().join("gate");
-    let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", gate.display());
+    let gate = fleet.host("host-1").join("servers/migrate/data/gate");
+    let wait = "while [ ! -e \"$HOME/gate\" ]; do sleep 0.05; done";
     fleet.up(&manifest(&fleet, 1, "exit 0", ""), &["--agents", "1"]).expect_code(0);
-    let path = manifest(&fleet, 2, &wait, "");
+    let path = manifest(&fleet, 2, wait, "");
     let id = text(&fleet.json(&["deploy", "start", &path.to_string_lossy()])["id"]).to_owned();
     let shown = || fleet.json(&["deploy", "show", &id]);
     // Once its start is written down: before, an agent that starts again cannot know of it.

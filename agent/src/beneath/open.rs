@@ -15,13 +15,16 @@ const ATTEMPTS_MAX: u32 = 8;
 /// Whether openat2(2) was found missing.
 static MISSING: AtomicBool = AtomicBool::new(false);
 
+/// The longest path that the kernel is given at once, in bytes; longer ones go part by part.
+pub(crate) const PATH_BYTES_MAX: usize = 3_800;
+
 /// Opens a path below a folder, of folders' names alone; nothing where nothing is, or a link or something else is on the way.
 pub(super) fn beneath(folder: BorrowedFd<'_>, below: &Path, flags: OFlags) -> io::Result<Option<OwnedFd>> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let missing = MISSING.load(Ordering::Relaxed);
+    let missing = MISSING.load(Ordering::Relaxed) || below.as_os_str().len() > PATH_BYTES_MAX;
     let outcome = match if missing { Err(Errno::NOSYS) } else { at_once(folder, below, flags) } {
         Err(Errno::NOSYS) => {
-            MISSING.store(true, Ordering::Relaxed);
+            MISSING.fetch_or(!missing, Ordering::Relaxed);
             part_by_part(folder, below, flags)
         }
         // So says a filter of system calls, or the kernel for a reason: then part by part gets the same answer.

@@ -15,6 +15,8 @@ pub(crate) struct Seen {
     /// How many names it has.
     pub(crate) links: u64,
     pub(crate) bytes: u64,
+    /// What it takes up on its disk, in bytes.
+    pub(crate) taken_bytes: u64,
     /// When its content was changed last, in nanoseconds since 1970.
     pub(crate) modified_ns: i64,
     /// When anything of it was changed last.
@@ -34,6 +36,7 @@ impl Seen {
             inode: stat.st_ino as u64,
             links: stat.st_nlink as u64,
             bytes: u64::try_from(stat.st_size).unwrap_or(0),
+            taken_bytes: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),
             modified_ns: ns(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
             changed_ns: ns(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
         }

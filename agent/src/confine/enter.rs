@@ -17,7 +17,7 @@ use rustix::process::{Gid, Resource, Rlimit, Uid, geteuid, setrlimit, umask};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::needs::Needs;
-use super::passage::{self, Needed};
+use super::passage::{self, Needed, Passage};
 use super::{Confinement, Profile, rules};
 use crate::runtime::users::Identity;
 
@@ -40,10 +40,20 @@ pub(crate) fn enter(profile: &Profile, report: Option<&Path>, words: &[OsString]
     let needed = needed(profile, words);
     // Mount points are made with the permissions that they are given.
     umask(Mode::empty());
-    let user = match user.map(|user| (passage(profile, &needed, &user), user)) {
+    let shares_view = match (profile.view_of, &user) {
+        (Some(pid), Some(user)) => {
+            super::view::share(pid, user, profile.read.iter().chain(&profile.write).chain(&needed))
+        }
+        _ => false,
+    };
+    let open = |user: &Identity| if shares_view { Ok(Passage::default()) } else { passage(profile, &needed, user) };
+    let user = match user.map(|user| (open(&user), user)) {
         None => None,
-        Some((Ok(passages), user)) => {
-            told.passages = passages;
+        Some((Ok(passage), user)) => {
+            told.passages = passage.folders;
+            if let Some(error) = passage.shares_temporary {
+                told.left_out.push(format!("it shares /tmp with others: {error}"));
+            }
             Some(user)
         }
         Some((Err(error), user)) if profile.may_stay => {
@@ -138,13 +148,13 @@ fn needed(profile: &Profile, words: &[OsString]) -> Vec<PathBuf> {
 }
 
 /// Lets the program through to everything that it needs.
-fn passage(profile: &Profile, needed: &[PathBuf], user: &Identity) -> Result<Vec<PathBuf>> {
+fn passage(profile: &Profile, needed: &[PathBuf], user: &Identity) -> Result<Passage> {
     let real = |path: &PathBuf| path.canonicalize().ok();
     let read = profile.read.iter().chain(needed).filter_map(real).map(|path| Needed { path, writable: false });
     let write = profile.write.iter().filter_map(real).map(|path| Needed { path, writable: true });
     // What lies in something else comes after it, and so is mounted over it.
     let all: BTreeSet<Needed> = read.chain(write).collect();
-    Ok(passage::open(&all, user)?)
+    Ok(passage::open(&all, user, profile.temporary.as_deref())?)
 }
 
 /// Becomes a user for good, without any capability.

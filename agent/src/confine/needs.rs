@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::passage::closed_above;
+use super::passage::{closed_above, temporary_above};
 use super::rules::is_of_system;
 use crate::runtime::users::Identity;
 
@@ -72,10 +72,18 @@ impl<'a> Needs<'a> {
             _ => bytes,
         };
         let path = Path::new(std::ffi::OsStr::from_bytes(text));
-        if path.is_absolute()
-            && let Ok(real) = path.canonicalize()
-            && self.limit(&real).is_some()
-        {
+        if !path.is_absolute() {
+            return;
+        }
+        let real = match path.canonicalize() {
+            Ok(real) => real,
+            // What somebody is still to make among temporary files comes into a folder that is there.
+            Err(_) => match path.parent().and_then(|folder| folder.canonicalize().ok()) {
+                Some(folder) if temporary_above(&folder, self.user).is_some() => folder,
+                Some(_) | None => return,
+            },
+        };
+        if self.limit(&real).is_some() {
             self.found.insert(real);
         }
     }
@@ -95,7 +103,10 @@ impl<'a> Needs<'a> {
             let top: PathBuf = path.components().take(2).collect();
             (self.system_only && !is_of_system(path) && top != path).then_some(top)
         };
-        closed_above(path, self.user).or_else(|| home_of(path)).or_else(top)
+        closed_above(path, self.user)
+            .or_else(|| home_of(path))
+            .or_else(|| temporary_above(path, self.user))
+            .or_else(top)
     }
 }
 

@@ -7,17 +7,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change, mount_remount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount,
+};
 use rustix::thread::UnshareFlags;
 
 use crate::runtime::users::Identity;
 
 /// What is mounted in place of a closed folder: it holds nothing but mount points.
 const EMPTY: &std::ffi::CStr = c"mode=0711,size=256k";
+
+/// The same where temporary files are to be put, and something of the host's is needed beside them.
+const TEMPORARY: &std::ffi::CStr = c"mode=1777,size=10%";
+/// The host's folders for temporary files, and the names of those that take their place.
+const TEMPORARY_FOLDERS: [(&str, &str); 2] = [("/tmp", "tmp"), ("/var/tmp", "var-tmp")];
 
 /// Something that a program needs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,32 +55,100 @@ fn passes(folder: &Metadata, user: &Identity) -> bool {
     }
 }
 
-/// Lets this process, and what it becomes, through; the folders that were closed.
-pub(super) fn open(needed: &BTreeSet<Needed>, user: &Identity) -> io::Result<Vec<PathBuf>> {
-    let closed: Vec<(PathBuf, &Needed)> =
-        needed.iter().filter_map(|one| Some((closed_above(&one.path, user)?, one))).collect();
-    if closed.is_empty() {
-        return Ok(Vec::new());
+/// What was done so that a program sees what it needs, and no more.
+#[derive(Debug, Default)]
+pub(super) struct Passage {
+    /// The folders closed to its user that it is let through.
+    pub(super) folders: Vec<PathBuf>,
+    /// Why it shares the host's folders for temporary files, where it does.
+    pub(super) shares_temporary: Option<io::Error>,
+}
+
+/// The host's folder for temporary files that something is in which a user may enter or read.
+pub(super) fn temporary_above(path: &Path, user: &Identity) -> Option<PathBuf> {
+    let mut folders = TEMPORARY_FOLDERS.iter().map(|(folder, _)| Path::new(folder));
+    let folder = folders.find(|folder| path.starts_with(folder) && path != *folder)?;
+    fs::metadata(path).is_ok_and(|found| !found.is_dir() || passes(&found, user)).then(|| folder.to_owned())
+}
+
+/// Lets this process, and what it becomes, through. With a folder for `temporary` files, those of the host are out of
+/// sight, but for what is needed of them.
+pub(super) fn open(needed: &BTreeSet<Needed>, user: &Identity, temporary: Option<&Path>) -> io::Result<Passage> {
+    let is_closed = needed.iter().any(|one| closed_above(&one.path, user).is_some());
+    let mut hidden = temporary.map_or_else(BTreeSet::new, |_| temporary_folders(needed, user));
+    if !is_closed && hidden.is_empty() {
+        return Ok(Passage::default());
     }
-    #[expect(unsafe_code, reason = "it is unsafe for the flag FILES alone, which is not given")]
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
-    // What the host mounts later is seen here, too; what is mounted here is seen nowhere else.
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    let mut passage = Passage::default();
+    match own_namespace() {
+        Ok(()) => {}
+        Err(error) if is_closed => return Err(error),
+        Err(error) => return Ok(Passage { shares_temporary: Some(error), ..passage }),
+    }
+    let sources = match temporary.map(|own| make_temporary(own, &hidden)) {
+        Some(Ok(sources)) => sources,
+        Some(Err(error)) => {
+            hidden.clear();
+            passage.shares_temporary = Some(error);
+            BTreeMap::new()
+        }
+        None => BTreeMap::new(),
+    };
     // Everything is opened before the first folder is covered, and in the view of the host that it is shown in.
     let mut opened: BTreeMap<PathBuf, Vec<(&Needed, OwnedFd)>> = BTreeMap::new();
-    for (folder, one) in closed {
+    for one in needed {
+        let hides = one.path.ancestors().skip(1).find(|above| hidden.contains(*above)).map(Path::to_owned);
+        let Some(folder) = hides.or_else(|| closed_above(&one.path, user)) else { continue };
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         opened.entry(folder).or_default().push((one, openat(CWD, &one.path, flags, Mode::empty())?));
     }
+    for (folder, source) in &sources {
+        if !opened.contains_key(folder) {
+            mount_bind(source, folder)?;
+            mount_remount(folder, MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV, c"")?;
+        }
+    }
     for (folder, wanted) in &opened {
         let quiet = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("tmpfs", folder, "tmpfs", quiet, EMPTY)?;
+        let is_temporary = hidden.contains(folder);
+        mount("tmpfs", folder, "tmpfs", quiet, if is_temporary { TEMPORARY } else { EMPTY })?;
         for (one, opened) in wanted {
             show(one, opened)?;
         }
-        mount_remount(folder, quiet | MountFlags::RDONLY, EMPTY)?;
+        if !is_temporary {
+            mount_remount(folder, quiet | MountFlags::RDONLY, EMPTY)?;
+        }
     }
-    Ok(opened.into_keys().collect())
+    passage.folders = opened.into_keys().filter(|folder| !hidden.contains(folder)).collect();
+    Ok(passage)
+}
+
+fn own_namespace() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "it is unsafe for the flag FILES alone, which is not given")]
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    // What the host mounts later is seen here, too; what is mounted here is seen nowhere else.
+    Ok(mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
+}
+
+/// The host's folders for temporary files that can be hidden: those that nobody has given to the program as a whole.
+fn temporary_folders(needed: &BTreeSet<Needed>, user: &Identity) -> BTreeSet<PathBuf> {
+    let folders = TEMPORARY_FOLDERS.iter().map(|(folder, _)| Path::new(folder));
+    let is_own = |folder: &Path| fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir());
+    let is_given = |folder: &Path| needed.iter().any(|one| folder.starts_with(&one.path));
+    let can = folders.filter(|folder| is_own(folder) && !is_given(folder) && closed_above(folder, user).is_none());
+    can.map(Path::to_owned).collect()
+}
+
+/// Makes the folders that take the place of the host's, in one that nobody else reaches.
+fn make_temporary(own: &Path, hidden: &BTreeSet<PathBuf>) -> io::Result<BTreeMap<PathBuf, PathBuf>> {
+    let mut sources = BTreeMap::new();
+    for (folder, name) in TEMPORARY_FOLDERS.iter().filter(|(folder, _)| hidden.contains(Path::new(folder))) {
+        let source = own.join(name);
+        DirBuilder::new().recursive(true).mode(0o700).create(&source)?;
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o1777))?;
+        sources.insert(PathBuf::from(folder), source);
+    }
+    Ok(sources)
 }
 
 /// Mounts something where it is, as it was before its folder was covered.
@@ -96,8 +171,6 @@ fn show(one: &Needed, opened: &OwnedFd) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

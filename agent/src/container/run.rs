@@ -217,7 +217,8 @@ mod tests {
     fn a_container_is_given_what_its_release_says_and_nothing_else() {
         let mut release = release();
         release.run.transport = Transport::Http;
-        release.run.resources = Resources { memory_bytes: Some(1 << 28), cpu_percent: Some(50), tasks: Some(64) };
+        release.run.resources =
+            Resources { memory_bytes: Some(1 << 28), cpu_percent: Some(50), tasks: Some(64), disk_bytes: None };
         release.container = Container {
             port: Some(8080),
             network: Some("backend".to_owned()),

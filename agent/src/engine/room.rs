@@ -8,8 +8,10 @@ use anyhow::Result;
 use fleetwright_deploy::health::{CheckOutcome, CheckReport, HealthStatus, Severity};
 use fleetwright_deploy::ids::ServerName;
 use fleetwright_deploy::instance::{InstanceAction, InstanceEvent, InstanceState};
-use fleetwright_deploy::room::{Offender, Room};
+use fleetwright_deploy::limits::size;
+use fleetwright_deploy::room::{Offender, Room, Used};
 use fleetwright_deploy::time::Timestamp;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::{Engine, Input};
@@ -22,6 +24,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// How long the engine itself waits for a look at what servers use, and for a server to stop: deadlines wait meanwhile.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a look that takes longer is waited for before the reserve is given up without it.
+const LOOK_PATIENCE: Duration = Duration::from_secs(120);
+/// After a look, it is this many times as long until the next one: servers may have millions of files.
+const LOOK_PART: u32 = 4;
 const HALT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What the engine knows of its disk.
@@ -30,12 +36,16 @@ pub(super) struct Disk {
     looked: Option<Instant>,
     /// How it was when there was room last.
     before: Room,
-    /// Whether it is being looked at, which may take long where servers have many files.
-    looking: bool,
+    /// Since when it is being looked at, which may take long where servers have many files.
+    looking: Option<Instant>,
+    /// What was found last, when, and how long that took.
+    found: Option<(Room, Instant, Duration)>,
     /// Whether nothing can be made durable.
     full: bool,
     /// The servers that are stopped until there is room, and why.
     held: BTreeMap<ServerName, String>,
+    /// The servers that take more than they are to, in words.
+    over: BTreeMap<ServerName, String>,
     /// What happened and could not be made durable, in order.
     waiting: BTreeMap<ServerName, VecDeque<InstanceEvent>>,
     reports: Vec<Outgoing>,
@@ -86,11 +96,21 @@ impl Disk {
         }
     }
 
-    /// A server that is stopped because it fills the disk says so.
+    /// A server that is stopped because it fills the disk says so, and one that takes more than it is to.
     pub(super) fn mark(&self, seen: &mut Observation) {
+        if let Some(message) = self.over.get(&seen.server) {
+            if seen.report.status == HealthStatus::Healthy {
+                seen.report.status = HealthStatus::Degraded;
+            }
+            seen.report.checks.push(CheckReport {
+                name: "disk".to_owned(),
+                severity: Severity::Warning,
+                outcome: CheckOutcome::Warning { message: message.clone() },
+            });
+        }
         if let Some(reason) = self.held.get(&seen.server) {
             seen.report.status = HealthStatus::Unhealthy;
-            seen.report.checks.retain(|check| check.name != "process");
+            seen.report.checks.retain(|check| check.name != "process" && check.name != "disk");
             seen.report.checks.push(CheckReport {
                 name: "disk".to_owned(),
                 severity: Severity::Critical,
@@ -99,10 +119,33 @@ impl Disk {
         }
     }
 
+    /// Whether it may be looked at again.
+    fn may_be_looked_at(&self) -> bool {
+        let rested = self.found.as_ref().is_none_or(|(_, at, took)| at.elapsed() >= *took * LOOK_PART);
+        self.looking.is_none() && rested
+    }
+
+    /// Keeps what was found.
+    fn found(&mut self, room: Option<Room>) {
+        let began = self.looking.take();
+        if let (Some(room), Some(began)) = (room, began) {
+            self.found = Some((room, Instant::now(), began.elapsed()));
+        }
+    }
+
     pub(super) fn next_look(&self) -> Instant {
         let pause = if self.full || !self.held.is_empty() { FULL_PAUSE } else { LOOK_INTERVAL };
         self.looked.map_or_else(Instant::now, |looked| looked + pause)
     }
+}
+
+/// What is known of who uses the disk.
+enum Found {
+    Room(Room),
+    /// It is being looked for.
+    Later,
+    /// It cannot be known.
+    Unknown,
 }
 
 impl Engine {
@@ -121,21 +164,68 @@ impl Engine {
         if !self.machine.room(&[]).await.is_some_and(|room| room.is_critical()) {
             return;
         }
-        let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
-        let looked = timeout(LOOK_TIMEOUT, self.machine.room(&servers)).await;
-        let Some(mut room) = looked.unwrap_or_default().filter(Room::is_critical) else {
-            if but.is_none() {
-                self.machine.give_up_reserve();
+        match self.who_uses_it().await {
+            // What is found later comes as an input.
+            Found::Later => {}
+            Found::Room(room) => self.relieve(room, but).await,
+            Found::Unknown => {
+                if but.is_none() {
+                    self.machine.give_up_reserve();
+                }
             }
-            return;
-        };
+        }
+    }
+
+    /// Looks what servers use. A look that takes long goes on by itself.
+    async fn who_uses_it(&mut self) -> Found {
+        match self.disk.looking {
+            Some(since) if since.elapsed() < LOOK_PATIENCE => return Found::Later,
+            Some(_) => return Found::Unknown,
+            None => {}
+        }
+        if !self.disk.may_be_looked_at()
+            && let Some((room, ..)) = &self.disk.found
+            && room.is_critical()
+        {
+            return Found::Room(room.clone());
+        }
+        let (told, looked) = oneshot::channel();
+        self.start_look(Some(told));
+        match timeout(LOOK_TIMEOUT, looked).await {
+            Ok(Ok(room)) => {
+                self.disk.found(room.clone());
+                room.map_or(Found::Unknown, Found::Room)
+            }
+            Ok(Err(_)) => Found::Unknown,
+            Err(_) => Found::Later,
+        }
+    }
+
+    /// Starts a look. What it finds goes to `told`, or to the engine once nobody waits for it there.
+    fn start_look(&mut self, told: Option<oneshot::Sender<Option<Room>>>) {
+        self.disk.looking = Some(Instant::now());
+        let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
+        let (looking, inputs) = (self.machine.room(&servers), self.inputs.clone());
+        tokio::spawn(async move {
+            let room = looking.await;
+            let room = match told {
+                None => Some(room),
+                Some(told) => told.send(room).err(),
+            };
+            if let Some(room) = room {
+                let _ = inputs.send(Input::Room(room)).await;
+            }
+        });
+    }
+
+    /// Stops the server that fills the disk, and gives up the reserve once nothing would take that, too.
+    async fn relieve(&mut self, mut room: Room, but: Option<&ServerName>) {
         room.servers.retain(|server, _| !self.disk.is_held(server) && but != Some(server));
         let stopped = match room.offender(&self.disk.before) {
             Some(offender) => self.hold(offender).await,
             None => true,
         };
-        // What still runs would take the reserve, too. What is about to be put back does: whoever stops it gives the
-        // reserve up.
+        // What is about to be put back would take the reserve as well: whoever stops it gives that up.
         if stopped && but.is_none() {
             self.machine.give_up_reserve();
         }
@@ -169,21 +259,33 @@ impl Engine {
         if self.disk.full {
             self.try_again().await?;
         }
-        if std::mem::replace(&mut self.disk.looking, true) {
-            return Ok(());
+        if self.disk.may_be_looked_at() {
+            self.start_look(None);
         }
-        let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
-        let (looking, inputs) = (self.machine.room(&servers), self.inputs.clone());
-        tokio::spawn(async move {
-            let room = looking.await;
-            let _ = inputs.send(Input::Room(room)).await;
-        });
         Ok(())
     }
 
-    pub(super) fn take_room(&mut self, room: Option<Room>) -> Result<(), JournalError> {
-        self.disk.looking = false;
-        let Some(room) = room.filter(|room| room.is_enough() && !self.disk.full) else { return Ok(()) };
+    pub(super) async fn take_room(&mut self, room: Option<Room>) -> Result<(), JournalError> {
+        self.disk.found(room.clone());
+        let Some(room) = room else { return Ok(()) };
+        self.disk.over = self.over_limit(&room);
+        if room.is_critical() {
+            for (server, over) in self.disk.over.clone() {
+                if !self.disk.is_held(&server) {
+                    let reason = format!("{over}, and the disk is low: it is stopped until there is room");
+                    self.hold(Offender { server, reason }).await;
+                }
+            }
+        }
+        if self.disk.full {
+            if room.is_critical() {
+                self.relieve(room, None).await;
+            }
+            return Ok(());
+        }
+        if !room.is_enough() {
+            return Ok(());
+        }
         self.disk.before = room;
         self.machine.keep_reserve();
         match self.journal.keep_room() {
@@ -191,10 +293,25 @@ impl Engine {
             Ok(()) | Err(_) => {}
         }
         for (server, _) in std::mem::take(&mut self.disk.held) {
+            // What an operator has stopped meanwhile, or had stopped before, stays so.
+            if self.machine.is_stopped(&server) {
+                continue;
+            }
             tracing::info!(%server, "there is room again: what was stopped is started");
             self.start_current(&server);
         }
         Ok(())
+    }
+
+    /// The servers that take more of the disk than their releases let them, in words.
+    fn over_limit(&self, room: &Room) -> BTreeMap<ServerName, String> {
+        let over = |(server, used): (&ServerName, &Used)| {
+            let limit = self.running(server)?.run.resources.disk_bytes.filter(|limit| used.bytes > *limit)?;
+            let words = |bytes: u64| size(usize::try_from(bytes).unwrap_or(usize::MAX));
+            let (used, limit) = (words(used.bytes), words(limit));
+            Some((server.clone(), format!("it takes {used} of the disk; its `resources.disk` is {limit}")))
+        };
+        room.servers.iter().filter_map(over).collect()
     }
 
     /// Tries to make durable what waits, in order. Once all of it is, whatever was left for later is asked for again.

@@ -1,13 +1,14 @@
 //! The engine on a journal that has no room.
 
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fleetwright_certs::TrustedKeys;
 use fleetwright_deploy::health::{CheckRun, HealthCheck};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::SnapshotId;
 use fleetwright_deploy::instance::Switch;
+use fleetwright_deploy::room::Used;
 use fleetwright_deploy::time::Length;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use futures_util::FutureExt;
@@ -18,16 +19,24 @@ use crate::machine::{Restore, Sampler, Work};
 
 /// A host that does nothing but write down what it is asked for, and says that another server fills its disk.
 #[derive(Default)]
-struct Notes(Mutex<Vec<String>>);
+struct Notes {
+    taken: Mutex<Vec<String>>,
+    /// Whether there is room.
+    roomy: AtomicBool,
+    /// What `greedy` may take of the disk, if there is a limit, in bytes.
+    limit: Option<u64>,
+    /// The servers that an operator has stopped.
+    stopped: Mutex<BTreeSet<ServerName>>,
+}
 
 impl Notes {
     fn note(&self, what: impl Into<String>) -> Work {
-        self.0.lock().expect("not poisoned").push(what.into());
+        self.taken.lock().expect("not poisoned").push(what.into());
         std::future::ready(Ok(())).boxed()
     }
 
     fn taken(&self) -> Vec<String> {
-        self.0.lock().expect("not poisoned").clone()
+        self.taken.lock().expect("not poisoned").clone()
     }
 }
 
@@ -83,8 +92,11 @@ impl Machine for Notes {
     fn current(&self, _: &ServerName) -> Option<ReleaseId> {
         Some(ReleaseId::of(b"new"))
     }
-    fn release(&self, _: &ServerName, _: &ReleaseId) -> Option<Release> {
-        None
+    fn release(&self, server: &ServerName, _: &ReleaseId) -> Option<Release> {
+        let limit = self.limit.filter(|_| *server == name("greedy"))?;
+        let mut release = Release::plain(server.clone(), vec!["serve".to_owned()]);
+        release.run.resources.disk_bytes = Some(limit);
+        Some(release)
     }
     fn output(&self, _: &ServerName, _: usize) -> Vec<String> {
         Vec::new()
@@ -93,14 +105,21 @@ impl Machine for Notes {
         Vec::new()
     }
     fn room(&self, _: &[ServerName]) -> BoxFuture<'static, Option<Room>> {
-        let servers = [(name("greedy"), 900 << 20)].into();
-        std::future::ready(Some(Room { total_bytes: 1 << 30, free_bytes: 0, servers })).boxed()
+        let servers = [(name("greedy"), Used { bytes: 900 << 20, files: 1 })].into();
+        let free_bytes = if self.roomy.load(Ordering::Relaxed) { 1 << 29 } else { 0 };
+        std::future::ready(Some(Room { total_bytes: 1 << 30, free_bytes, servers, ..Room::default() })).boxed()
+    }
+    fn keep_reserve(&self) {
+        drop(self.note("keep the reserve"));
     }
     fn give_up_reserve(&self) {
         drop(self.note("give up the reserve"));
     }
     fn halt(&self, server: &ServerName) -> Work {
         self.note(format!("halt {server}"))
+    }
+    fn is_stopped(&self, server: &ServerName) -> bool {
+        self.stopped.lock().expect("not poisoned").contains(server)
     }
     fn sampler(&self) -> Option<Box<dyn Sampler>> {
         None
@@ -111,60 +130,129 @@ fn name(text: &str) -> ServerName {
     text.parse().expect("name")
 }
 
-#[tokio::test]
-async fn a_host_without_any_room_puts_itself_back_once_and_writes_it_down_when_there_is_room() {
-    let folder = tempfile::tempdir().expect("folder");
-    let path = folder.path().join("journal.db");
-    let at = |ms| Timestamp::from_unix_ms(ms);
-    let mut journal = Journal::open(&path).expect("open");
-    for server in [name("late"), name("greedy")] {
-        let key = StepKey { deployment: "d1-aa".parse().expect("id"), attempt: 1 };
-        let dead_man = (server == name("late")).then(|| at(2_000));
-        let (healthy_deadline, min_healthy_time) = (Length::from_secs(1), Length::from_secs(1));
-        let spec = SwitchSpec { target: Some(ReleaseId::of(b"new")), dead_man, healthy_deadline, min_healthy_time };
-        for event in [
-            InstanceEvent::StageRequested { key: key.clone(), release: ReleaseId::of(b"new") },
-            InstanceEvent::StageSucceeded { key: key.clone() },
-            InstanceEvent::SwitchRequested { key: key.clone(), spec: spec.clone() },
-            InstanceEvent::SnapshotSucceeded { key: key.clone() },
-            InstanceEvent::SwitchSucceeded { key: key.clone() },
-        ] {
-            let commit = Commit { event: Some((server.clone(), event)), ..Commit::default() };
-            journal.commit(&commit, at(1_000)).expect("commit");
-        }
+/// An engine on a full disk: `late` was switched and its deadline has passed, `greedy` and `other` run.
+struct Full {
+    machine: Arc<Notes>,
+    full: Arc<AtomicBool>,
+    running: JoinHandle<Result<()>>,
+    handle: Handle,
+    folder: tempfile::TempDir,
+}
+
+impl Full {
+    fn begin() -> Self {
+        Self::with(Notes::default(), true)
     }
-    let full = journal.full.clone();
-    full.store(true, Ordering::Relaxed);
-    let machine = Arc::new(Notes::default());
-    let keys = || TrustedKeys::from_pems([], "none").expect("no keys");
-    let (fleet, host) = ("local".parse().expect("name"), "host-1".parse().expect("name"));
-    let verifier = Verifier { fleet, host, command_keys: keys(), intent_keys: keys() };
-    let clock = || Clock::new(move || at(3_000));
-    let (engine, handle) = Engine::open(journal, machine.clone(), verifier, clock(), clock()).expect("an engine");
-    let running = tokio::spawn(engine.run());
-    let waits = |what: &'static str| {
-        let machine = machine.clone();
-        async move {
-            while !machine.taken().iter().any(|note| note == what) {
-                tokio::task::yield_now().await;
+
+    /// On a host like this, whose journal has room or not.
+    fn with(machine: Notes, is_full: bool) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let at = |ms| Timestamp::from_unix_ms(ms);
+        let mut journal = Journal::open(&folder.path().join("journal.db")).expect("open");
+        for server in [name("late"), name("greedy")] {
+            let key = StepKey { deployment: "d1-aa".parse().expect("id"), attempt: 1 };
+            let dead_man = (server == name("late")).then(|| at(2_000));
+            let (healthy_deadline, min_healthy_time) = (Length::from_secs(1), Length::from_secs(1));
+            let spec = SwitchSpec { target: Some(ReleaseId::of(b"new")), dead_man, healthy_deadline, min_healthy_time };
+            for event in [
+                InstanceEvent::StageRequested { key: key.clone(), release: ReleaseId::of(b"new") },
+                InstanceEvent::StageSucceeded { key: key.clone() },
+                InstanceEvent::SwitchRequested { key: key.clone(), spec: spec.clone() },
+                InstanceEvent::SnapshotSucceeded { key: key.clone() },
+                InstanceEvent::SwitchSucceeded { key: key.clone() },
+            ] {
+                let commit = Commit { event: Some((server.clone(), event)), ..Commit::default() };
+                journal.commit(&commit, at(1_000)).expect("commit");
             }
         }
-    };
-    let patience = Duration::from_secs(30);
-    tokio::time::timeout(patience, waits("restore late")).await.expect("it is put back without the journal");
-    tokio::time::timeout(patience, waits("give up the reserve")).await.expect("room is made");
-    let notes = machine.taken();
+        let full = journal.full.clone();
+        full.store(is_full, Ordering::Relaxed);
+        let machine = Arc::new(machine);
+        let keys = || TrustedKeys::from_pems([], "none").expect("no keys");
+        let (fleet, host) = ("local".parse().expect("name"), "host-1".parse().expect("name"));
+        let verifier = Verifier { fleet, host, command_keys: keys(), intent_keys: keys() };
+        let clock = || Clock::new(move || at(3_000));
+        let (engine, handle) = Engine::open(journal, machine.clone(), verifier, clock(), clock()).expect("an engine");
+        let running = tokio::spawn(engine.run());
+        Self { machine, full, running, handle, folder }
+    }
+
+    async fn wait_for(&self, what: &str) {
+        let noted = async {
+            while !self.machine.taken().iter().any(|note| note == what) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, noted).await.unwrap_or_else(|_| panic!("{what}: {:?}", self.machine.taken()));
+    }
+
+    /// Makes room, and waits until the engine goes on.
+    async fn make_room(&mut self) {
+        self.full.store(false, Ordering::Relaxed);
+        self.machine.roomy.store(true, Ordering::Relaxed);
+        let changed = tokio::time::timeout(PATIENCE, self.handle.again.changed());
+        changed.await.expect("in time").expect("it goes on");
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_host_without_any_room_puts_itself_back_once_and_writes_it_down_when_there_is_room() {
+    let mut host = Full::begin();
+    host.wait_for("restore late").await;
+    host.wait_for("give up the reserve").await;
+    let notes = host.machine.taken();
     let position = |what: &str| notes.iter().position(|note| note == what).expect(what);
     assert!(position("halt greedy") < position("give up the reserve"), "{notes:?}");
     assert!(!notes.contains(&"halt late".to_owned()), "{notes:?}");
-    assert!(!running.is_finished(), "the engine goes on");
-    full.store(false, Ordering::Relaxed);
-    let mut again = handle.again;
-    tokio::time::timeout(patience, again.changed()).await.expect("in time").expect("it goes on");
-    running.abort();
-    let _ = running.await;
+    assert!(!host.running.is_finished(), "the engine goes on");
+    host.make_room().await;
+    host.running.abort();
+    let _ = host.running.await;
+    let path = host.folder.path().join("journal.db");
     let restored = Journal::open(&path).expect("open").instances().expect("fold").remove(&name("late"));
     assert!(matches!(restored.expect("late").state(), InstanceState::Idle), "it is written down, all of it");
-    let restores = machine.taken().iter().filter(|note| *note == "restore late").count();
+    let restores = host.machine.taken().iter().filter(|note| *note == "restore late").count();
     assert_eq!(restores, 1, "what was done ahead is not done again");
+}
+
+#[tokio::test]
+async fn what_was_stopped_for_lack_of_room_is_started_again_unless_an_operator_has_stopped_it() {
+    for by_hand in [false, true] {
+        let mut host = Full::begin();
+        host.wait_for("halt greedy").await;
+        if by_hand {
+            host.machine.stopped.lock().expect("not poisoned").insert(name("greedy"));
+        }
+        let before = host.machine.taken().len();
+        host.make_room().await;
+        // What the engine does once there is room ends with the reserve.
+        host.wait_for("keep the reserve").await;
+        let (answer, alive) = oneshot::channel();
+        host.handle.inputs.send(Input::Alive(answer)).await.expect("it takes inputs");
+        alive.await.expect("alive");
+        let started = host.machine.taken()[before..].contains(&"start greedy".to_owned());
+        assert_eq!(started, !by_hand, "{:?}", host.machine.taken());
+        host.running.abort();
+    }
+}
+
+#[tokio::test]
+async fn what_takes_more_of_the_disk_than_it_is_to_is_stopped_when_the_disk_is_low_though_the_journal_has_room() {
+    for (limit, stopped) in [(Some(100 << 20), true), (Some(1 << 30), false), (None, false)] {
+        let host = Full::with(Notes { limit, roomy: true.into(), ..Notes::default() }, false);
+        // The engine's own first look finds room, whatever is taken.
+        host.wait_for("keep the reserve").await;
+        let used = [(name("greedy"), Used { bytes: 200 << 20, files: 1 })].into();
+        let room = Room { total_bytes: 1 << 30, free_bytes: 0, servers: used, ..Room::default() };
+        let (answer, alive) = oneshot::channel();
+        for input in [Input::Room(Some(room)), Input::Alive(answer)] {
+            host.handle.inputs.send(input).await.expect("it takes inputs");
+        }
+        alive.await.expect("alive");
+        let halted = host.machine.taken().contains(&"halt greedy".to_owned());
+        assert_eq!(halted, stopped, "{limit:?}: {:?}", host.machine.taken());
+        host.running.abort();
+    }
 }

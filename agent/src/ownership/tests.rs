@@ -95,7 +95,7 @@ fn a_device_is_not_given() {
     let setup = Setup::new();
     let null = rustix::fs::makedev(1, 3);
     let at = setup.data("d/null");
-    if rustix::fs::mknodat(rustix::fs::CWD, &at, rustix::fs::FileType::CharacterDevice, Mode::RUSR, null).is_err() {
+    if rustix::fs::mknodat(CWD, &at, FileType::CharacterDevice, Mode::RUSR, null).is_err() {
         return; // not in a container without the right to make devices
     }
     let failure = settle_data(&setup.server, NEW).expect_err("refused");
@@ -114,4 +114,20 @@ fn the_package_is_the_groups_to_read_and_nobodys_to_write() {
     let_group_read(&app, own_user()).expect("shown");
     let mode = |path: &str| fs::metadata(app.join(path)).expect("there").mode() & 0o777;
     assert_eq!((mode("bin"), mode("bin/serve")), (0o750, 0o750));
+}
+
+#[test]
+fn a_data_folder_that_is_a_link_is_refused_with_a_way_to_what_was_meant() {
+    let folder = tempfile::tempdir().expect("folder");
+    let server = ServerLayout::at(&folder.path().join("servers/s"));
+    fs::create_dir_all(server.folder()).expect("folder");
+    check_data(&server, true).expect("it is not there yet");
+    symlink("/srv/large", server.data()).expect("link");
+    for refused in [check_data(&server, false), make_data(&server, own_user()), settle_data(&server, own_user())] {
+        let failure = refused.expect_err("refused");
+        assert!(failure.message.contains("is a symbolic link"), "{failure:?}");
+        let hint = failure.hint.expect("a hint");
+        assert!(hint.contains(&format!("mount that on {}", server.folder().display())), "{hint}");
+    }
+    assert!(!Path::new("/srv/large").exists());
 }

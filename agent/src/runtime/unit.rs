@@ -196,7 +196,8 @@ mod tests {
         release.run.endpoint = Some(Endpoint { address: "127.0.0.1".to_owned(), port: 8801, path: "/mcp".to_owned() });
         release.run.stop_timeout = Length::from_ms(2_500);
         release.run.writable = vec!["/srv/some files".to_owned()];
-        release.run.resources = Resources { memory_bytes: Some(256 << 20), cpu_percent: Some(50), tasks: Some(64) };
+        release.run.resources =
+            Resources { memory_bytes: Some(256 << 20), cpu_percent: Some(50), tasks: Some(64), disk_bytes: None };
         let layout = server.release(&release.id());
         insta::assert_snapshot!(text(&server, &layout, &release, Path::new("/usr/bin/fleetwright-agent")));
     }
@@ -211,7 +212,8 @@ mod tests {
             version: "1".to_owned(),
         };
         release.run.user = Some("1000:1000".to_owned());
-        release.run.resources = Resources { memory_bytes: Some(256 << 20), cpu_percent: Some(50), tasks: Some(64) };
+        release.run.resources =
+            Resources { memory_bytes: Some(256 << 20), cpu_percent: Some(50), tasks: Some(64), disk_bytes: None };
         let unit = text(&server, &server.release(&release.id()), &release, Path::new("/usr/bin/fleetwright-agent"));
         assert!(unit.contains("\"contain\" \"--server-dir\" \"/var/lib/fleetwright-agent/servers/time\""), "{unit}");
         for absent in ["User=", "MemoryMax=", "CPUQuota=", "TasksMax=", "EnvironmentFile="] {

@@ -18,10 +18,15 @@ pub(crate) async fn make_room(layout: &Layout, server: &ServerLayout, id: &Snaps
         let Some(manifest) = read_manifest(&server.snapshot(&id)).filter(|manifest| manifest.settled) else {
             return Ok(());
         };
-        let (Some(data), Some(name)) = (manifest.data, server.name().parse().ok()) else { return Ok(()) };
-        let Some(room) = room::measure(&layout, std::slice::from_ref(&name)) else { return Ok(()) };
-        let (needed, used) = (data.bytes(), room.servers.get(&name).copied().unwrap_or(0));
-        if room.free_bytes > needed || room.free_bytes.saturating_add(used) < needed {
+        let Some(data) = manifest.data else { return Ok(()) };
+        let Some(room) = room::free(&layout) else { return Ok(()) };
+        let used = room::below(&layout, &server.data()).unwrap_or_default();
+        let (bytes, files) = (data.bytes(), data.entries().count() as u64);
+        let holds =
+            |free_bytes: u64, free_files: u64| free_bytes > bytes && (room.total_files == 0 || free_files > files);
+        if holds(room.free_bytes, room.free_files)
+            || !holds(room.free_bytes.saturating_add(used.bytes), room.free_files.saturating_add(used.files))
+        {
             return Ok(());
         }
         let blobs = Blobs::of(&layout);

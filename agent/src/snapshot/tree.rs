@@ -83,6 +83,7 @@ impl Tree {
         blobs.check_room(to_read.fold(0, |bytes: u64, (_, seen)| bytes.saturating_add(seen.bytes)))?;
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
         let mut inodes: BTreeMap<(u64, u64), String> = BTreeMap::new();
+        let mut attributes = attributes::Count::default();
         for (relative, seen) in found.entries() {
             let inode = (seen.device, seen.inode);
             let first = (seen.links > 1 && seen.is_file()).then(|| inodes.get(&inode)).flatten();
@@ -96,6 +97,9 @@ impl Tree {
             };
             match entry {
                 Some(entry) => {
+                    if attributes.is_too_much_with(&entry.xattrs) {
+                        return Err(too_many_attributes(found));
+                    }
                     if matches!(entry.kind, EntryKind::File { .. }) {
                         inodes.insert(inode, relative.to_owned());
                     }
@@ -114,9 +118,12 @@ impl Tree {
     /// What is there now, without keeping it.
     pub(super) fn look(place: &Place) -> Result<Option<Self>, Failure> {
         let found = Listing::of(place, Writer::Runs)?;
-        let mut entries = BTreeMap::new();
+        let (mut entries, mut attributes) = (BTreeMap::new(), attributes::Count::default());
         for (relative, seen) in found.entries() {
             if let Some(entry) = found.read(relative, seen, hash)? {
+                if attributes.is_too_much_with(&entry.xattrs) {
+                    return Err(too_many_attributes(&found));
+                }
                 entries.insert(relative.to_owned(), entry);
             }
         }
@@ -204,6 +211,10 @@ fn has_its_folders(entries: &BTreeMap<String, Entry>, path: &str) -> bool {
 
 fn stamp(seen: &Seen) -> (u64, u64, i64) {
     (seen.inode, seen.bytes, seen.changed_ns)
+}
+
+fn too_many_attributes(found: &Listing<'_>) -> Failure {
+    listing::too_much(format!("{} has too many extended attributes", found.path("").display()))
 }
 
 fn exchanged(path: &std::path::Path) -> Failure {

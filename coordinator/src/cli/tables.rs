@@ -4,6 +4,7 @@ use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::health::HealthStatus;
 use fleetwright_deploy::ids::HostName;
 use fleetwright_deploy::journal_budget::OverBudget;
+use fleetwright_deploy::printable::continued;
 
 use super::output::{describe, table};
 use crate::api::views::{DeploymentView, HostMetrics, InstanceRow};
@@ -56,9 +57,9 @@ pub(crate) fn troubles(rows: &[InstanceRow]) -> String {
 pub(crate) fn host_troubles(troubles: &[Failure]) -> String {
     let mut lines = Vec::new();
     for (n, trouble) in troubles.iter().enumerate() {
-        lines.push(format!("  {}", trouble.message));
+        lines.push(format!("  {}", continued(&trouble.message)));
         let last = troubles.get(n + 1).is_none_or(|next| next.hint != trouble.hint);
-        lines.extend(trouble.hint.iter().filter(|_| last).map(|hint| format!("    hint: {hint}")));
+        lines.extend(trouble.hint.iter().filter(|_| last).map(|hint| format!("    hint: {}", continued(hint))));
     }
     lines.join("\n")
 }

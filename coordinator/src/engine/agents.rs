@@ -1,6 +1,6 @@
 //! What agents ask of the engine: to enrol, to connect, to be heard.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use anyhow::Result;
 use fleetwright_certs::{Token, fingerprint};
@@ -78,11 +78,11 @@ impl Engine {
     }
 
     /// One certificate belongs to one host. Should its older connection still be used, from elsewhere, then two have it.
-    fn look_for_two(&self, host: HostName, older: SessionHandle, newer_from: IpAddr) {
+    fn look_for_two(&self, host: HostName, older: SessionHandle, newer_from: SocketAddr) {
         let requests = self.handle.requests.clone();
         tokio::spawn(async move {
             if let Some(older_from) = older.still_used_elsewhere(newer_from).await {
-                let addresses = [older_from, newer_from];
+                let addresses = [older_from, newer_from.ip()];
                 // An engine that has ended tells nobody anything.
                 let _ = requests.send(Request::HostSeenTwice { host, addresses }).await;
             }

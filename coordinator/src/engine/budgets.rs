@@ -1,7 +1,7 @@
 //! How much hosts add to the journal by themselves: beyond its budget, a host's greetings are refused, and of the health of
 //! its servers only the newest is kept, until there is room again. Steps of deployments are always taken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
@@ -20,7 +20,14 @@ const ENTRY_BYTES: usize = 512;
 
 /// The budgets of all hosts that have connected.
 #[derive(Clone, Default)]
-pub(crate) struct Budgets(Arc<Mutex<BTreeMap<HostName, JournalBudget>>>);
+pub(crate) struct Budgets(Arc<Mutex<All>>);
+
+#[derive(Default)]
+struct All {
+    budgets: BTreeMap<HostName, JournalBudget>,
+    /// Those that were known when the coordinator was started, and have not come back yet.
+    known: BTreeSet<HostName>,
+}
 
 /// A report of health that could not be taken yet.
 pub(super) struct HeldBack {
@@ -34,13 +41,21 @@ pub(super) struct HeldBack {
 impl Budgets {
     fn of<T>(&self, host: &HostName, now: Timestamp, of: impl FnOnce(&mut JournalBudget) -> T) -> T {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        of(all.entry(host.clone()).or_insert_with(|| JournalBudget::new(now)))
+        let All { budgets, known } = &mut *all;
+        of(budgets.entry(host.clone()).or_insert_with(|| {
+            if known.remove(host) { JournalBudget::after_restart(now) } else { JournalBudget::new(now) }
+        }))
+    }
+
+    /// Those of a coordinator that is started, and knows these hosts.
+    pub(super) fn after_start(known: impl IntoIterator<Item = HostName>) -> Self {
+        Self(Arc::new(Mutex::new(All { known: known.into_iter().collect(), ..All::default() })))
     }
 
     /// The hosts that have used theirs up of late.
     pub(crate) fn over(&self, now: Timestamp) -> BTreeMap<HostName, OverBudget> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().filter_map(|(host, budget)| Some((host.clone(), budget.over(now)?.clone()))).collect()
+        all.budgets.iter().filter_map(|(host, budget)| Some((host.clone(), budget.over(now)?.clone()))).collect()
     }
 }
 
@@ -82,14 +97,9 @@ impl Engine {
         let host = instance.host.clone();
         let (event, now) = (new.event(&instance), self.clock.now());
         let bytes = bytes_of(&event);
-        // Nobody is served before those of the same host that wait already.
+        // Beyond its own share, nobody is served before those of the same host that wait already.
         let others_wait = self.held_back.keys().any(|waiting| waiting.host == host);
-        let takes = |of: &mut JournalBudget| {
-            if others_wait {
-                of.holds_back(now);
-            }
-            !others_wait && of.takes_health(bytes, now)
-        };
+        let takes = |of: &mut JournalBudget| of.takes_health(&instance.server, bytes, others_wait, now);
         if self.full.is_none() && !self.budgets.of(&host, now, takes) {
             self.tell_over_budget(&host);
             self.held_back.insert(instance, new);
@@ -110,13 +120,13 @@ impl Engine {
             self.held_back.iter().map(|(instance, held)| (held.since, instance.clone())).collect();
         waiting.sort_unstable();
         for (_, instance) in waiting {
-            if !self.budgets.of(&instance.host, now, |of| of.takes_health_again(now)) {
+            if !self.budgets.of(&instance.host, now, |of| of.takes_health_again(&instance.server, now)) {
                 continue;
             }
             let Some(held) = self.held_back.remove(&instance) else { continue };
             let event = held.event(&instance);
             let bytes = bytes_of(&event);
-            self.budgets.of(&instance.host, now, |of| of.takes_health(bytes, now));
+            self.budgets.of(&instance.host, now, |of| of.takes_health(&instance.server, bytes, false, now));
             // That it has become history meanwhile is fine.
             self.event(event).ok();
         }

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::{Engine, Reply};
 use crate::commands::check_intents;
+use crate::operator_key::concerns;
 use crate::sessions::Outbound;
 
 impl Engine {
@@ -25,7 +26,7 @@ impl Engine {
     ) {
         let keys = &self.authorities.operator_keys;
         let checked = self.fleet.may_start(&plan).map_err(|failure| *failure).and_then(|()| {
-            check_intents(&intents, &plan, (Purpose::Deploy, plan.parent.next()), keys)
+            check_intents(&intents, &plan, (Purpose::Deploy, plan.parent.next()), keys, |_| true)
                 .map_err(|why| Failure::new(FailureKind::PermissionError, "pre_validation", why))
         });
         let started = checked.and_then(|()| {
@@ -42,14 +43,18 @@ impl Engine {
         by: String,
         strategy: Option<RollbackStrategy>,
         only: BTreeSet<InstanceId>,
-        intents: BTreeMap<HostName, String>,
+        mut intents: BTreeMap<HostName, String>,
         reply: Reply<Result<(), Failure>>,
     ) {
+        // What is signed for others is of no use here, and was not looked at.
+        intents.retain(|host, _| concerns(&only, host));
         let generation = self.fleet.generation().next();
         let keys = &self.authorities.operator_keys;
         let checked = match self.fleet.may_roll_back(&deployment, &only) {
-            Ok(found) => check_intents(&intents, found.plan(), (Purpose::RollBack, generation), keys)
-                .map_err(|why| Failure::new(FailureKind::PermissionError, "rollback", why)),
+            Ok(found) => check_intents(&intents, found.plan(), (Purpose::RollBack, generation), keys, |host| {
+                concerns(&only, host)
+            })
+            .map_err(|why| Failure::new(FailureKind::PermissionError, "rollback", why)),
             Err(failure) => Err(*failure),
         };
         let rolled = checked.and_then(|()| {

@@ -2,7 +2,7 @@
 //! from the others. A host that keeps to its work never notices.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -82,8 +82,8 @@ impl Allowance {
         self.rates(|rates, now| rates.connections.take(1, now)).ok()?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         while open.len() >= CONNECTIONS_OPEN_MAX {
-            let from = open.iter().map(|(_, connection)| connection.remote_address().ip());
-            let goes = displaced(from, connection.remote_address().ip());
+            let from: Vec<SocketAddr> = open.iter().map(|(_, connection)| connection.remote_address()).collect();
+            let goes = displaced(&from, connection.remote_address());
             if let Some((_, older)) = open.remove(goes) {
                 older.close(close::SUPERSEDED.into(), b"newer connections took over");
             }
@@ -126,10 +126,12 @@ impl Drop for Open {
     }
 }
 
-/// Which of the connections from these addresses, the oldest first, goes for a newer one: the oldest from the same address
-/// if there is one. So whoever else has the certificate of a host does not hide by making more connections.
-fn displaced(mut older: impl Iterator<Item = IpAddr>, newer: IpAddr) -> usize {
-    older.position(|from| from == newer).unwrap_or(0)
+/// Which of the connections from these addresses, the oldest first, goes for a newer one: the oldest of the same peer if
+/// there is one, or else from the same address. So whoever else has the certificate of a host does not hide by making more
+/// connections.
+fn displaced(older: &[SocketAddr], newer: SocketAddr) -> usize {
+    let of_peer = older.iter().position(|from| *from == newer);
+    of_peer.or_else(|| older.iter().position(|from| from.ip() == newer.ip())).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -137,10 +139,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_goes_for_a_newer_one_from_its_own_address_first() {
-        let [honest, thief, third] = [1, 2, 3].map(|n| IpAddr::from([192, 0, 2, n]));
-        assert_eq!(displaced([honest, thief].into_iter(), thief), 1);
-        assert_eq!(displaced([thief, honest].into_iter(), thief), 0);
-        assert_eq!(displaced([honest, thief].into_iter(), third), 0, "the oldest");
+    fn a_connection_goes_for_a_newer_one_of_its_own_peer_first() {
+        let [honest, thief, third] = [1, 2, 3].map(|n| SocketAddr::from(([192, 0, 2, n], 40_000)));
+        assert_eq!(displaced(&[honest, thief], thief), 1);
+        assert_eq!(displaced(&[thief, honest], thief), 0);
+        assert_eq!(displaced(&[honest, thief], third), 0, "the oldest");
+        let [one, two] = [1, 2].map(|port| SocketAddr::from(([192, 0, 2, 9], port)));
+        assert_eq!(displaced(&[one, two], two), 1, "both behind one address");
+        assert_eq!(displaced(&[honest, one], two), 1, "its address is as near as it gets");
     }
 }

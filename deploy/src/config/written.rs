@@ -262,6 +262,10 @@ pub struct Server {
     /// What a host must have.
     #[serde(default)]
     pub requires: Vec<Requirement>,
+    /// Whether it must not go to a host for what that says of itself: no fact decides where it goes, whatever the environment
+    /// trusts.
+    #[serde(default)]
+    pub sensitive: bool,
     /// Files of the release.
     #[serde(default)]
     pub files: Vec<WrittenFile>,
@@ -307,6 +311,11 @@ pub struct ResourcesWritten {
     #[serde(default)]
     #[schemars(with = "Option<u32>")]
     pub tasks: Option<Spanned<u32>>,
+    /// Room on the disk for its data, its output and its temporary files, such as `2GiB`. It is measured once a minute: what
+    /// takes more is degraded, and is stopped when the disk is low.
+    #[serde(default)]
+    #[schemars(with = "Option<Text>")]
+    pub disk: Option<Spanned<String>>,
 }
 
 /// How an image is run.

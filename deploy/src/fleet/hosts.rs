@@ -160,9 +160,9 @@ impl Host {
             Failure { host: Some(name.clone()), ..failure }
         };
         let mut troubles = Vec::new();
-        if let Some(SeenTwice { at, addresses: [older, newer], times }) = &self.seen_twice {
+        if let Some(SeenTwice { at, addresses, times }) = &self.seen_twice {
             let often = if *times > 1 { format!(", {times} times so far") } else { String::new() };
-            let what = format!("was connected from {older} and from {newer} at once, last at {at}{often}");
+            let what = format!("was connected {} at once, last at {at}{often}", from(addresses));
             let hint = format!("its key may have been copied: enrol it anew, `fleetwright hosts token {name}`");
             troubles.push(failure(what, hint));
         }
@@ -332,10 +332,13 @@ impl Fleet {
         }
         let times = before.map_or(0, |before| before.times).saturating_add(1);
         host.seen_twice = Some(SeenTwice { at: now, addresses, times });
-        let [older, newer] = addresses;
-        let message = format!(
-            "{name} is connected from {older} and from {newer} at once: its key may have been copied; enrol it anew"
-        );
+        let message =
+            format!("{name} is connected {} at once: its key may have been copied; enrol it anew", from(&addresses));
         Ok(note("host_seen_twice", message))
     }
+}
+
+/// From where two connections come, in words: behind a translation of addresses it is one.
+fn from([older, newer]: &[IpAddr; 2]) -> String {
+    if older == newer { format!("twice from {older}") } else { format!("from {older} and from {newer}") }
 }

@@ -296,19 +296,20 @@ impl<'a> Board<'a> {
             return Some(format!("`{near}` is there, and they stay apart"));
         }
         if let Some(facts) = &view.facts {
-            let mut known =
-                wanted.server.requires.iter().filter(|requirement| self.environment.trusts(requirement.fact()));
+            let trusts = |fact| trusts(self.environment, wanted.server, fact);
+            let mut known = wanted.server.requires.iter().filter(|requirement| trusts(requirement.fact()));
             if let Some(missing) = known.find(|requirement| !requirement.is_met_by(facts)) {
                 return Some(format!("no {missing}"));
             }
-            if wanted.image && self.environment.trusts(FactName::Runtimes) && !facts.runs_containers() {
+            if wanted.image && trusts(FactName::Runtimes) && !facts.runs_containers() {
                 return Some("no container engine (docker or podman)".to_owned());
             }
         }
         if let Some((port, other)) = wanted.port.and_then(|port| Some((port, host.ports.get(&port)?))) {
             return Some(format!("its port {port} is for `{other}`"));
         }
-        let (capacity, given) = (host.capacity?, host.given);
+        // A host that says it has more than others must not get it for that.
+        let (capacity, given) = (host.capacity.filter(|_| !wanted.server.sensitive)?, host.given);
         let (memory, cpu) = (wanted.limits.memory, wanted.limits.cpu);
         if memory > 0 && given.memory.saturating_add(memory) > capacity.memory {
             let [given, all, memory] = [given.memory, capacity.memory, memory].map(mebibytes);
@@ -397,14 +398,20 @@ pub(super) fn place<'a>(
     Ok(placed)
 }
 
+/// Whether what hosts say of this may decide where a server goes.
+fn trusts(environment: &Environment, server: &Server, fact: FactName) -> bool {
+    !server.sensitive && environment.trusts(fact)
+}
+
 /// The needs that are left to hosts themselves, since the facts that they go by are not trusted.
 fn unlooked_at(configuration: &Configuration, entries: &Entries<'_>) -> Option<String> {
     let environment = &configuration.environment.1;
     let servers = (0..entries.len()).filter_map(|number| {
         let (_, server) = entries.defined(number)?;
         let image = server.package.as_ref().is_some_and(|package| package.value.oci.is_some());
-        let engine = image && !environment.trusts(FactName::Runtimes);
-        let left = engine || server.requires.iter().any(|requirement| !environment.trusts(requirement.fact()));
+        let trusts = |fact| trusts(environment, server, fact);
+        let engine = image && !trusts(FactName::Runtimes);
+        let left = engine || server.requires.iter().any(|requirement| !trusts(requirement.fact()));
         left.then(|| server.name.value.as_str())
     });
     let mut servers: Vec<&str> = servers.collect();
@@ -414,7 +421,7 @@ fn unlooked_at(configuration: &Configuration, entries: &Entries<'_>) -> Option<S
     let (named, name) = (servers.join(", "), &environment.name.value);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     (!named.is_empty()).then(|| {
-        format!("environment {name} does not trust what hosts say they have: each host looks itself at the needs of {named}{more}")
+        format!("what hosts say they have decides nothing here for {named}{more} (environment {name}, `sensitive`): each host looks itself at their needs")
     })
 }
 

@@ -136,10 +136,12 @@ fn paths(source: &Source, written: &[Spanned<String>], templates: &Templates<'_>
 }
 
 fn resources(source: &Source, written: &ResourcesWritten) -> Result<Resources, Problems> {
-    let memory_bytes = match &written.memory {
-        None => None,
-        Some(memory) => Some(bytes(&memory.value).map_err(|message| Problem::at(source, memory, message))?),
+    let amount = |written: &Option<Spanned<String>>| {
+        let read =
+            |amount: &Spanned<String>| bytes(&amount.value).map_err(|message| Problem::at(source, amount, message));
+        written.as_ref().map(read).transpose()
     };
+    let (memory_bytes, disk_bytes) = (amount(&written.memory)?, amount(&written.disk)?);
     let cpu_percent = match &written.cpu {
         None => None,
         Some(cpu) => match cpu.value.strip_suffix('%').and_then(|number| number.trim().parse::<u32>().ok()) {
@@ -150,7 +152,7 @@ fn resources(source: &Source, written: &ResourcesWritten) -> Result<Resources, P
             }
         },
     };
-    Ok(Resources { memory_bytes, cpu_percent, tasks: written.tasks.as_ref().map(|tasks| tasks.value) })
+    Ok(Resources { memory_bytes, cpu_percent, tasks: written.tasks.as_ref().map(|tasks| tasks.value), disk_bytes })
 }
 
 fn is_image(server: &Server) -> bool {

@@ -133,4 +133,8 @@ pub struct Resources {
     pub cpu_percent: Option<u32>,
     /// Processes and threads at once.
     pub tasks: Option<u32>,
+    /// Room of its data and output on the disk, in bytes: it is measured, and what takes more is told, and stopped when the
+    /// disk is low.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
 }

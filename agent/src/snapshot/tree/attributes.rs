@@ -15,6 +15,22 @@ const BYTES_MAX: usize = 64 * 1024;
 /// Room for the names of the few that most have, in bytes.
 const FEW_BYTES: usize = 256;
 
+/// Most bytes of the attributes of one tree: they are held in memory, and a name that is one of many of a file holds them
+/// as well.
+const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Counts what the attributes of a tree take in memory.
+#[derive(Default)]
+pub(super) struct Count(usize);
+
+impl Count {
+    /// Adds those of one more entry; whether there are too many.
+    pub(super) fn is_too_much_with(&mut self, attributes: &Attributes) -> bool {
+        self.0 += attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        self.0 > KEPT_BYTES_MAX
+    }
+}
+
 /// The attributes of an open file or folder.
 pub(super) fn of(fd: impl AsFd) -> io::Result<Attributes> {
     let fd = fd.as_fd();

@@ -9,11 +9,9 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use super::{Entry, EntryKind, STEP, Writer, attributes, exchanged, failed};
 use crate::beneath::{DEPTH_MAX, Folder, Place, Seen};
 
-/// Most entries of one tree, most bytes of all their paths, and longest of these: they are held in memory, and a file is
-/// found again by its path.
+/// Most entries of one tree, and most bytes of all their paths: they are held in memory.
 const ENTRIES_MAX: usize = 1_000_000;
 const PATHS_BYTES_MAX: usize = 128 * 1024 * 1024;
-const PATH_BYTES_MAX: usize = 3_800;
 
 /// What is at a place, by path below it; what is there itself has the empty path.
 pub(super) struct Listing<'a> {
@@ -69,7 +67,7 @@ impl<'a> Listing<'a> {
                     folders.push((relative.clone(), depth + 1));
                 }
                 bytes += relative.len();
-                if relative.len() > PATH_BYTES_MAX || bytes > PATHS_BYTES_MAX {
+                if bytes > PATHS_BYTES_MAX {
                     return Err(too_much(format!("{} has paths that are too long", root.path().display())));
                 }
                 self.entries.insert(relative, seen);
@@ -119,7 +117,7 @@ impl<'a> Listing<'a> {
     }
 }
 
-fn too_much(message: String) -> Failure {
+pub(super) fn too_much(message: String) -> Failure {
     Failure::new(FailureKind::ResourceError, STEP, message).hint("keep less in `snapshot`")
 }
 

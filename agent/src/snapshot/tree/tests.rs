@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use super::*;
@@ -87,11 +87,75 @@ fn whoever_takes_the_name_of_what_was_built_gains_nothing_by_it() {
     let place = Place { folder: fs_folder(&setup), name: "data".into() };
     let replacement = Replacement::build(place, kept.as_ref(), &setup.blobs).expect("built");
     // Whoever may write the folder above puts another one under the name of what was built.
-    fs::rename(setup.at(".data.fleetwright-restoring"), setup.at("moved")).expect("rename");
-    symlink(setup.at("secret"), setup.at(".data.fleetwright-restoring")).expect("link");
+    let [beside] = &restoring(&setup)[..] else { panic!("one folder beside it") };
+    fs::rename(beside, setup.at("moved")).expect("rename");
+    symlink(setup.at("secret"), beside).expect("link");
     replacement.exchange().expect("by descriptors, it is the one that was built");
     assert_eq!(fs::read_to_string(setup.at("data/d/file")).expect("read"), "own");
     assert_eq!(fs::read_to_string(setup.at("secret/file")).expect("read"), CANARY);
+}
+
+/// What is beside the data while they are put back.
+fn restoring(setup: &Setup) -> Vec<PathBuf> {
+    let entries = fs::read_dir(setup.folder.path()).expect("list").map(|entry| entry.expect("an entry").path());
+    entries.filter(|path| path.to_string_lossy().contains("fleetwright-restoring")).collect()
+}
+
+#[test]
+fn what_cannot_be_put_back_leaves_nothing_beside_it_and_neither_does_one_that_was_cut_off() {
+    let setup = Setup::new();
+    let place = || Place { folder: fs_folder(&setup), name: "data".into() };
+    let kept = Tree::keep(&setup.data, &setup.blobs, &Tree::default(), Writer::Stopped).expect("kept");
+    let built = Replacement::build(place(), kept.as_ref(), &setup.blobs).expect("built");
+    assert_eq!(restoring(&setup).len(), 1);
+    // A process that was killed leaves it.
+    std::mem::forget(built);
+    fs::create_dir(setup.at(".data.fleetwright-restoring")).expect("of an agent of before");
+    fs::set_permissions(setup.at(".data.fleetwright-restoring"), fs::Permissions::from_mode(0o700)).expect("mode");
+    fs::write(setup.at(".fleetwright-restoring-of-somebody-else"), "").expect("write");
+    let blob = fs::read_dir(setup.at("agent/blobs")).expect("blobs").next().expect("one").expect("an entry").path();
+    fs::write(blob, "damaged").expect("write");
+    assert!(Replacement::build(place(), kept.as_ref(), &setup.blobs).is_err());
+    assert_eq!(restoring(&setup), [setup.at(".fleetwright-restoring-of-somebody-else")]);
+    assert_eq!(fs::read_to_string(setup.at("data/d/file")).expect("read"), "own");
+}
+
+#[test]
+fn a_file_whose_path_is_longer_than_the_kernel_takes_at_once_is_kept_and_put_back() {
+    let setup = Setup::new();
+    let name = "n".repeat(250);
+    let mut folder = crate::beneath::Folder::open(&setup.at("data")).expect("opened");
+    for _ in 0..20 {
+        rustix::fs::mkdirat(&folder, name.as_str(), rustix::fs::Mode::RWXU).expect("made");
+        let seen = folder.look(name.as_ref()).expect("looked").expect("there");
+        folder = folder.folder(Path::new(&name), &seen).expect("opened").expect("the same");
+    }
+    let write = |name: &str, text: &str| {
+        let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+        let fd = rustix::fs::openat(&folder, name, flags, rustix::fs::Mode::RUSR).expect("made");
+        rustix::io::write(fd, text.as_bytes()).expect("write");
+    };
+    write("file", "deep");
+    rustix::fs::linkat(&folder, "file", &folder, "again", rustix::fs::AtFlags::empty()).expect("linked");
+    let keep =
+        || Tree::keep(&setup.data, &setup.blobs, &Tree::default(), Writer::Stopped).expect("kept").expect("some");
+    let kept = keep();
+    let longest = kept.entries().map(|(path, _)| path.len()).max().expect("paths");
+    assert!(longest > 5_000 && kept.entries().count() == 25, "{longest}");
+    rustix::fs::unlinkat(&folder, "file", rustix::fs::AtFlags::empty()).expect("removed");
+    let place = Place { folder: fs_folder(&setup), name: "data".into() };
+    Replacement::build(place, Some(&kept), &setup.blobs).expect("built").exchange().expect("exchanged");
+    let content =
+        |tree: &Tree| tree.entries().map(|(path, _)| tree.content(path).map(str::to_owned)).collect::<Vec<_>>();
+    assert_eq!(content(&keep()), content(&kept));
+}
+
+#[test]
+fn the_attributes_of_a_tree_have_a_limit_however_often_a_name_holds_them() {
+    let attributes: Attributes = [("user.a".to_owned(), "00".repeat(64 * 1024))].into();
+    let mut count = attributes::Count::default();
+    let names = (0..10_000).find(|_| count.is_too_much_with(&attributes)).expect("a limit");
+    assert_eq!(names, 511, "64 MiB in all");
 }
 
 fn fs_folder(setup: &Setup) -> crate::beneath::Folder {

@@ -116,10 +116,34 @@ fn facts_that_an_environment_does_not_trust_decide_nothing() {
     let checked = placed("trusted_facts: []\n").expect("the host itself looks at what it has");
     assert_eq!(
         checked.warnings(),
-        ["environment test does not trust what hosts say they have: each host looks itself at the needs of a"]
+        [
+            "what hosts say they have decides nothing here for a (environment test, `sensitive`): each host looks itself at their needs"
+        ]
     );
     let wrong = placed("trusted_facts: [zone]\n").expect_err("no fact").to_string();
     assert!(wrong.contains("test.yaml:6:17: "), "{wrong}");
+}
+
+#[test]
+fn what_is_sensitive_goes_to_no_host_for_what_that_says_of_itself() {
+    let needy = |sensitive: &str| {
+        SERVER.replace("requires: [python>=3.10]", "requires: [python>=4, memory>=1TiB]")
+            + "resources: { memory: 2GiB }\n"
+            + sensitive
+    };
+    let placed = |own: &str| {
+        let mut circumstances = small_hosts(2);
+        // The second one lies: it has whatever is wanted.
+        let facts = circumstances.hosts.values_mut().nth(1).and_then(|host| host.facts.as_mut()).expect("facts");
+        (facts.cpus, facts.memory_bytes) = (1_000, 1 << 50);
+        facts.runtimes.insert("python".to_owned(), vec!["4.0.0".to_owned().try_into().expect("a version")]);
+        let configuration =
+            read(&manifest("  - { server: a }\n"), ENVIRONMENT, &[("a", &needy(own))]).expect("readable");
+        let checked = plan(&configuration, &circumstances).expect("a plan");
+        checked.plan().steps().map(|step| step.instance.host.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(placed(""), ["h2"], "it lies, and gets it");
+    assert_eq!(placed("sensitive: true\n"), ["h1"], "the first by name, as if nobody had said anything");
 }
 
 #[test]
