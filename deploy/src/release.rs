@@ -3,6 +3,7 @@
 //! Secrets are not in it. Where a secret's value belongs, the rendered text holds a marker, and
 //! [`Release::secrets`] holds a keyed digest of the value, so that a rotated secret is another release.
 
+mod bridge;
 mod container;
 mod kept;
 mod run;
@@ -17,6 +18,9 @@ use crate::host::Requirement;
 use crate::ids::{ReleaseId, ServerName};
 use crate::time::{Length, Timestamp};
 
+pub use bridge::{
+    BRIDGE_NAME_BYTES_MAX, BRIDGE_NAMES_MAX, Bridge, OWN_SESSIONS_MAX, OWN_SESSIONS_USUAL, Sessions,
+};
 pub use container::{Container, Volume};
 pub use kept::Database;
 pub use run::{BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
@@ -244,6 +248,7 @@ impl Release {
                 user: None,
                 writable: Vec::new(),
                 resources: Resources::default(),
+                bridge: Bridge::default(),
             },
             container: Container::default(),
             files: Vec::new(),

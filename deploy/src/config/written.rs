@@ -8,7 +8,7 @@ use serde_saphyr::Spanned;
 
 use crate::host::{FactName, Requirement, Version};
 use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
-use crate::release::{RestartPolicy, RuntimeChoice, Transport};
+use crate::release::{RestartPolicy, RuntimeChoice, Sessions, Transport};
 use crate::time::Length;
 
 use super::checks::{Check, CheckWritten};
@@ -436,6 +436,22 @@ pub struct RunWritten {
     #[serde(default)]
     #[schemars(with = "Vec<Text>")]
     pub writable: Vec<Spanned<String>>,
+    /// Which process of a bridged server clients speak to: the one that they share, or one of its own for each session.
+    #[serde(default)]
+    #[schemars(with = "Option<Sessions>")]
+    pub sessions: Option<Spanned<Sessions>>,
+    /// Most sessions at once that have a process of their own; 32 unless said otherwise, at most 256.
+    #[serde(default)]
+    #[schemars(with = "Option<u32>", range(min = 1, max = 256))]
+    pub sessions_max: Option<Spanned<u32>>,
+    /// Names by which clients reach a bridged server besides its address: `HOST` or `HOST:PORT`; templates.
+    #[serde(default)]
+    #[schemars(with = "Vec<Text>", length(max = 32))]
+    pub hosts: Vec<Spanned<String>>,
+    /// Origins whose pages may speak to a bridged server from a browser, such as `https://chat.example.com`; templates.
+    #[serde(default)]
+    #[schemars(with = "Vec<Text>", length(max = 32))]
+    pub origins: Vec<Spanned<String>>,
 }
 
 fn no_transport() -> Transport {

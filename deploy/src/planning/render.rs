@@ -1,5 +1,6 @@
 //! Rendering: from a server's definition to its release on one host.
 
+mod bridge;
 mod checks;
 mod context;
 mod template;
@@ -213,6 +214,7 @@ fn rendered(
             },
             writable: paths(source, &written.writable, templates)?,
             resources: resources(source, &server.resources)?,
+            bridge: bridge::rendered(source, written, templates)?,
         },
         container: match &server.container {
             None => Container::default(),
