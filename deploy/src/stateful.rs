@@ -55,7 +55,9 @@ mod tests {
     #[test]
     fn a_server_whose_state_belongs_to_all_its_clients_is_not_among_them() {
         // The graph of server-memory is a file: processes of its own for each session would write over each other.
-        for package in ["@modelcontextprotocol/server-memory", "mcp-server-time", "mcp-server-git", "browserslist-mcp", ""] {
+        for package in
+            ["@modelcontextprotocol/server-memory", "mcp-server-time", "mcp-server-git", "browserslist-mcp", ""]
+        {
             assert_eq!(kept_for_its_client(package), None, "{package}");
         }
     }

@@ -486,6 +486,9 @@ pub struct WrittenToolCall {
     /// A text that the answer must contain.
     #[serde(default)]
     pub contains: Option<String>,
+    /// What must be found in an answer that is JSON, by JSONPath (RFC 9535).
+    #[serde(default)]
+    pub json: BTreeMap<String, serde_json::Value>,
 }
 
 /// What a snapshot takes along besides the release.

@@ -7,7 +7,10 @@ use crate::stateful::kept_for_its_client;
 
 /// What is worth a look: servers of a known kind whose definitions say nothing of their sessions.
 pub(super) fn warnings(entries: &Entries<'_>) -> impl Iterator<Item = String> {
-    entries.by_name().filter_map(|number| entries.defined(number)).filter_map(|(source, server)| warning(source, server))
+    entries
+        .by_name()
+        .filter_map(|number| entries.defined(number))
+        .filter_map(|(source, server)| warning(source, server))
 }
 
 fn warning(source: &Source, server: &Server) -> Option<String> {

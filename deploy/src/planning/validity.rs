@@ -148,7 +148,8 @@ fn server(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
 fn bridge(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
     let RunWritten { transport, sessions, sessions_max, hosts, origins, .. } = &server.run;
     if *transport != Transport::Stdio {
-        let at = |field: &str, place: Problem| Problem { message: format!("`run.{field}` is told to a bridge"), ..place };
+        let at =
+            |field: &str, place: Problem| Problem { message: format!("`run.{field}` is told to a bridge"), ..place };
         let said = [
             sessions.as_ref().map(|place| at("sessions", Problem::at(source, place, ""))),
             sessions_max.as_ref().map(|place| at("sessions_max", Problem::at(source, place, ""))),

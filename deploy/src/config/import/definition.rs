@@ -100,7 +100,9 @@ pub(super) fn write(given: &Given<'_>) -> Result<Imported, ImportError> {
     environment(package, &place, &mut draft, &mut answers)?;
     headers(&package.transport.headers, &format!("{place}.transport.headers"), &mut draft, &mut answers)?;
     endpoint(given, url_port, is_image, &mut draft, &mut answers);
-    if !answers.listens && let Some(keeps) = kept_for_its_client(&package.identifier) {
+    if !answers.listens
+        && let Some(keeps) = kept_for_its_client(&package.identifier)
+    {
         draft.own_sessions = true;
         answers.notes.push(format!(
             "it keeps {keeps} for its client, so each session has a process of its own (`run.sessions: own`): see that \

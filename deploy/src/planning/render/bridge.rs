@@ -38,7 +38,9 @@ fn names(
 ) -> Result<Vec<String>, Problems> {
     if let Some(beyond) = written.get(BRIDGE_NAMES_MAX) {
         let problem = Problem::at(source, beyond, format!("`run.{field}` has more than {BRIDGE_NAMES_MAX} entries"));
-        return Err(problem.hint("clients that come by so many names go through one proxy that passes one of them").into());
+        return Err(problem
+            .hint("clients that come by so many names go through one proxy that passes one of them")
+            .into());
     }
     let (mut names, mut problems) = (Vec::with_capacity(written.len()), Vec::new());
     for entry in written {
@@ -65,7 +67,8 @@ fn fault(authority: &str) -> Option<&'static str> {
     };
     let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let is_address = |text: &str| {
-        text.contains(':') && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b) || b":.".contains(&b))
+        text.contains(':')
+            && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b) || b":.".contains(&b))
     };
     let is_label = |label: &str| {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
@@ -95,7 +98,15 @@ mod tests {
 
     #[test]
     fn names_are_hosts_with_or_without_a_port_and_nothing_else() {
-        for fits in ["tools", "tools.example.com", "tools.example.com:8443", "10.0.0.5", "10.0.0.5:1", "[::1]", "[fe80::1]:65535"] {
+        for fits in [
+            "tools",
+            "tools.example.com",
+            "tools.example.com:8443",
+            "10.0.0.5",
+            "10.0.0.5:1",
+            "[::1]",
+            "[fe80::1]:65535",
+        ] {
             assert_eq!(fault(fits), None, "{fits}");
         }
         for (wrong, why) in [

@@ -42,21 +42,21 @@ fn a_server_says_which_names_reach_it_and_whose_process_a_session_has() {
 fn what_is_told_to_a_bridge_is_refused_where_it_is_wrong_with_its_place() {
     let many: Vec<String> = (0..33).map(|n| format!("h{n}.example")).collect();
     for (run, place, why) in [
-        ("  sessions: mine\n", "8:13", "expected one of"),
-        ("  sessions_max: 8\n", "8:17", "write `sessions: own`"),
-        ("  sessions: shared\n  sessions_max: 8\n", "9:17", "write `sessions: own`"),
-        ("  sessions: own\n  sessions_max: 0\n", "9:17", "from 1 to 256"),
-        ("  sessions: own\n  sessions_max: 257\n", "9:17", "from 1 to 256"),
-        ("  hosts: [a.example, \"*.example\"]\n", "8:24", "wildcard"),
-        ("  hosts: [Tools.example]\n", "8:11", "lower case"),
-        ("  hosts: [\"{{ env.zone }}\"]\n", "8:11", "`Etc/UTC`"),
-        ("  hosts: ['{{ secret(name=\"api_key\") }}']\n", "8:11", "list of processes"),
-        ("  origins: [tools.example]\n", "8:13", "http:// or https://"),
-        ("  origins: [\"https://tools.example/\"]\n", "8:13", "without a path"),
-        ("  origins: [\"*\"]\n", "8:13", "http:// or https://"),
-        ("  origins: [\"null\"]\n", "8:13", "http:// or https://"),
-        (&format!("  hosts: [{}]\n", many.join(", ")), "8:", "more than 32"),
-        (&format!("  origins: [{}]\n", many.join(", ")), "8:", "more than 32"),
+        ("  sessions: mine\n", "9:13", "expected one of"),
+        ("  sessions_max: 8\n", "9:17", "write `sessions: own`"),
+        ("  sessions: shared\n  sessions_max: 8\n", "10:17", "write `sessions: own`"),
+        ("  sessions: own\n  sessions_max: 0\n", "10:17", "from 1 to 256"),
+        ("  sessions: own\n  sessions_max: 257\n", "10:17", "from 1 to 256"),
+        ("  hosts: [a.example, \"*.example\"]\n", "9:22", "wildcard"),
+        ("  hosts: [Tools.example]\n", "9:11", "lower case"),
+        ("  hosts: [\"{{ env.zone }}\"]\n", "9:11", "`Etc/UTC`"),
+        ("  hosts: ['{{ secret(name=\"api_key\") }}']\n", "9:11", "list of processes"),
+        ("  origins: [tools.example]\n", "9:13", "http:// or https://"),
+        ("  origins: [\"https://tools.example/\"]\n", "9:13", "without a path"),
+        ("  origins: [\"*\"]\n", "9:13", "http:// or https://"),
+        ("  origins: [\"null\"]\n", "9:13", "http:// or https://"),
+        (&format!("  hosts: [{}]\n", many.join(", ")), "9:", "more than 32"),
+        (&format!("  origins: [{}]\n", many.join(", ")), "9:", "more than 32"),
     ] {
         let told = told(&with(run));
         assert!(told.starts_with(&format!("a.yaml:{place}")) && told.contains(why), "{run}: {told}");
@@ -66,13 +66,15 @@ fn what_is_told_to_a_bridge_is_refused_where_it_is_wrong_with_its_place() {
 
 #[test]
 fn what_is_told_to_a_bridge_is_refused_where_there_is_none() {
-    for run in ["  sessions: own\n", "  sessions_max: 8\n", "  hosts: [a.example]\n", "  origins: [\"https://a.example\"]\n"] {
+    for run in
+        ["  sessions: own\n", "  sessions_max: 8\n", "  hosts: [a.example]\n", "  origins: [\"https://a.example\"]\n"]
+    {
         for transport in ["http", "none"] {
             let server = with(run).replace("transport: stdio", &format!("transport: {transport}"));
             let server = if transport == "none" { server.replace("type: mcp", "type: tcp") } else { server };
             let (told, field) = (told(&server), run.trim().split(':').next().unwrap_or_default());
             assert!(told.contains(&format!("`run.{field}` is told to a bridge")), "{transport} {run}: {told}");
-            assert!(told.starts_with("a.yaml:8:") && told.contains("hint: "), "{transport} {run}: {told}");
+            assert!(told.starts_with("a.yaml:9:") && told.contains("hint: "), "{transport} {run}: {told}");
         }
     }
 }
