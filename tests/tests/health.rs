@@ -15,7 +15,7 @@ fn a_server_without_its_database_is_unhealthy_though_it_lists_its_tools() {
     let database = fleet.path().join("database");
     std::fs::write(&database, "").expect("write");
     let server = TestServer::works("alpha", 9501, "query").behaves(&format!("database, query, {}", database.display()));
-    let manifest = fleet.configure(&[server.clone()], "servers:\n  - { server: alpha }\n");
+    let manifest = fleet.configure(std::slice::from_ref(&server), "servers:\n  - { server: alpha }\n");
     let calling = "timeout: 5s, config: { call: { tool: query, contains: called query, interval: 1s } } }";
     let definition = server.definition().replace("timeout: 5s }", calling);
     assert!(definition.contains(calling));
