@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::events::Events;
 use super::fault::{Fault, kind_of, too_large, unreachable};
 
-/// Most bytes of one answer or event, and of everything that one check or test is answered.
+/// Most bytes of one answer or event, and of all events of one check or test together.
 pub(super) const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 pub(super) const ALL_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most events of one check or test.
@@ -123,7 +123,6 @@ impl<'a> Exchange<'a> {
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
                 return Err(too_large(ANSWER_BYTES_MAX));
             }
-            self.count(chunk.len())?;
             body.extend_from_slice(&chunk);
         }
         Ok(body)
