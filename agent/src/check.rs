@@ -3,7 +3,6 @@
 //! A check that hangs, forks, prints without end or answers rubbish harms nobody: each run has a time and each answer a
 //! size, and whatever it started is ended with it.
 
-mod budget;
 mod files;
 mod http;
 mod mcp;
@@ -22,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::layout::ServerLayout;
 
+use mcp::Asked;
 pub(crate) use mcp::McpClient;
 
 /// Most of a text that is shown, in characters.
@@ -81,7 +81,12 @@ impl Checker {
                 Err(why) => return plain(Err(why)),
             };
             match &check.probe {
-                Probe::Mcp { url, expected_tools, .. } => self.mcp.check(url, headers, expected_tools).await,
+                Probe::Mcp { url, expected_tools, call, .. } => {
+                    let release = &self.place.release;
+                    let bridged = release.is_bridged() && release.mcp_url().as_ref() == Some(url);
+                    let asked = Asked { url, expected_tools, call: call.as_deref(), check: &check.name, bridged };
+                    self.mcp.check(asked, headers).await
+                }
                 Probe::Http { url, statuses, contains, more } => {
                     let client = self.http.get(url).headers(headers);
                     plain(http::check(client, url, statuses, contains.as_deref(), more).await)

@@ -582,7 +582,7 @@ impl Engine {
         } else {
             self.machine.output_of_this_run(&seen.server, OUTPUT_LINES)
         };
-        let message = AgentMessageV1::Health {
+        let message = AgentMessageV1::Condition {
             server: seen.server.clone(),
             release: seen.release.clone(),
             report: seen.report.clone(),

@@ -268,8 +268,9 @@ pub(crate) fn command_of(server: &ServerLayout, release: &Release, folder: &Path
     };
     match (&run.endpoint, run.transport) {
         (Some(endpoint), Transport::Stdio) => {
-            let words = [&agent, "bridge", "--listen", &endpoint.authority(), "--path", &endpoint.path, "--"];
-            words.into_iter().map(str::to_owned).chain(own).collect()
+            let words = [&agent, "bridge", "--listen", &endpoint.authority(), "--path", &endpoint.path];
+            let words = words.into_iter().map(str::to_owned).chain(run.bridge.arguments());
+            words.chain(["--".to_owned()]).chain(own).collect()
         }
         _ => own,
     }

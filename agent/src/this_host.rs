@@ -139,8 +139,11 @@ impl Machine for ThisHost {
         let secrets = stage::checked_secrets(&self.layout.server(server).current_release());
         async move {
             test(&release, &secrets).await.map_err(|message| {
-                Failure::new(FailureKind::HealthCheckError, "integration test", message)
-                    .hint("the server runs, but does not do what its definition's `integration_tests` expect")
+                let hint = match release.tool_calls.is_empty() {
+                    true => "the server runs, and does not speak MCP as clients need it; without MCP it is `transport: none`",
+                    false => "the server runs, but does not do what its definition's `integration_tests` expect",
+                };
+                Failure::new(FailureKind::HealthCheckError, "integration test", message).hint(hint)
             })
         }
         .boxed()

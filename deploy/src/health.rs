@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
+use crate::release::ToolCall;
 use crate::time::Length;
 
 /// How much a failing check matters.
@@ -113,6 +114,9 @@ pub enum Probe {
         /// Headers that are sent, with markers where secrets belong.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         headers: BTreeMap<String, String>,
+        /// A tool that is called as well.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        call: Option<Box<McpCall>>,
     },
     /// Sends a GET request.
     Http {
@@ -190,6 +194,15 @@ impl Probe {
         };
         headers.into_iter().flatten()
     }
+}
+
+/// A call that the check of an MCP server makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct McpCall {
+    /// The call, and what it must be answered.
+    pub call: ToolCall,
+    /// The pause between two calls, as long as they are answered as they should be.
+    pub interval: Length,
 }
 
 /// What an HTTP check may ask for besides status and text.
@@ -323,6 +336,52 @@ pub struct McpInfo {
     pub protocol: String,
     /// The names of its tools, in order.
     pub tools: Vec<String>,
+    /// What a bridge says of the server behind it.
+    #[serde(default)]
+    pub bridge: Option<BridgeInfo>,
+    /// Tools that it lists and no client can use, each with the reason, at most [`LEFT_OUT_MAX`](crate::limits::LEFT_OUT_MAX).
+    #[serde(default)]
+    pub left_out: Vec<String>,
+    /// How many there are of them.
+    #[serde(default)]
+    pub left_out_count: u32,
+}
+
+impl McpInfo {
+    /// The revision of the protocol that the server itself speaks, and whether a bridge translates it.
+    pub fn spoken(&self) -> String {
+        match &self.bridge {
+            Some(bridge) if !bridge.protocol.is_empty() => format!("{} (bridged)", bridge.protocol),
+            Some(_) => format!("{} (bridged)", self.protocol),
+            None => self.protocol.clone(),
+        }
+    }
+
+    /// How many tools clients can use, and which not.
+    pub fn counted(&self) -> String {
+        let (usable, left_out) = (self.tools.len(), usize::try_from(self.left_out_count).unwrap_or(usize::MAX));
+        if left_out == 0 {
+            return usable.to_string();
+        }
+        let names = self.left_out.iter().map(|tool| tool.split_once(": ").map_or(tool.as_str(), |(name, _)| name));
+        let names: Vec<&str> = names.take(COUNTED_NAMES_MAX).collect();
+        let more = if names.len() < left_out { ", …" } else { "" };
+        format!("{usable} of {}; {left_out} left out: {}{more}", usable.saturating_add(left_out), names.join(", "))
+    }
+}
+
+/// Most names of tools in a line that counts them.
+const COUNTED_NAMES_MAX: usize = 3;
+
+/// What a bridge says of the server behind it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeInfo {
+    /// The newest revision of the protocol that the server itself speaks.
+    pub protocol: String,
+    /// The eras in which clients are served.
+    pub eras: Vec<String>,
+    /// Whether sessions share a process of the server, or each have their own.
+    pub sessions: String,
 }
 
 /// Everything an agent says about the health of one instance.
@@ -445,5 +504,25 @@ mod tests {
         let status = verdict(&checks, &BTreeMap::from([("a".to_owned(), outcome)]));
         assert_eq!(status, HealthStatus::NeedsAuthentication);
         assert!(status.is_available());
+    }
+
+    #[test]
+    fn tools_that_are_left_out_are_counted_and_named() {
+        let tools = |n: usize| (0..n).map(|n| format!("t{n}")).collect();
+        let info = McpInfo { tools: tools(13), protocol: "2026-07-28".to_owned(), ..McpInfo::default() };
+        assert_eq!((info.counted().as_str(), info.spoken().as_str()), ("13", "2026-07-28"));
+        let left_out = ["a: it has no `inputSchema`", "b: its name is empty", "c: another has its name"];
+        let some = McpInfo { left_out: left_out.map(str::to_owned).into(), left_out_count: 3, ..info.clone() };
+        assert_eq!(some.counted(), "13 of 16; 3 left out: a, b, c");
+        assert_eq!(McpInfo { left_out_count: 40, ..some }.counted(), "13 of 53; 40 left out: a, b, c, …");
+        let bridge = BridgeInfo { protocol: "2025-11-25".to_owned(), ..BridgeInfo::default() };
+        assert_eq!(McpInfo { bridge: Some(bridge), ..info }.spoken(), "2025-11-25 (bridged)");
+    }
+
+    #[test]
+    fn what_was_told_of_a_server_before_reads_as_it_did() {
+        let old = r#"{"name":"a","version":"1","protocol":"2025-11-25","tools":["x"]}"#;
+        let read: McpInfo = serde_json::from_str(old).expect("it reads");
+        assert_eq!((read.counted().as_str(), read.spoken().as_str()), ("1", "2025-11-25"));
     }
 }

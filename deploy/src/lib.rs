@@ -25,4 +25,6 @@ pub mod release;
 pub mod reported;
 pub mod room;
 pub mod shares;
+#[cfg(feature = "planning")]
+pub mod stateful;
 pub mod time;

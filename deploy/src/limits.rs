@@ -2,13 +2,18 @@
 //! and says so. So whatever a server does, what its host tells of it fits a message.
 
 use crate::failure::{Failure, OUTPUT_LINES_MAX, TEXT_BYTES_MAX};
-use crate::health::{CheckOutcome, CheckReport, CheckRun, HealthReport, McpInfo, Severity};
+use crate::health::{BridgeInfo, CheckOutcome, CheckReport, CheckRun, HealthReport, McpInfo, Severity};
 use crate::host::{Facts, HostView, LABEL_BYTES_MAX, LABELS_MAX};
 
 /// Longest name of anything: of a check, a step, a tool, of a server as it calls itself; in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Most tools that a server may list.
 pub const TOOLS_MAX: usize = 1_000;
+/// Most tools that are told of though no client can use them, and longest reason of one, in bytes.
+pub const LEFT_OUT_MAX: usize = 20;
+const LEFT_OUT_BYTES_MAX: usize = 256;
+/// Most eras of a bridge.
+const ERAS_MAX: usize = 4;
 /// Most checks that are told of, and longest message of one, in bytes.
 pub const CHECKS_MAX: usize = 200;
 const CHECK_BYTES_MAX: usize = 1024;
@@ -151,6 +156,13 @@ impl McpInfo {
         let mark = cut_list(&mut self.tools, TOOLS_MAX);
         self.tools.extend(mark);
         self.tools = self.tools.into_iter().map(|tool| cut(tool, NAME_BYTES_MAX)).collect();
+        self.left_out.truncate(LEFT_OUT_MAX);
+        self.left_out = self.left_out.into_iter().map(|tool| cut(tool, LEFT_OUT_BYTES_MAX)).collect();
+        self.bridge = self.bridge.map(|BridgeInfo { protocol, eras, sessions }| BridgeInfo {
+            protocol: cut(protocol, NAME_BYTES_MAX),
+            eras: eras.into_iter().take(ERAS_MAX).map(|era| cut(era, NAME_BYTES_MAX)).collect(),
+            sessions: cut(sessions, NAME_BYTES_MAX),
+        });
         self
     }
 }

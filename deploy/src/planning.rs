@@ -17,6 +17,7 @@ mod risk;
 mod rules;
 mod saved;
 mod schema;
+mod sharing;
 mod steps;
 mod validity;
 
@@ -214,7 +215,7 @@ pub fn check(configuration: &Configuration, overrides: &BTreeMap<String, String>
     let judged = findings.judge(overrides);
     problems.extend(ordered.err().into_iter().chain(judged.as_ref().err().cloned()).flat_map(|error| error.0));
     Problems::none_or(problems)?;
-    judged.map(|verdict| verdict.warnings)
+    judged.map(|verdict| verdict.warnings.into_iter().chain(sharing::warnings(&entries)).collect())
 }
 
 /// Makes the plan that takes the fleet from what runs to what the configuration says.
@@ -242,6 +243,7 @@ pub fn plan(configuration: &Configuration, circumstances: &Circumstances) -> Res
     match (planned, findings.judge(&circumstances.overrides)) {
         (Ok((mut plan, hash)), Ok(verdict)) => {
             verdict.warnings.into_iter().for_each(|warning| warnings.add(warning));
+            sharing::warnings(&entries).for_each(|warning| warnings.add(warning));
             plan.overrides = verdict.overrides;
             let id = hash.finish(&plan);
             debug_assert_eq!(id, plan.id());

@@ -3,6 +3,7 @@
 //! Secrets are not in it. Where a secret's value belongs, the rendered text holds a marker, and
 //! [`Release::secrets`] holds a keyed digest of the value, so that a rotated secret is another release.
 
+mod bridge;
 mod container;
 mod kept;
 mod run;
@@ -17,6 +18,7 @@ use crate::host::Requirement;
 use crate::ids::{ReleaseId, ServerName};
 use crate::time::{Length, Timestamp};
 
+pub use bridge::{BRIDGE_NAME_BYTES_MAX, BRIDGE_NAMES_MAX, Bridge, OWN_SESSIONS_MAX, OWN_SESSIONS_USUAL, Sessions};
 pub use container::{Container, Volume};
 pub use kept::Database;
 pub use run::{BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
@@ -203,6 +205,9 @@ pub struct ToolCall {
     pub arguments: serde_json::Map<String, serde_json::Value>,
     /// A text that the answer must contain.
     pub contains: Option<String>,
+    /// What must be found in an answer that is JSON, by JSONPath (RFC 9535).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub json: BTreeMap<String, serde_json::Value>,
 }
 
 /// Fields that came later are left out where they say nothing, so that older releases keep their ids.
@@ -244,6 +249,7 @@ impl Release {
                 user: None,
                 writable: Vec::new(),
                 resources: Resources::default(),
+                bridge: Bridge::default(),
             },
             container: Container::default(),
             files: Vec::new(),

@@ -23,9 +23,9 @@ impl AgentMessageV1 {
             Self::Step { deployment, server, attempt, report } => {
                 Self::Step { deployment, server, attempt, report: bounded_report(report) }
             }
-            Self::Health { server, release, report, output } => {
+            Self::Condition { server, release, report, output } => {
                 let output = last_lines(output, HEALTH_LINES_MAX);
-                Self::Health { server, release, report: report.bounded(), output }
+                Self::Condition { server, release, report: report.bounded(), output }
             }
             Self::Metrics(sample) => Self::Metrics(bounded_sample(sample)),
             Self::MetricsBatch(samples) => Self::MetricsBatch(batch(samples.into_iter())),
@@ -33,7 +33,9 @@ impl AgentMessageV1 {
                 Self::Greeting { agent_version: cut(agent_version, NAME_BYTES_MAX), view: view.bounded() }
             }
             // They hold numbers and digests only, or are not sent any more.
-            other @ (Self::Hello { .. } | Self::ListChunks { .. } | Self::GetChunks { .. }) => other,
+            other @ (Self::Hello { .. } | Self::Health { .. } | Self::ListChunks { .. } | Self::GetChunks { .. }) => {
+                other
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fleetwright_deploy::health::HealthReport;
+use fleetwright_deploy::health::{CheckReport, HealthReport, HealthStatus, McpInfo};
 use fleetwright_deploy::host::{Facts, HostView, Version};
 use fleetwright_deploy::ids::{DeploymentId, ReleaseId, ServerName};
 use fleetwright_deploy::instance::StepReport;
@@ -39,14 +39,14 @@ pub enum AgentMessageV1 {
         /// What became of it.
         report: StepReport,
     },
-    /// The health of a server changed.
+    /// The health of a server changed, of agents that do not say what bridges and left-out tools there are.
     Health {
         /// The server.
         server: ServerName,
         /// The release that was looked at.
         release: ReleaseId,
         /// What was found.
-        report: HealthReport,
+        report: HealthTold,
         /// The last lines of its output, when it is unhealthy.
         output: Vec<String>,
     },
@@ -75,6 +75,57 @@ pub enum AgentMessageV1 {
         /// The host.
         view: HostView,
     },
+    /// The health of a server changed.
+    Condition {
+        /// The server.
+        server: ServerName,
+        /// The release that was looked at.
+        release: ReleaseId,
+        /// What was found.
+        report: HealthReport,
+        /// The last lines of its output, when it is unhealthy.
+        output: Vec<String>,
+    },
+}
+
+/// The health of a server as [`AgentMessageV1::Health`] tells of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthTold {
+    /// The verdict over all checks.
+    pub status: HealthStatus,
+    /// The newest outcome of each check.
+    pub checks: Vec<CheckReport>,
+    /// What its MCP endpoint said, where it has one.
+    pub mcp: Option<McpTold>,
+    /// How often its runtime has started it again since it was deployed.
+    pub restarts: u32,
+}
+
+/// What an MCP server said of itself, as [`AgentMessageV1::Health`] tells of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct McpTold {
+    /// `serverInfo.name`.
+    pub name: String,
+    /// `serverInfo.version`.
+    pub version: String,
+    /// The protocol version that was negotiated.
+    pub protocol: String,
+    /// The names of its tools, in order.
+    pub tools: Vec<String>,
+}
+
+impl From<HealthTold> for HealthReport {
+    fn from(told: HealthTold) -> Self {
+        let HealthTold { status, checks, mcp, restarts } = told;
+        let mcp = mcp.map(|McpTold { name, version, protocol, tools }| McpInfo {
+            name,
+            version,
+            protocol,
+            tools,
+            ..McpInfo::default()
+        });
+        Self { status, checks, mcp, restarts }
+    }
 }
 
 /// A host as [`AgentMessageV1::Hello`] tells of it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::health::{CheckOutcome, CheckReport, CheckRun, HealthReport, McpInfo, Severity};
+use fleetwright_deploy::health::{BridgeInfo, CheckOutcome, CheckReport, CheckRun, HealthReport, McpInfo, Severity};
 use fleetwright_deploy::host::{Facts, HostView};
 use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::instance::StepReport;
@@ -45,7 +45,15 @@ fn report() -> impl Strategy<Value = HealthReport> {
                 outcome: CheckOutcome::Failing { message: text.clone() },
             })
             .collect(),
-        mcp: Some(McpInfo { name: text.clone(), version: text.clone(), protocol: text, tools }),
+        mcp: Some(McpInfo {
+            name: text.clone(),
+            version: text.clone(),
+            protocol: text.clone(),
+            left_out: tools.clone(),
+            left_out_count: u32::MAX,
+            bridge: Some(BridgeInfo { protocol: text.clone(), eras: tools.clone(), sessions: text }),
+            tools,
+        }),
         ..HealthReport::default()
     })
 }
@@ -57,7 +65,7 @@ fn message() -> impl Strategy<Value = AgentMessageV1> {
         attempt: 1,
         report: StepReport::Failed(failure),
     });
-    let health = (report(), many()).prop_map(|(report, output)| AgentMessageV1::Health {
+    let health = (report(), many()).prop_map(|(report, output)| AgentMessageV1::Condition {
         server: "time".parse().expect("name"),
         release: ReleaseId::of(b"r"),
         report,

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::health::{CheckOutcome, CheckReport, CheckRun, HealthReport, HealthStatus, McpInfo, Severity};
+use fleetwright_deploy::health::{
+    BridgeInfo, CheckOutcome, CheckReport, CheckRun, HealthReport, HealthStatus, McpInfo, Severity,
+};
 use fleetwright_deploy::host::{Facts, HostView, Version};
 use fleetwright_deploy::ids::{CommandId, Generation, PlanId, ReleaseId};
 use fleetwright_deploy::instance::{RestoreCause, StepReport};
@@ -18,7 +20,7 @@ use fleetwright_protocol::command::{
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{decode, encode};
 use fleetwright_protocol::report::{
-    AgentMessage, AgentMessageV1, CoordinatorReply, HelloFacts, HelloView, MetricsSample,
+    AgentMessage, AgentMessageV1, CoordinatorReply, HealthTold, HelloFacts, HelloView, McpTold, MetricsSample,
 };
 use fleetwright_protocol::{Envelope, FrameError};
 use proptest::prelude::*;
@@ -116,7 +118,13 @@ fn messages_have_the_bytes_that_were_recorded() {
             severity: Severity::Warning,
             outcome: CheckOutcome::Failing { message: "no".to_owned() },
         }],
-        mcp: Some(McpInfo { tools: vec!["one".to_owned()], ..McpInfo::default() }),
+        mcp: Some(McpInfo {
+            tools: vec!["one".to_owned()],
+            bridge: Some(BridgeInfo { protocol: "2025-11-25".to_owned(), ..BridgeInfo::default() }),
+            left_out: vec!["two: it has no `inputSchema`".to_owned()],
+            left_out_count: 1,
+            ..McpInfo::default()
+        }),
         restarts: 2,
     };
     let mut text = String::new();
@@ -146,8 +154,16 @@ fn messages_have_the_bytes_that_were_recorded() {
         "restored",
         &step(StepReport::Restored { cause: RestoreCause::NotConfirmed, running: None }),
     ));
-    let health = AgentMessageV1::Health { server: server(), release, report: health, output: Vec::new() };
-    text.push_str(&record("health", &AgentMessage::V1(health)));
+    let old = HealthTold {
+        status: health.status,
+        checks: health.checks.clone(),
+        mcp: Some(McpTold { tools: vec!["one".to_owned()], ..McpTold::default() }),
+        restarts: 2,
+    };
+    let old = AgentMessageV1::Health { server: server(), release: release.clone(), report: old, output: Vec::new() };
+    text.push_str(&record("health", &AgentMessage::V1(old)));
+    let condition = AgentMessageV1::Condition { server: server(), release, report: health, output: Vec::new() };
+    text.push_str(&record("condition", &AgentMessage::V1(condition)));
     text.push_str(&record("metrics", &AgentMessage::V1(AgentMessageV1::Metrics(MetricsSample::default()))));
     let batch = vec![MetricsSample::default(), MetricsSample::default()];
     text.push_str(&record("metrics batch", &AgentMessage::V1(AgentMessageV1::MetricsBatch(batch))));

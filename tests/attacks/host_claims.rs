@@ -135,7 +135,7 @@ async fn a_host_answers_for_itself_alone() {
     }
     let report = HealthReport { status: HealthStatus::Unhealthy, ..HealthReport::default() };
     let server = "first".parse().expect("name");
-    let told = AgentMessageV1::Health { server, release, report, output: Vec::new() };
+    let told = AgentMessageV1::Condition { server, release, report, output: Vec::new() };
     assert_eq!(stolen.tell(told).await, Some(CoordinatorReply::Acknowledged), "it is about nothing that h2 has");
     let asked = stolen.tell(AgentMessageV1::ListChunks { sha256: "a".repeat(64), from: 0 }).await;
     assert!(matches!(asked, Some(CoordinatorReply::Refused(_))), "{asked:?}");

@@ -245,7 +245,7 @@ fn large_report(n: usize, release: &ReleaseId) -> AgentMessageV1 {
     let status = if n.is_multiple_of(2) { HealthStatus::Unhealthy } else { HealthStatus::Healthy };
     let report = HealthReport { status, checks: (0..100).map(check).collect(), ..HealthReport::default() };
     let (server, output) = ("alpha".parse().expect("name"), vec!["y".repeat(4_000); 20]);
-    AgentMessageV1::Health { server, release: release.clone(), report, output }
+    AgentMessageV1::Condition { server, release: release.clone(), report, output }
 }
 
 #[tokio::test(flavor = "multi_thread")]

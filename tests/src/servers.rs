@@ -2,7 +2,8 @@
 
 /// An MCP server over standard input and output, in Python without packages. Its first argument says how it
 /// behaves: `ok`, `mute` (never answers), `wait` (answers once the file that its third argument names
-/// is there), `crash` (ends after as many seconds as its third argument says). The second names its only tool.
+/// is there), `database` (lists its tool, which fails unless that file is there), `crash` (ends after as many seconds as
+/// its third argument says). The second names its only tool.
 const PROGRAM: &str = r#"
 import json, os, sys, threading, time
 mode, tool = sys.argv[1], sys.argv[2]
@@ -27,6 +28,8 @@ for line in sys.stdin:
     elif method == "tools/list":
         schema = dict(type="object")
         result = dict(tools=[dict(name=tool, description="a test", inputSchema=schema)])
+    elif method == "tools/call" and mode == "database" and not os.path.exists(sys.argv[3]):
+        result = dict(content=[dict(type="text", text="connection refused: no database")], isError=True)
     elif method == "tools/call":
         result = dict(content=[dict(type="text", text="called " + message["params"]["name"])])
     else:

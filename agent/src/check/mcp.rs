@@ -1,234 +1,250 @@
-//! Speaking to an MCP server: it is healthy when it lists its tools, whatever else it answers.
+//! Speaking to an MCP server as a client does: it is healthy when clients of its eras can list its tools, and when the tool
+//! that its check calls answers as it should, whatever else it answers.
 
-use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod call;
+mod conversation;
+mod demands;
+mod events;
+mod exchange;
+mod fault;
+#[cfg(test)]
+mod tests;
+mod tools;
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use fleetwright_deploy::health::{CheckOutcome, McpInfo};
-use fleetwright_deploy::limits::{NAME_BYTES_MAX, TOOLS_MAX, size};
+use fleetwright_deploy::health::{CheckOutcome, McpCall, McpInfo};
+use fleetwright_deploy::limits::{LEFT_OUT_MAX, NAME_BYTES_MAX, size};
 use fleetwright_deploy::release::ToolCall;
 use reqwest::header::HeaderMap;
-use rmcp::ClientServiceExt;
-use rmcp::model::{CallToolRequestParams, PaginatedRequestParams, ProtocolVersion, Tool};
-use rmcp::service::{ClientInitializeError, ClientLifecycleMode, RoleClient, RunningService, ServiceError};
-use rmcp::transport::StreamableHttpClientTransport;
+use tokio::time::Instant;
 
-use super::budget::{self, BoundedClient, Budget, EVENTS_BYTES_MAX};
-use super::{Found, chain};
+use self::conversation::{Conversation, Era};
+use self::exchange::Exchange;
+use self::fault::Fault;
+use self::tools::Listed;
+use super::Found;
 
-type Session = RunningService<RoleClient, ()>;
-
-/// Most pages in which a server may list its tools.
-const PAGES_MAX: usize = 100;
-
-/// How long a session may take to say goodbye.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the older era is looked at beside the modern one, where a server speaks both.
+const OTHER_ERA_INTERVAL: Duration = Duration::from_secs(5 * 60);
 
 /// Speaks both eras of the protocol, and remembers which one a server answered to.
 pub(crate) struct McpClient {
     http: reqwest::Client,
-    legacy: AtomicBool,
+    memory: Mutex<Memory>,
+}
+
+/// What is known from one run to the next.
+#[derive(Default)]
+struct Memory {
+    legacy: bool,
+    /// When the older era was found right beside the modern one.
+    other_era: Option<Instant>,
+    /// When the call of each check was answered as it should be.
+    called: BTreeMap<String, Instant>,
+}
+
+/// What is asked of a server.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) url: &'a str,
+    pub(crate) expected_tools: &'a [String],
+    pub(crate) call: Option<&'a McpCall>,
+    /// The name of the check.
+    pub(crate) check: &'a str,
+    /// Whether a bridge answers there, which clients have no other way around.
+    pub(crate) bridged: bool,
 }
 
 impl McpClient {
     pub(crate) fn new(http: reqwest::Client) -> Self {
-        Self { http, legacy: AtomicBool::new(false) }
+        Self { http, memory: Mutex::default() }
     }
 
-    /// Lists the tools of a server. One that answers without end fails with the limit that it has passed.
-    pub(crate) async fn check(&self, url: &str, headers: HeaderMap, expected_tools: &[String]) -> Found {
-        let budget = Budget::default();
-        tokio::select! {
-            biased;
-            why = budget.spent() => failing(format!("{url} {why}")),
-            found = self.check_within(&budget, url, headers, expected_tools) => found,
+    /// Goes the way of a client.
+    pub(crate) async fn check(&self, asked: Asked<'_>, headers: HeaderMap) -> Found {
+        let exchange = Exchange::new(&self.http, asked.url, headers);
+        let mut conversation = match self.begin(&exchange).await {
+            Ok(conversation) => conversation,
+            Err(fault) => return refused(&asked, &fault),
+        };
+        let found = self.looked_at(&mut conversation, &asked).await;
+        let era = conversation.era;
+        conversation.end().await;
+        let (info, message) = match found {
+            Ok(found) => found,
+            Err(Stop::Fault(fault)) => return refused(&asked, &fault),
+            Err(Stop::Found(message)) => return failing(asked.url, &message),
+        };
+        if era == Era::Modern
+            && let Err(fault) = self.other_era(&exchange).await
+        {
+            let message = format!("to clients of the older era it {}", fault.words());
+            return failing(asked.url, &format!("serves clients of {}; {message}", conversation::MODERN));
         }
+        let message = format!("{} {message}", asked.url);
+        let outcome = match info.left_out.is_empty() {
+            true => CheckOutcome::Passing { message },
+            false => CheckOutcome::Warning { message },
+        };
+        Found { outcome, mcp: Some(info), performance: Vec::new() }
     }
 
-    async fn check_within(&self, budget: &Budget, url: &str, headers: HeaderMap, expected: &[String]) -> Found {
-        let session = match self.connect(budget, url, headers).await {
-            Ok(session) => session,
-            Err(error) => return not_connected(url, &error),
-        };
-        let listed = list_tools(&session, budget).await;
-        let info = session.peer().peer_info();
-        end(session).await;
-        let tools = match listed {
-            Ok(tools) => tools,
-            Err(error) if error.auth_challenge().is_some() => return needs_authentication(url),
-            Err(error) => return failing(format!("{url} does not list its tools: {}", chain(&error))),
-        };
-        let missing: Vec<&str> = expected.iter().filter(|wanted| !tools.contains(wanted)).map(String::as_str).collect();
-        if !missing.is_empty() {
-            return failing(format!(
-                "{url} lacks the expected tools {}; it has {}",
-                missing.join(", "),
-                tools.join(", ")
-            ));
-        }
-        let server = info.as_ref().and_then(|info| info.server_info.clone());
-        let info = McpInfo {
-            name: server.as_ref().map(|server| server.name.clone()).unwrap_or_default(),
-            version: server.map(|server| server.version).unwrap_or_default(),
-            protocol: info.map(|info| info.protocol_version.to_string()).unwrap_or_default(),
-            tools,
-        };
+    /// Lists the tools of a server, and calls the one that the check calls, if it is time.
+    async fn looked_at(
+        &self,
+        conversation: &mut Conversation<'_>,
+        asked: &Asked<'_>,
+    ) -> Result<(McpInfo, String), Stop> {
+        let listed = tools::list(conversation).await?;
+        let info = info(conversation, &listed);
         let own = [("name", &info.name), ("version", &info.version), ("protocol version", &info.protocol)];
         if let Some((what, text)) = own.into_iter().find(|(_, text)| text.len() > NAME_BYTES_MAX) {
             let (bytes, limit) = (size(text.len()), size(NAME_BYTES_MAX));
-            return failing(format!("{url} says a {what} of {bytes} of itself, the limit is {limit}"));
+            return Err(Stop::Found(format!("says a {what} of {bytes} of itself, the limit is {limit}")));
         }
-        let message = format!("{url} lists {} tools", info.tools.len());
-        Found { outcome: CheckOutcome::Passing { message }, mcp: Some(info), performance: Vec::new() }
+        let (usable, all) = (listed.usable.len(), listed.usable.len() + listed.left_out.len());
+        if usable == 0 && all > 0 {
+            return Err(Stop::Found(format!("lists {all} tools, and clients can use none: {}", listed.left_out[0])));
+        }
+        let missing: Vec<&str> =
+            asked.expected_tools.iter().filter(|wanted| !info.tools.contains(wanted)).map(String::as_str).collect();
+        if !missing.is_empty() {
+            let (missing, tools) = (missing.join(", "), info.tools.join(", "));
+            return Err(Stop::Found(format!("lacks the expected tools {missing}; it has {tools}")));
+        }
+        if let Some(wanted) = asked.call.filter(|wanted| self.is_due(asked.check, wanted)) {
+            call::call(conversation, &listed, &wanted.call).await.map_err(Stop::Found)?;
+            self.memory().called.insert(asked.check.to_owned(), Instant::now());
+        }
+        let called =
+            asked.call.map_or_else(String::new, |wanted| format!(", and `{}` answers as it should", wanted.call.tool));
+        let message = match listed.left_out.as_slice() {
+            [] => format!("lists {all} tools{called}"),
+            left_out => {
+                format!("lists {all} tools, {} of which clients cannot use: {}", left_out.len(), left_out.join("; "))
+            }
+        };
+        Ok((info, message))
+    }
+
+    /// Whether a check's call is to be made: it has never been right, or not for as long as it says. One that has failed is
+    /// made again at once.
+    fn is_due(&self, check: &str, call: &McpCall) -> bool {
+        // What fails is not remembered, so it is due until it is right.
+        let right = self.memory().called.remove(check);
+        let due = right.is_none_or(|at| at.elapsed() >= Duration::from(call.interval));
+        if let Some(at) = right.filter(|_| !due) {
+            self.memory().called.insert(check.to_owned(), at);
+        }
+        due
+    }
+
+    /// Looks whether a server of the modern era has an older one as well, and whether that is right, too.
+    async fn other_era(&self, exchange: &Exchange<'_>) -> Result<(), Fault> {
+        if self.memory().other_era.is_some_and(|at| at.elapsed() < OTHER_ERA_INTERVAL) {
+            return Ok(());
+        }
+        match Conversation::shake_hands(exchange).await {
+            Ok(mut conversation) => {
+                let listed = tools::list(&mut conversation).await;
+                conversation.end().await;
+                listed?;
+            }
+            // Whoever refuses a handshake says that it speaks the modern era alone.
+            Err(
+                Fault::Refused { .. } | Fault::Status { status: 400 | 404 | 405 | 501, .. } | Fault::NoCommonVersion(_),
+            ) => {}
+            Err(fault) => return Err(fault),
+        }
+        self.memory().other_era = Some(Instant::now());
+        Ok(())
     }
 
     /// Speaks to a server as a client would: handshake, tools, and these calls. A server that asks for credentials
     /// cannot be tested, and has not failed.
     pub(crate) async fn test(&self, url: &str, headers: HeaderMap, calls: &[ToolCall]) -> Result<(), String> {
-        let budget = Budget::default();
-        tokio::select! {
-            biased;
-            why = budget.spent() => Err(format!("{url} {why}")),
-            outcome = self.test_within(&budget, url, headers, calls) => outcome,
-        }
-    }
-
-    async fn test_within(
-        &self,
-        budget: &Budget,
-        url: &str,
-        headers: HeaderMap,
-        calls: &[ToolCall],
-    ) -> Result<(), String> {
-        let session = match self.connect(budget, url, headers).await {
-            Ok(session) => session,
-            Err(error) if error.auth_challenge().is_some() => return Ok(()),
-            Err(error) => return Err(format!("{url} does not complete the MCP handshake: {}", chain(&error))),
+        let exchange = Exchange::new(&self.http, url, headers);
+        let told = |fault: Fault| format!("{url} {}", fault.words());
+        let mut conversation = match self.begin(&exchange).await {
+            Ok(conversation) => conversation,
+            Err(Fault::Credentials { shown: false }) => return Ok(()),
+            Err(fault) => return Err(told(fault)),
         };
-        let mut outcome = list_tools(&session, budget).await.map(drop).map_err(|error| error.to_string());
-        for call in calls {
-            if outcome.is_ok() {
-                outcome = call_tool(&session, call).await;
+        let mut outcome = Ok(());
+        match tools::list(&mut conversation).await {
+            Ok(listed) => {
+                for call in calls {
+                    outcome = call::call(&mut conversation, &listed, call).await;
+                    if outcome.is_err() {
+                        break;
+                    }
+                }
             }
+            Err(fault) => outcome = Err(told(fault)),
         }
-        end(session).await;
+        conversation.end().await;
         outcome
     }
 
     /// The modern era first, unless the server turned out to speak the older one only.
-    async fn connect(&self, budget: &Budget, url: &str, headers: HeaderMap) -> Result<Session, ClientInitializeError> {
-        if !self.legacy.load(Ordering::Relaxed) {
-            let modern = ClientLifecycleMode::Auto {
-                preferred_versions: vec![ProtocolVersion::V_2026_07_28],
-                legacy_version: None,
-            };
-            match self.open(budget, url, headers.clone(), modern).await {
-                Ok(session) => return Ok(session),
-                Err(error) if error.auth_challenge().is_some() => return Err(error),
-                Err(_) => {}
+    async fn begin<'a>(&self, exchange: &'a Exchange<'a>) -> Result<Conversation<'a>, Fault> {
+        let known_legacy = self.memory().legacy;
+        match Conversation::begin(exchange, known_legacy).await {
+            Ok(conversation) => {
+                self.memory().legacy = conversation.era == Era::Legacy;
+                Ok(conversation)
+            }
+            Err(fault) => {
+                // Another server may be there the next time.
+                self.memory().legacy = false;
+                Err(fault)
             }
         }
-        let session = self.open(budget, url, headers, ClientLifecycleMode::Initialize).await?;
-        self.legacy.store(true, Ordering::Relaxed);
-        Ok(session)
     }
 
-    async fn open(
-        &self,
-        budget: &Budget,
-        url: &str,
-        headers: HeaderMap,
-        lifecycle: ClientLifecycleMode,
-    ) -> Result<Session, ClientInitializeError> {
-        let headers = headers.into_iter().filter_map(|(name, value)| Some((name?, value))).collect();
-        let config = budget::config(url).custom_headers(headers);
-        let client = BoundedClient { http: self.http.clone(), budget: budget.clone() };
-        let transport = StreamableHttpClientTransport::with_client(client, config);
-        ().serve_with_lifecycle(transport, lifecycle).await
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The names of the tools of a server, in order: page by page, of each page no more than its names.
-async fn list_tools(session: &Session, budget: &Budget) -> Result<Vec<String>, ServiceError> {
-    let (mut names, mut bytes, mut cursor) = (Vec::new(), 0, None);
-    for _ in 0..PAGES_MAX {
-        let page = session.list_tools(Some(PaginatedRequestParams::default().with_cursor(cursor))).await?;
-        bytes += page.tools.iter().map(length).sum::<usize>();
-        names.extend(page.tools.into_iter().map(|tool| tool.name.into_owned()));
-        if names.len() > TOOLS_MAX {
-            budget.over(format!("lists more than {TOOLS_MAX} tools"));
-        } else if bytes > EVENTS_BYTES_MAX {
-            budget.over(format!("lists tools of more than {}", size(EVENTS_BYTES_MAX)));
-        } else if let Some(long) = names.iter().find(|name| name.len() > NAME_BYTES_MAX) {
-            let (bytes, limit) = (size(long.len()), size(NAME_BYTES_MAX));
-            budget.over(format!("lists a tool whose name is {bytes} long, the limit is {limit}"));
-        }
-        if budget.is_over() {
-            return std::future::pending().await;
-        }
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            names.sort();
-            return Ok(names);
-        }
-    }
-    budget.over(format!("lists its tools in more than {PAGES_MAX} pages"));
-    std::future::pending().await
+/// Why a look at a server ends early.
+enum Stop {
+    Fault(Fault),
+    /// It answers as it should, and with what it should not.
+    Found(String),
 }
 
-/// How long a tool is as JSON, in bytes.
-fn length(tool: &Tool) -> usize {
-    struct Counted(usize);
-    impl Write for Counted {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut counted = Counted(0);
-    // A tool that was read can be written.
-    let _ = serde_json::to_writer(&mut counted, tool);
-    counted.0
-}
-
-/// Calls a tool, and looks for the text that its answer must contain.
-async fn call_tool(session: &Session, call: &ToolCall) -> Result<(), String> {
-    let request = CallToolRequestParams::new(call.tool.clone()).with_arguments(call.arguments.clone());
-    let result =
-        session.call_tool(request).await.map_err(|error| format!("tool `{}`: {}", call.tool, chain(&error)))?;
-    let text = serde_json::to_string(&result.content).unwrap_or_default();
-    if result.is_error == Some(true) {
-        return Err(format!("tool `{}` answers with an error: {text}", call.tool));
-    }
-    match &call.contains {
-        Some(wanted) if !text.contains(wanted.as_str()) => {
-            Err(format!("the answer of tool `{}` does not contain `{wanted}`: {text}", call.tool))
-        }
-        Some(_) | None => Ok(()),
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
     }
 }
 
-/// Ends a session, so that the server need not keep it.
-async fn end(session: Session) {
-    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, session.cancel()).await;
-}
-
-fn not_connected(url: &str, error: &ClientInitializeError) -> Found {
-    if error.auth_challenge().is_some() {
-        return needs_authentication(url);
+fn info(conversation: &Conversation<'_>, listed: &Listed) -> McpInfo {
+    let said = &conversation.said;
+    McpInfo {
+        name: said.name.clone(),
+        version: said.version.clone(),
+        protocol: conversation.version.clone(),
+        tools: listed.names(),
+        bridge: said.bridge.clone(),
+        left_out: listed.left_out.iter().take(LEFT_OUT_MAX).cloned().collect(),
+        left_out_count: u32::try_from(listed.left_out.len()).unwrap_or(u32::MAX),
     }
-    failing(format!("{url} does not complete the MCP handshake: {}", chain(error)))
 }
 
-fn needs_authentication(url: &str) -> Found {
-    let message = format!("{url} asks for credentials");
-    Found { outcome: CheckOutcome::NeedsAuthentication { message }, mcp: None, performance: Vec::new() }
+/// A server that asks for credentials is up; a bridge that does so of its own check is closed to everybody.
+fn refused(asked: &Asked<'_>, fault: &Fault) -> Found {
+    if *fault == (Fault::Credentials { shown: false }) && !asked.bridged {
+        let message = format!("{} asks for credentials", asked.url);
+        return Found { outcome: CheckOutcome::NeedsAuthentication { message }, mcp: None, performance: Vec::new() };
+    }
+    failing(asked.url, &fault.words())
 }
 
-fn failing(message: String) -> Found {
-    super::plain(Err(message))
+fn failing(url: &str, message: &str) -> Found {
+    super::plain(Err(format!("{url} {message}")))
 }

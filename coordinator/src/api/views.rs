@@ -135,6 +135,9 @@ pub(crate) struct InstanceRow {
     pub(crate) connected: bool,
     pub(crate) release: ReleaseId,
     pub(crate) package: String,
+    /// The version of its package, which is what was deployed, whatever the server says of itself.
+    #[serde(default)]
+    pub(crate) version: Option<String>,
     /// Whether it does its work and ends.
     #[serde(default)]
     pub(crate) completes: bool,
@@ -159,6 +162,7 @@ impl InstanceRow {
                 connected,
                 release: record.release_id.clone(),
                 package: record.release.package.to_string(),
+                version: record.release.package.version().map(str::to_owned),
                 completes: record.release.run.completes,
                 url: record.release.mcp_url().or_else(|| endpoint.map(|at| format!("http://{}", at.authority()))),
                 deployment: record.deployment.clone(),

@@ -51,6 +51,11 @@ health_checks:
     severity: warning
     config: { path: "{{ server.data_dir }}", free_min: 100MiB }
 
+# What is no MCP server has `transport: none` and other checks: a web server `http`, a worker `file` (what it writes), a database
+# `tcp` or `command`; an MCP server that listens itself has `transport: http`, and `path` where that is not /mcp.
+#   run: { command: [nginx, -g, "daemon off;"], transport: none, port: 8080 }
+#   health_checks: [{ name: page, type: http, config: { path: / } }]
+
 # resources: { memory: 256MiB, cpu: 50% }
 # snapshot: { data: true }    # keep the server's data before each deployment, and put it back with it
 "#;

@@ -1,7 +1,7 @@
 //! The tables that more than one command shows.
 
 use fleetwright_deploy::failure::Failure;
-use fleetwright_deploy::health::HealthStatus;
+use fleetwright_deploy::health::{HealthStatus, McpInfo};
 use fleetwright_deploy::ids::HostName;
 use fleetwright_deploy::journal_budget::OverBudget;
 use fleetwright_deploy::printable::continued;
@@ -15,7 +15,7 @@ pub(crate) fn servers(rows: &[InstanceRow]) -> String {
         return "no server is deployed".to_owned();
     }
     let cells: Vec<Vec<String>> = rows.iter().map(server_cells).collect();
-    table(&["SERVER", "HOST", "STATE", "HEALTH", "MCP SERVER", "PROTOCOL", "TOOLS", "URL"], &cells)
+    table(&["SERVER", "HOST", "STATE", "HEALTH", "VERSION", "MCP SERVER", "PROTOCOL", "TOOLS", "URL"], &cells)
 }
 
 fn server_cells(row: &InstanceRow) -> Vec<String> {
@@ -26,11 +26,42 @@ fn server_cells(row: &InstanceRow) -> Vec<String> {
         row.host.to_string(),
         state(row),
         health.to_owned(),
+        row.version.clone().unwrap_or_default(),
         mcp.map_or_else(String::new, |mcp| format!("{} {}", mcp.name, mcp.version).trim().to_owned()),
-        mcp.map_or_else(String::new, |mcp| mcp.protocol.clone()),
-        mcp.map_or_else(String::new, |mcp| mcp.tools.len().to_string()),
+        mcp.map_or_else(String::new, McpInfo::spoken),
+        mcp.map_or_else(String::new, McpInfo::counted),
         row.url.clone().unwrap_or_default(),
     ]
+}
+
+/// Everything that is known of one server.
+pub(crate) fn server(row: &InstanceRow) -> String {
+    let health: &'static str = row.health.into();
+    let mut lines = vec![
+        format!("{}@{}  {}, {health}", row.server, row.host, state(row)),
+        format!("  package   {}", row.package),
+        format!("  release   {}", row.release),
+    ];
+    lines.extend(row.url.as_ref().map(|url| format!("  url       {url}")));
+    if let Some(mcp) = &row.report.mcp {
+        lines.push(format!("  calls itself {}", format!("{} {}", mcp.name, mcp.version).trim()));
+        lines.push(format!("  protocol  {}", mcp.spoken()));
+        if let Some(bridge) = &mcp.bridge {
+            lines.push(format!(
+                "  bridge    serves {} clients, sessions {}",
+                bridge.eras.join(" and "),
+                bridge.sessions
+            ));
+        }
+        lines.push(format!("  tools     {}", mcp.counted()));
+        lines.extend(mcp.left_out.iter().map(|tool| format!("    left out: {tool}")));
+    }
+    if row.report.restarts > 0 {
+        lines.push(format!("  restarts  {}", row.report.restarts));
+    }
+    let checks = row.report.checks.iter();
+    lines.extend(checks.map(|check| format!("  check `{}`: {}", check.name, check.outcome.message())));
+    lines.join("\n")
 }
 
 /// Whether an instance runs, in one word.

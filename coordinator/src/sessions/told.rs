@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, OUTPUT_LINES_MAX};
+use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::host::HostView;
-use fleetwright_deploy::ids::{HostName, InstanceId};
+use fleetwright_deploy::ids::{HostName, InstanceId, ReleaseId};
 use fleetwright_deploy::limits::last_lines;
 use fleetwright_deploy::reported;
 use fleetwright_protocol::artifact::CHUNKS_BYTES_MAX;
@@ -77,9 +78,10 @@ async fn taken(message: AgentMessageV1, from: Teller<'_>, serving: &Serving) -> 
             engine.ask(|reply| Request::StepReported { instance, deployment, attempt, report, reply }).await
         }
         AgentMessageV1::Health { server, release, report, output } => {
-            let instance = on_host(server);
-            let (report, output) = (report.bounded(), last_lines(output, OUTPUT_LINES_MAX));
-            engine.ask(|reply| Request::HealthReported { instance, release, report, output, reply }).await
+            condition(serving, on_host(server), release, report.into(), output).await
+        }
+        AgentMessageV1::Condition { server, release, report, output } => {
+            condition(serving, on_host(server), release, report, output).await
         }
         AgentMessageV1::Metrics(sample) => take_samples(serving, host, vec![sample]).await,
         AgentMessageV1::MetricsBatch(samples) if samples.len() > SAMPLES_MAX => {
@@ -98,6 +100,18 @@ async fn taken(message: AgentMessageV1, from: Teller<'_>, serving: &Serving) -> 
                 .await
         }
     }
+}
+
+/// How a server is doing, within limits.
+async fn condition(
+    serving: &Serving,
+    instance: InstanceId,
+    release: ReleaseId,
+    report: HealthReport,
+    output: Vec<String>,
+) -> Option<CoordinatorReply> {
+    let (report, output) = (report.bounded(), last_lines(output, OUTPUT_LINES_MAX));
+    serving.engine.ask(|reply| Request::HealthReported { instance, release, report, output, reply }).await
 }
 
 async fn connected(view: HostView, from: Teller<'_>, serving: &Serving) -> Option<CoordinatorReply> {

@@ -8,7 +8,7 @@ use serde_saphyr::Spanned;
 
 use crate::host::{FactName, Requirement, Version};
 use crate::ids::{EnvironmentName, HostName, ManifestName, ServerName};
-use crate::release::{RestartPolicy, RuntimeChoice, Transport};
+use crate::release::{RestartPolicy, RuntimeChoice, Sessions, Transport};
 use crate::time::Length;
 
 use super::checks::{Check, CheckWritten};
@@ -445,6 +445,22 @@ pub struct RunWritten {
     #[serde(default)]
     #[schemars(with = "Vec<Text>")]
     pub writable: Vec<Spanned<String>>,
+    /// Which process of a bridged server clients speak to: the one that they share, or one of its own for each session.
+    #[serde(default)]
+    #[schemars(with = "Option<Sessions>")]
+    pub sessions: Option<Spanned<Sessions>>,
+    /// Most sessions at once that have a process of their own; 32 unless said otherwise, at most 256.
+    #[serde(default)]
+    #[schemars(with = "Option<u32>", range(min = 1, max = 256))]
+    pub sessions_max: Option<Spanned<u32>>,
+    /// Names by which clients reach a bridged server besides its address: `HOST` or `HOST:PORT`; templates.
+    #[serde(default)]
+    #[schemars(with = "Vec<Text>", length(max = 32))]
+    pub hosts: Vec<Spanned<String>>,
+    /// Origins whose pages may speak to a bridged server from a browser, such as `https://chat.example.com`; templates.
+    #[serde(default)]
+    #[schemars(with = "Vec<Text>", length(max = 32))]
+    pub origins: Vec<Spanned<String>>,
 }
 
 fn no_transport() -> Transport {
@@ -479,6 +495,9 @@ pub struct WrittenToolCall {
     /// A text that the answer must contain.
     #[serde(default)]
     pub contains: Option<String>,
+    /// What must be found in an answer that is JSON, by JSONPath (RFC 9535).
+    #[serde(default)]
+    pub json: BTreeMap<String, serde_json::Value>,
 }
 
 /// What a snapshot takes along besides the release.

@@ -1,5 +1,6 @@
 //! Rendering: from a server's definition to its release on one host.
 
+mod bridge;
 mod checks;
 mod context;
 mod template;
@@ -15,7 +16,9 @@ use serde_saphyr::Spanned;
 use super::digests::as_it_runs;
 use super::steps::Location;
 use super::{Circumstances, GENERATED_DIGEST, Planning, Warnings, secret_key};
-use crate::config::{ContainerWritten, Field, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile};
+use crate::config::{
+    ContainerWritten, Field, Problem, Problems, ResourcesWritten, Server, Source, WrittenFile, WrittenToolCall,
+};
 use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
 use crate::release::{
@@ -215,6 +218,7 @@ fn rendered(
             },
             writable: paths(source, &written.writable, templates)?,
             resources: resources(source, &server.resources)?,
+            bridge: bridge::rendered(source, written, templates)?,
         },
         container: match &server.container {
             None => Container::default(),
@@ -242,11 +246,14 @@ fn rendered(
     for check in &server.checks {
         release.health_checks.push(checks::rendered(source, check, &release.run, templates)?);
     }
-    for call in &server.integration_tests {
+    for WrittenToolCall { tool, arguments, contains, json } in &server.integration_tests {
+        checks::check_paths(json)
+            .map_err(|why| Problem::at(source, &server.name, format!("`integration_tests`: {why}")))?;
         release.tool_calls.push(ToolCall {
-            tool: call.tool.clone(),
-            arguments: call.arguments.clone(),
-            contains: call.contains.clone(),
+            tool: tool.clone(),
+            arguments: arguments.clone(),
+            contains: contains.clone(),
+            json: json.clone(),
         });
     }
     if release.run.transport == Transport::None && !release.tool_calls.is_empty() {

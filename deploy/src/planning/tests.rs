@@ -1,3 +1,4 @@
+mod bridges;
 mod dependencies;
 mod digests;
 mod many;

@@ -7,9 +7,11 @@ use serde_saphyr::Spanned;
 use super::entries::Entries;
 use super::placement::percent;
 use super::{Configuration, externals, locks, policies};
-use crate::config::{Condition, Field, PackageWritten, Problem, SecretWritten, Server, Source};
+use crate::config::{Condition, Field, PackageWritten, Problem, RunWritten, SecretWritten, Server, Source};
 use crate::plan::Rollout;
-use crate::release::{ARTIFACT_SCHEME, RestartPolicy, RuntimeChoice, Transport, is_artifact, is_secret_name};
+use crate::release::{
+    ARTIFACT_SCHEME, OWN_SESSIONS_MAX, RestartPolicy, RuntimeChoice, Sessions, Transport, is_artifact, is_secret_name,
+};
 
 /// Everything that is wrong and can be said without rendering.
 pub(super) fn problems(configuration: &Configuration, entries: &Entries<'_>, rollout: &Rollout) -> Vec<Problem> {
@@ -128,6 +130,7 @@ fn server(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
         let problem = Problem::at(source, &server.name, "an MCP server needs a `port`");
         problems.push(problem.hint("give `run.port`: the TCP port of its streamable HTTP endpoint"));
     }
+    bridge(source, server, problems);
     if let Some(tasks) = server.resources.tasks.as_ref().filter(|tasks| tasks.value == 0) {
         problems.push(Problem::at(source, tasks, "`tasks` is 0: nothing could run"));
     }
@@ -139,6 +142,36 @@ fn server(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
     }
     agent(source, server, problems);
     package(source, server, problems);
+}
+
+/// What is told to a bridge needs one, and only sessions of their own are counted.
+fn bridge(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
+    let RunWritten { transport, sessions, sessions_max, hosts, origins, .. } = &server.run;
+    if *transport != Transport::Stdio {
+        let at =
+            |field: &str, place: Problem| Problem { message: format!("`run.{field}` is told to a bridge"), ..place };
+        let said = [
+            sessions.as_ref().map(|place| at("sessions", Problem::at(source, place, ""))),
+            sessions_max.as_ref().map(|place| at("sessions_max", Problem::at(source, place, ""))),
+            hosts.first().map(|place| at("hosts", Problem::at(source, place, ""))),
+            origins.first().map(|place| at("origins", Problem::at(source, place, ""))),
+        ];
+        let hint = match transport {
+            Transport::Http => "this server speaks HTTP itself (`transport: http`): give it its own settings for that",
+            Transport::Stdio | Transport::None => "only servers of `transport: stdio` have one: leave it out",
+        };
+        problems.extend(said.into_iter().flatten().map(|problem| problem.hint(hint)));
+        return;
+    }
+    let Some(most) = sessions_max else { return };
+    if sessions.as_ref().is_none_or(|sessions| sessions.value != Sessions::Own) {
+        let problem = Problem::at(source, most, "`run.sessions_max` counts sessions that have a process of their own");
+        problems.push(problem.hint("write `sessions: own`, or leave it out: shared sessions have one process"));
+    } else if !(1..=OWN_SESSIONS_MAX).contains(&most.value) {
+        let message = format!("`run.sessions_max` is {}, and is from 1 to {OWN_SESSIONS_MAX}", most.value);
+        let problem = Problem::at(source, most, message);
+        problems.push(problem.hint("each session has a process of its own, within the memory of `resources.memory`"));
+    }
 }
 
 /// A new version of the agent is one program, and has nothing that other servers have.

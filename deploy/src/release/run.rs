@@ -41,6 +41,9 @@ pub struct Run {
     /// The most it may use.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub resources: Resources,
+    /// How its bridge meets clients, where it has one.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub bridge: super::Bridge,
 }
 
 /// How a server speaks.

@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 
 use fleetwright_deploy::failure::OUTPUT_LINES_MAX;
+use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::ids::InstanceId;
 use fleetwright_deploy::limits::last_lines;
 use fleetwright_deploy::reported;
@@ -64,14 +65,17 @@ pub fn report(data: &[u8]) {
             small(&cut);
             assert_eq!(reported::step(cut.clone(), &on), cut);
         }
-        AgentMessageV1::Health { report, output, .. } => {
-            small(&last_lines(output, OUTPUT_LINES_MAX));
-            let cut = report.bounded();
-            small(&cut);
-            assert_eq!(cut.clone().bounded(), cut);
-        }
+        AgentMessageV1::Health { report, output, .. } => condition(report.into(), output),
+        AgentMessageV1::Condition { report, output, .. } => condition(report, output),
         _ => {}
     }
+}
+
+fn condition(report: HealthReport, output: Vec<String>) {
+    small(&last_lines(output, OUTPUT_LINES_MAX));
+    let cut = report.bounded();
+    small(&cut);
+    assert_eq!(cut.clone().bounded(), cut);
 }
 
 /// A request to enrol.

@@ -11,6 +11,7 @@ use super::words::{Part, Words, one_line, parts};
 use super::{Found, ImportError, Imported, naming, runtime};
 use crate::config::text::quoted;
 use crate::ids::ServerName;
+use crate::stateful::kept_for_its_client;
 
 /// The port of an endpoint, unless somebody says another.
 const PORT: u16 = 8800;
@@ -44,6 +45,8 @@ struct Draft {
     /// What may be set and is not, as comments.
     open: Vec<String>,
     headers: BTreeMap<String, Words>,
+    /// Whether each session has a process of its own.
+    own_sessions: bool,
 }
 
 pub(super) fn write(given: &Given<'_>) -> Result<Imported, ImportError> {
@@ -69,6 +72,7 @@ pub(super) fn write(given: &Given<'_>) -> Result<Imported, ImportError> {
         remarks: BTreeMap::new(),
         open: Vec::new(),
         headers: BTreeMap::new(),
+        own_sessions: false,
     };
     let is_image = package.registry_type == "oci";
     if is_image && listens {
@@ -96,6 +100,15 @@ pub(super) fn write(given: &Given<'_>) -> Result<Imported, ImportError> {
     environment(package, &place, &mut draft, &mut answers)?;
     headers(&package.transport.headers, &format!("{place}.transport.headers"), &mut draft, &mut answers)?;
     endpoint(given, url_port, is_image, &mut draft, &mut answers);
+    if !answers.listens
+        && let Some(keeps) = kept_for_its_client(&package.identifier)
+    {
+        draft.own_sessions = true;
+        answers.notes.push(format!(
+            "it keeps {keeps} for its client, so each session has a process of its own (`run.sessions: own`): see that \
+             `resources.memory` is enough for `run.sessions_max` of them, or write `shared`"
+        ));
+    }
     others(given, &mut answers);
     let text = text(given, &draft, &answers);
     let asked = |secret: bool| {
@@ -369,6 +382,9 @@ fn text(given: &Given<'_>, draft: &Draft, answers: &Answers) -> String {
     }
     let transport = if answers.listens { "http" } else { "stdio" };
     let _ = writeln!(text, "  transport: {transport}\n  port: {}", draft.port);
+    if draft.own_sessions {
+        text.push_str("  sessions: own\n");
+    }
     if let Some(path) = &draft.path {
         let _ = writeln!(text, "  path: {}", quoted(path));
     }

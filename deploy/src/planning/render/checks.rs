@@ -15,14 +15,16 @@ use serde_saphyr::Spanned;
 use super::Templates;
 use super::template::is_template;
 use crate::config::{Check, CheckType, Problem, Problems, Source};
-use crate::health::{HealthCheck, HttpMore, Probe};
+use crate::health::{HealthCheck, HttpMore, McpCall, Probe};
 use crate::host::bytes;
-use crate::release::{Run, Transport, has_marker};
+use crate::release::{BRIDGE_TOKEN_VARIABLE, Run, ToolCall, Transport, has_marker};
 use crate::time::Length;
 
 /// What a check of some type is told.
 type Config = serde_json::Map<String, Value>;
 
+/// The pause between two calls of a check, unless it says otherwise: a call may be dear.
+const CALL_INTERVAL: Length = Length::from_secs(60);
 /// Most times that a failing run is tried again at once.
 const RETRIES_MAX: u32 = 10;
 
@@ -34,6 +36,43 @@ struct McpConfig {
     expected_tools: Vec<String>,
     #[serde(default)]
     headers: BTreeMap<String, String>,
+    call: Option<CallConfig>,
+}
+
+/// A call that the check of an MCP server makes.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct CallConfig {
+    tool: String,
+    #[serde(default)]
+    arguments: Config,
+    contains: Option<String>,
+    #[serde(default)]
+    json: BTreeMap<String, Value>,
+    interval: Option<Length>,
+}
+
+impl CallConfig {
+    fn rendered(self) -> Result<Box<McpCall>, String> {
+        let Self { tool, arguments, contains, json, interval } = self;
+        if tool.is_empty() {
+            return Err("`call.tool` is empty".to_owned());
+        }
+        check_paths(&json).map_err(|why| format!("`call`: {why}"))?;
+        let interval = interval.unwrap_or(CALL_INTERVAL);
+        if interval == Length::ZERO {
+            return Err("`call.interval` must be above 0".to_owned());
+        }
+        Ok(Box::new(McpCall { call: ToolCall { tool, arguments, contains, json }, interval }))
+    }
+}
+
+/// Whether JSONPaths are such.
+pub(super) fn check_paths(json: &BTreeMap<String, Value>) -> Result<(), String> {
+    for path in json.keys() {
+        JsonPath::parse(path).map_err(|error| format!("`json`: `{path}`: {error}"))?;
+    }
+    Ok(())
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -234,6 +273,15 @@ fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), String> {
     Ok(())
 }
 
+/// The token of a server's own bridge is presented to it, and to nobody else, where a check says nothing of that itself.
+fn present_token(run: &Run, url: &str, headers: &mut BTreeMap<String, String>) {
+    let own = run.transport == Transport::Stdio && run.endpoint.as_ref().is_some_and(|endpoint| endpoint.url() == url);
+    let token = run.environment.get(BRIDGE_TOKEN_VARIABLE).filter(|token| own && !token.is_empty());
+    if let Some(token) = token.filter(|_| !headers.keys().any(|name| name.eq_ignore_ascii_case("authorization"))) {
+        headers.insert("Authorization".to_owned(), format!("Bearer {token}"));
+    }
+}
+
 fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, String> {
     let endpoint = || run.endpoint.as_ref().ok_or_else(|| "the server has no `port`, so say where to look".to_owned());
     Ok(match check_type {
@@ -241,9 +289,11 @@ fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, Str
             if run.transport == Transport::None {
                 return Err("the server's transport is `none`, so it speaks no MCP".to_owned());
             }
-            let McpConfig { url, expected_tools, headers } = read(config)?;
+            let McpConfig { url, expected_tools, mut headers, call } = read(config)?;
+            let url = url.map_or_else(|| endpoint().map(|at| at.url()), Ok)?;
+            present_token(run, &url, &mut headers);
             check_headers(&headers)?;
-            Probe::Mcp { url: url.map_or_else(|| endpoint().map(|at| at.url()), Ok)?, expected_tools, headers }
+            Probe::Mcp { url, expected_tools, headers, call: call.map(CallConfig::rendered).transpose()? }
         }
         CheckType::Http => {
             let HttpConfig {
@@ -262,9 +312,7 @@ fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, Str
             if let Some(pattern) = &more.matches {
                 Regex::new(pattern).map_err(|error| format!("`matches`: {error}"))?;
             }
-            for path in more.json.keys() {
-                JsonPath::parse(path).map_err(|error| format!("`json`: `{path}`: {error}"))?;
-            }
+            check_paths(&more.json)?;
             let url = match (url, path) {
                 (Some(url), None) => url,
                 (None, path) => format!("http://{}{}", endpoint()?.authority(), path.as_deref().unwrap_or("/")),
