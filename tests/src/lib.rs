@@ -4,6 +4,8 @@
 #![expect(clippy::print_stderr, reason = "tests speak to whoever runs them")]
 
 pub mod attacker;
+pub mod bridged;
+pub mod conformance;
 pub mod engine;
 pub mod fleet;
 pub mod impostor;
@@ -11,4 +13,5 @@ pub mod lab;
 pub mod servers;
 pub mod sim;
 pub mod simnet;
+pub mod strangers;
 pub mod tools;
