@@ -1,6 +1,8 @@
 //! The official conformance suite, run against fixture servers native and bridged, and what it found written down in
 //! `tests/clients/conformance.json`, from which the tables of `docs/mcp.md` are generated.
 
+pub mod report;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

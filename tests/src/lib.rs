@@ -10,6 +10,7 @@ pub mod engine;
 pub mod fleet;
 pub mod impostor;
 pub mod lab;
+pub mod real_servers;
 pub mod servers;
 pub mod sim;
 pub mod simnet;

@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use fleetwright_tests::bridged::{Bridge, Fixture, Served};
+use fleetwright_tests::real_servers::{SERVERS, call_all};
 use fleetwright_tests::strangers::{Kit, node};
 use fleetwright_tests::tools::{Tool, have};
 use serde_json::{Value, json};
@@ -51,7 +52,7 @@ enum Asking {
 /// Runs a client, and judges each of its findings.
 #[track_caller]
 fn judge(served: &Served, fixture: Fixture, client: &Client, version: &str, asking: Asking) {
-    if client.kit != Kit::Python1 && client.script.ends_with(".mjs") {
+    if client.script.ends_with(".mjs") {
         client.kit.script("probes.mjs");
     }
     let mut command = client.kit.command(client.script);
@@ -165,4 +166,15 @@ fn a_server_that_looks_at_its_client_shows_everything_to_a_client_with_a_child_o
     let found = printed(&mut command, &served);
     assert_eq!(found["tools"], 17, "{found:#}");
     assert_eq!(found["text"], "Echo: hello", "{found:#}");
+}
+
+#[test]
+fn real_servers_that_no_shipped_definition_knows_come_up_and_are_called() {
+    if !have(&NEEDED) {
+        return;
+    }
+    for called in call_all(&SERVERS[..5]) {
+        let outcome = called.outcome.unwrap_or_else(|error| panic!("{}: {error}", called.name));
+        assert!(outcome.0 > 0, "{}: {outcome:?}", called.name);
+    }
 }
