@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use fleetwright_tests::bridged::{Bridge, Fixture, Served, free_port};
@@ -201,7 +201,7 @@ fn page_server() -> (u16, TcpListener) {
 }
 
 fn serve_page(listener: TcpListener, page: String) -> Receiver<Value> {
-    let (send, reports) = channel();
+    let (send, reports) = sync_channel(4);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { continue };
