@@ -1,17 +1,28 @@
-//! The bridge of one stdio MCP server to streamable HTTP, for any number of clients of the eras that the server speaks.
+//! The bridge of one stdio MCP server to streamable HTTP, for any number of clients of both eras of the protocol.
 //!
-//! HTTP, sessions and the differences between the eras are rmcp's. What clients and server say to each other is passed
-//! through as it is: only ids and progress tokens are exchanged, since many clients share one server. The bridge ends
-//! when the server ends, so that whoever supervises it sees the crash, and ends with everything that it has started.
+//! What clients and server say to each other is passed through byte for byte where both are of the same era; where they are
+//! not, it is translated as far as one has a word for what the other says. The bridge ends when the server ends, so that
+//! whoever supervises it sees the crash, and ends with everything that it has started.
 
 mod admission;
+mod body;
+mod child;
 mod connections;
-mod envelope;
+mod era;
+mod front;
+mod headers;
+mod hub;
+mod legacy;
+mod line;
+mod listening;
+mod message;
+mod modern;
 mod names;
 mod server;
 mod sessions;
-mod stdio;
+mod streams;
 mod token;
+mod tools;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,101 +32,169 @@ use anyhow::{Context, Result};
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::header::WWW_AUTHENTICATE;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use fleetwright_deploy::release::BRIDGE_TOKEN_VARIABLE;
-use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, interval, timeout};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use self::child::Program;
 use self::connections::Connection;
+pub(crate) use self::front::SessionMode;
+use self::front::{Front, SESSION_HEADER};
 use self::names::Names;
-use self::server::Bridged;
+use self::server::Server;
 use self::sessions::Sessions;
-use self::stdio::StdioServer;
 use self::token::Token;
 pub(crate) use self::token::hide as hide_token;
-use crate::process;
+use crate::process::{self, OwnChildren};
 
-/// Largest request body that is taken, in bytes.
-const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long the server has to end by itself when the bridge is told to; whoever stops the bridge may be less patient.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// The exit status of what ended because of SIGTERM.
 const TERMINATED: u8 = 143;
+/// Most sessions of a shared server. They cost little, and the longest unused one makes room.
+const SHARED_SESSIONS_MAX: usize = 256;
+/// How long the server of a session may be without use before it ends.
+const OWN_IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// How often it is looked for those.
+const IDLE_LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a browser may remember what it may send.
+const CORS_AGE: Duration = Duration::from_secs(600);
 
-/// Runs the server and speaks streamable HTTP for it on `listen`, until it ends.
-pub async fn bridge(listen: &str, path: &str, command: &[String]) -> Result<ExitCode> {
+/// How a bridge is reached, and how it serves.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Where to listen.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: String,
+    /// The path of the endpoint.
+    #[arg(long, default_value = "/mcp")]
+    pub(crate) path: String,
+    /// Whether clients share the server's process, or each session has one of its own.
+    #[arg(long, default_value = "shared")]
+    pub(crate) sessions: SessionMode,
+    /// Most sessions at once that have a process of their own.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) sessions_max: u16,
+    /// A further name by which clients reach it; one without a port is of any port.
+    #[arg(long = "host", value_name = "HOST")]
+    pub(crate) hosts: Vec<String>,
+    /// Where pages that may use it come from.
+    #[arg(long = "origin", value_name = "ORIGIN")]
+    pub(crate) origins: Vec<String>,
+    /// The server and its arguments.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// Runs the server and speaks streamable HTTP for it, until it ends.
+pub(crate) async fn bridge(options: Options) -> Result<ExitCode> {
     // The server behind it runs as the same user, who must not look into the bridge's memory and environment.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("the bridge cannot be hidden from its server")?;
     let token = std::env::var(BRIDGE_TOKEN_VARIABLE).ok().map(|text| Token::parse(&text)).transpose();
     let token = token.map_err(|error| anyhow::anyhow!("{error}\n  hint: take a long random one"))?;
     // The port first: a server whose port is taken should not be started at all.
+    let listen = &options.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
     let mut terminate = signal(SignalKind::terminate())?;
     process::adopt_orphans();
+    let own = OwnChildren::default();
+    let collecting = tokio::spawn(process::collect_orphans(own.clone()));
+    let program = Program { command: options.command.clone(), hidden: BRIDGE_TOKEN_VARIABLE, own };
     let started = tokio::select! {
-        started = StdioServer::start(command, BRIDGE_TOKEN_VARIABLE) => Some(started),
+        started = Server::start(program) => Some(started),
         _ = terminate.recv() => None,
     };
     let outcome = match started {
-        Some(Ok((server, ended))) => serve(listener, listen, path, server, ended, token, &mut terminate).await,
+        Some(Ok((server, ended))) => serve(listener, &options, server, ended, token, &mut terminate).await,
         Some(Err(error)) => Err(error),
         None => Ok(ExitCode::from(TERMINATED)),
     };
+    collecting.abort();
     process::kill_descendants();
     outcome
 }
 
 async fn serve(
     listener: TcpListener,
-    listen: &str,
-    path: &str,
-    server: StdioServer,
+    options: &Options,
+    server: Server,
     mut ended: oneshot::Receiver<String>,
     token: Option<Token>,
     terminate: &mut Signal,
 ) -> Result<ExitCode> {
-    let collecting = tokio::spawn(process::collect_orphans(server.pid));
-    let server = Arc::new(server);
-    let names = Names::of(listen, listener.local_addr()?.port());
-    // What a request must name is [`Names`]' to say.
-    let config = StreamableHttpServerConfig::default()
-        .with_max_request_body_bytes(REQUEST_BYTES_MAX)
-        .disable_allowed_hosts()
-        .disable_allowed_origins();
-    let of = server.clone();
-    let sessions = Sessions::default();
-    let service = StreamableHttpService::new(move || Ok(Bridged::new(of.clone())), sessions.manager.clone(), config);
-    // From the inside out: a request is read whole only if it may be.
-    let mut router = axum::Router::new()
-        .route_service(path, service)
-        .layer(middleware::from_fn(connections::work))
-        .layer(middleware::from_fn_with_state(envelope::Room::default(), envelope::mark))
-        .layer(middleware::from_fn_with_state(sessions, sessions::limit));
-    if let Some(token) = token {
-        router = router.layer(middleware::from_fn_with_state(token, authenticate));
-    }
-    let router = router.layer(middleware::from_fn_with_state(Arc::new(names), refuse_foreign));
-    let outcome = tokio::select! {
+    let port = listener.local_addr()?.port();
+    let names = Arc::new(Names::of(&options.listen, port, &options.hosts, &options.origins));
+    let front = Arc::new(front(server, options));
+    let router = router(&front, &options.path, token, names);
+    tokio::select! {
         exit = &mut ended => {
             let exit = exit.unwrap_or_else(|_| "nobody knows how".to_owned());
             tracing::warn!("the MCP server ended with {exit}");
             Ok(ExitCode::FAILURE)
         }
         never = connections::serve(listener, router) => match never {},
+        never = end_idle(&front.sessions) => match never {},
         _ = terminate.recv() => {
-            server.close();
+            front.closing.cancel();
+            front.server.child.close();
             let _ = timeout(STOP_TIMEOUT, ended).await;
             Ok(ExitCode::from(TERMINATED))
         }
+    }
+}
+
+fn front(server: Server, options: &Options) -> Front {
+    let most = match options.sessions {
+        SessionMode::Shared => SHARED_SESSIONS_MAX,
+        SessionMode::Own => usize::from(options.sessions_max),
     };
-    collecting.abort();
-    outcome
+    let (hub, child) = (server.hub.clone(), server.child.clone());
+    let leave = move |owner| {
+        let (hub, child) = (hub.clone(), child.clone());
+        tokio::spawn(async move { hub.leave(&child, owner).await });
+    };
+    Front::new(server, options.sessions, Sessions::new(most, leave))
+}
+
+/// From the inside out: a request is read whole only if it may be.
+fn router(front: &Arc<Front>, path: &str, token: Option<Token>, names: Arc<Names>) -> axum::Router {
+    let mut router = axum::Router::new()
+        .route(path, axum::routing::any(front::serve))
+        .with_state(front.clone())
+        .layer(middleware::from_fn(connections::work));
+    if let Some(token) = token {
+        router = router.layer(middleware::from_fn_with_state(token, authenticate));
+    }
+    // Whether an origin may, is said before; a browser that asks beforehand has no token yet.
+    router.layer(cors()).layer(middleware::from_fn_with_state(names, refuse_foreign))
+}
+
+/// What a browser may do with the bridge whose page comes from where it may.
+fn cors() -> CorsLayer {
+    let exposed = [SESSION_HEADER, HeaderName::from_static(headers::VERSION_HEADER), WWW_AUTHENTICATE];
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::mirror_request())
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(exposed)
+        .max_age(CORS_AGE)
+}
+
+async fn end_idle(sessions: &Sessions) -> std::convert::Infallible {
+    let mut looks = interval(IDLE_LOOK_INTERVAL);
+    loop {
+        looks.tick().await;
+        if let Some(since) = Instant::now().checked_sub(OWN_IDLE_TIMEOUT) {
+            sessions.end_idle(since);
+        }
+    }
 }
 
 /// Turns away what names another than this bridge.

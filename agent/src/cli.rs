@@ -102,17 +102,7 @@ enum Command {
         command: Vec<OsString>,
     },
     /// Bridges one stdio MCP server to streamable HTTP, until it ends.
-    Bridge {
-        /// Where to listen.
-        #[arg(long, value_name = "ADDRESS:PORT")]
-        listen: String,
-        /// The path of the endpoint.
-        #[arg(long, default_value = "/mcp")]
-        path: String,
-        /// The server and its arguments.
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
+    Bridge(bridge::Options),
 }
 
 #[derive(clap::Args)]
@@ -198,7 +188,7 @@ fn perform(command: Command) -> Result<ExitCode> {
         let never = confine::enter(&profile, report.as_deref(), &command)?;
         match never {}
     }
-    let small = matches!(command, Command::Supervise { .. } | Command::Contain { .. } | Command::Bridge { .. });
+    let small = matches!(command, Command::Supervise { .. } | Command::Contain { .. } | Command::Bridge(_));
     let runtime = if small {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?
     } else {
@@ -221,7 +211,7 @@ fn perform(command: Command) -> Result<ExitCode> {
             Command::Supervise { server_dir } => supervise::supervise(&server_dir).await.map(|()| ExitCode::SUCCESS),
             Command::Unpack { .. } => bail!("unpacking needs no runtime"),
             Command::Contain { server_dir, release_dir } => container::run(&server_dir, &release_dir).await,
-            Command::Bridge { listen, path, command } => bridge::bridge(&listen, &path, &command).await,
+            Command::Bridge(options) => bridge::bridge(options).await,
         }
     })
 }

@@ -1,6 +1,8 @@
 //! Processes of this host: telling them apart, and ending whole groups of them.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
 use serde::{Deserialize, Serialize};
@@ -65,15 +67,38 @@ pub(crate) fn adopt_orphans() {
     }
 }
 
-/// Collects what has ended of the children that were adopted, for as long as it runs; `own` is collected by whoever
-/// started it.
-pub(crate) async fn collect_orphans(own: Option<i32>) {
+/// The children that this process has started itself, and collects where it started them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OwnChildren(Arc<Mutex<BTreeSet<i32>>>);
+
+impl OwnChildren {
+    fn all(&self) -> MutexGuard<'_, BTreeSet<i32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, pid: Option<i32>) {
+        self.all().extend(pid);
+    }
+
+    pub(crate) fn remove(&self, pid: Option<i32>) {
+        if let Some(pid) = pid {
+            self.all().remove(&pid);
+        }
+    }
+}
+
+/// Collects what has ended of the children that were adopted, for as long as it runs.
+pub(crate) async fn collect_orphans(own: OwnChildren) {
     let Ok(mut ended) = signal(SignalKind::child()) else { return };
     let this = i32::try_from(std::process::id()).unwrap_or(0);
     loop {
-        let orphans = children(this).into_iter().filter(|child| Some(*child) != own && Process::find(*child).is_none());
-        for orphan in orphans.filter_map(Pid::from_raw) {
-            let _ = waitpid(Some(orphan), WaitOptions::NOHANG);
+        {
+            let own = own.all();
+            let orphans = children(this).into_iter().filter(|child| !own.contains(child));
+            let ended = orphans.filter(|child| Process::find(*child).is_none());
+            for orphan in ended.filter_map(Pid::from_raw) {
+                let _ = waitpid(Some(orphan), WaitOptions::NOHANG);
+            }
         }
         if ended.recv().await.is_none() {
             return;
@@ -86,10 +111,14 @@ const KILL_ROUNDS: u32 = 10;
 
 /// Kills everything that descends from this process.
 pub(crate) fn kill_descendants() {
-    let this = i32::try_from(std::process::id()).unwrap_or(0);
+    kill_descendants_of(i32::try_from(std::process::id()).unwrap_or(0));
+}
+
+/// Kills everything that descends from a process, but not the process itself.
+pub(crate) fn kill_descendants_of(root: i32) {
     for _ in 0..KILL_ROUNDS {
         let mut found = Vec::new();
-        let mut parents = vec![this];
+        let mut parents = vec![root];
         while let Some(parent) = parents.pop() {
             for child in children(parent).into_iter().filter(|child| Process::find(*child).is_some()) {
                 parents.push(child);

@@ -1,5 +1,5 @@
-//! Who may stay when a bridge has as many connections as it takes. Those that ask for nothing go first, so that nobody
-//! keeps others out by being there.
+//! Who may stay when a bridge has as many connections, or sessions, as it takes. Those that ask for nothing go first, so
+//! that nobody keeps others out by being there.
 
 use std::net::IpAddr;
 
@@ -7,11 +7,11 @@ use tokio::time::Instant;
 
 /// Most connections at once.
 pub(super) const CONNECTIONS_MAX: usize = 512;
-/// How many of these one peer keeps when others want in. Behind a proxy all come from one peer, so as long as there is
-/// room, nobody is held to it.
-const PEER_SHARE: usize = CONNECTIONS_MAX / 4;
+/// The part of all that one peer keeps when others want in: one of these. Behind a proxy all come from one peer, so as long
+/// as there is room, nobody is held to it.
+const PEER_SHARES: usize = 4;
 
-/// An open connection, as it is judged.
+/// An open connection or session, as it is judged.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Open {
     pub(super) peer: IpAddr,
@@ -23,15 +23,15 @@ pub(super) struct Open {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     Room,
-    /// There is room once this connection has gone.
+    /// There is room once this one has gone.
     InPlaceOf(u64),
     Refused,
 }
 
 /// Judges a newcomer. Of the idle ones, the one goes that has been so for longest, of the peer that has most connections.
 /// Where none is idle, a peer that has more than its share gives up its newest one, to another peer.
-pub(super) fn admit(open: &[(u64, Open)], newcomer: IpAddr) -> Admission {
-    if open.len() < CONNECTIONS_MAX {
+pub(super) fn admit(open: &[(u64, Open)], newcomer: IpAddr, most: usize) -> Admission {
+    if open.len() < most {
         return Admission::Room;
     }
     let count = |peer: IpAddr| open.iter().filter(|(_, other)| other.peer == peer).count();
@@ -43,7 +43,7 @@ pub(super) fn admit(open: &[(u64, Open)], newcomer: IpAddr) -> Admission {
         let idle = open.iter().filter(|(_, one)| one.peer == peer).filter_map(|(id, one)| Some((one.idle_since?, *id)));
         return idle.min().map_or(Admission::Refused, |(_, id)| Admission::InPlaceOf(id));
     }
-    let over = greediest(false).filter(|peer| *peer != newcomer && count(*peer) > PEER_SHARE);
+    let over = greediest(false).filter(|peer| *peer != newcomer && count(*peer) > most / PEER_SHARES);
     let newest = over.and_then(|peer| open.iter().filter(|(_, one)| one.peer == peer).map(|(id, _)| *id).max());
     newest.map_or(Admission::Refused, Admission::InPlaceOf)
 }
@@ -70,26 +70,26 @@ mod tests {
     async fn where_there_is_room_nobody_is_turned_out() {
         let mut open = full(|_| (A, None));
         open.pop();
-        assert_eq!(admit(&open, A), Admission::Room);
+        assert_eq!(admit(&open, A, CONNECTIONS_MAX), Admission::Room);
     }
 
     #[tokio::test]
     async fn the_longest_idle_one_of_whoever_has_most_goes_first() {
         let all_of_one = full(|n| (A, Some(if n == 7 { 1 } else { 2 })));
-        assert_eq!(admit(&all_of_one, A), Admission::InPlaceOf(7));
+        assert_eq!(admit(&all_of_one, A, CONNECTIONS_MAX), Admission::InPlaceOf(7));
         // B's has been idle for longer, but A is the one that takes up the room.
         let one_of_another = full(|n| if n == 3 { (B, Some(0)) } else { (A, Some(n as u64 + 1)) });
-        assert_eq!(admit(&one_of_another, B), Admission::InPlaceOf(0));
+        assert_eq!(admit(&one_of_another, B, CONNECTIONS_MAX), Admission::InPlaceOf(0));
         let busy_but_one = full(|n| (A, (n == 9).then_some(5)));
-        assert_eq!(admit(&busy_but_one, A), Admission::InPlaceOf(9));
+        assert_eq!(admit(&busy_but_one, A, CONNECTIONS_MAX), Admission::InPlaceOf(9));
     }
 
     #[tokio::test]
     async fn where_all_are_at_work_only_a_peer_beyond_its_share_gives_one_up() {
         let all_of_one = full(|_| (A, None));
-        assert_eq!(admit(&all_of_one, A), Admission::Refused);
-        assert_eq!(admit(&all_of_one, B), Admission::InPlaceOf(CONNECTIONS_MAX as u64 - 1));
+        assert_eq!(admit(&all_of_one, A, CONNECTIONS_MAX), Admission::Refused);
+        assert_eq!(admit(&all_of_one, B, CONNECTIONS_MAX), Admission::InPlaceOf(CONNECTIONS_MAX as u64 - 1));
         let fair = full(|n| (IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 1, (n % 8) as u8)), None));
-        assert_eq!(admit(&fair, B), Admission::Refused);
+        assert_eq!(admit(&fair, B, CONNECTIONS_MAX), Admission::Refused);
     }
 }

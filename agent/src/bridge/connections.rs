@@ -18,15 +18,18 @@ use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::admission::{Admission, Open, admit};
+use super::admission::{Admission, CONNECTIONS_MAX, Open, admit};
 
 /// How long the head of a request may take, from the connection's begin or the end of the request before. No time that
 /// clients like to ask at, so that they do not meet a connection that is just being closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long what is sent may stay without an acknowledgement before the connection counts as broken.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long no connection is taken after one could not be: there are no descriptors left, for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,6 +49,7 @@ pub(super) struct Connection {
     all: Connections,
     /// The bridge's own address on it.
     pub(super) at: SocketAddr,
+    pub(super) peer: IpAddr,
 }
 
 /// Takes connections for as long as it runs.
@@ -62,7 +66,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router) -> Infallible {
         };
         let Ok(at) = stream.local_addr() else { continue };
         let Some((id, turned_out)) = all.enter(peer.ip()) else { continue };
-        let connection = Connection { id, all: all.clone(), at };
+        let connection = Connection { id, all: all.clone(), at, peer: peer.ip() };
         let router = router.clone().layer(Extension(connection));
         let leaving = Leaving(all.clone(), id);
         tokio::spawn(async move {
@@ -75,9 +79,17 @@ pub(super) async fn serve(listener: TcpListener, router: Router) -> Infallible {
     }
 }
 
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
 async fn converse(stream: TcpStream, router: Router) {
     // Answers are small and somebody waits for each: none is held back to be sent with the next.
     let _ = stream.set_nodelay(true);
+    // A client that has gone without a word acknowledges nothing: its streams, which are never silent for long, end.
+    if let Err(error) = set_tcp_user_timeout(&stream, millis(UNACKNOWLEDGED_TIMEOUT)) {
+        tracing::debug!(%error, "clients that have gone without a word are noticed late");
+    }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await {
@@ -94,7 +106,7 @@ impl Connections {
     fn enter(&self, peer: IpAddr) -> Option<(u64, Arc<Notify>)> {
         let mut table = self.table();
         let open: Vec<(u64, Open)> = table.open.iter().map(|(id, (open, _))| (*id, *open)).collect();
-        match admit(&open, peer) {
+        match admit(&open, peer, CONNECTIONS_MAX) {
             Admission::Room => {}
             Admission::InPlaceOf(id) => {
                 if let Some((_, turned_out)) = table.open.remove(&id) {

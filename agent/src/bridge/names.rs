@@ -1,6 +1,6 @@
 //! What a bridge is called. A page that a browser has from elsewhere reaches this host's ports too, under a name of its own
-//! that leads here (DNS rebinding): so a request must name the bridge itself, by its own host and port, in `Host` and, where
-//! a browser sends it, in `Origin`.
+//! that leads here (DNS rebinding): so a request must name the bridge itself, by its own host and port or by a name that it
+//! was given, in `Host` and, where a browser sends it, in `Origin`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -14,17 +14,26 @@ pub(super) struct Names {
     /// The host as it was asked to listen on, in lower case, without brackets.
     host: String,
     port: u16,
+    /// Further names by which clients reach it, in lower case; one without a port is of any.
+    hosts: Vec<String>,
+    /// Where pages that may use it come from.
+    origins: Vec<String>,
 }
+
+/// Longest part of what a stranger has sent that is said back.
+const SAID_CHARACTERS_MAX: usize = 100;
 
 impl Names {
     /// Of a bridge that was told to listen on `listen`, and does on `port`.
-    pub(super) fn of(listen: &str, port: u16) -> Self {
+    pub(super) fn of(listen: &str, port: u16, hosts: &[String], origins: &[String]) -> Self {
         let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
-        Self { host: bare(host).to_ascii_lowercase(), port }
+        let hosts = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        let origins = origins.iter().map(|origin| origin.trim_end_matches('/').to_ascii_lowercase()).collect();
+        Self { host: bare(host).to_ascii_lowercase(), port, hosts, origins }
     }
 
-    /// Why a request that came to this address of the bridge is refused, if it is.
-    pub(super) fn refuse(&self, at: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Option<&'static str> {
+    /// Why a request that came to this address of the bridge is refused, if it is, with what would allow it.
+    pub(super) fn refuse(&self, at: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Option<String> {
         let mut hosts = headers.get_all(HOST).iter();
         let host = match (uri.authority(), hosts.next(), hosts.next()) {
             (_, _, Some(_)) => None,
@@ -32,19 +41,42 @@ impl Names {
             (None, Some(host), None) => Authority::try_from(host.as_bytes()).ok(),
             (None, None, None) => None,
         };
-        if !host.is_some_and(|host| self.is_own(at, &host)) {
-            return Some("the Host header does not name this bridge");
+        let Some(host) = host else {
+            return Some("the Host header is missing, or names no host".to_owned());
+        };
+        if !self.is_own(at, &host) {
+            let said = said(host.as_str());
+            return Some(format!(
+                "the Host header `{said}` does not name this bridge\nhint: if clients reach it by that name, put it into `run.hosts`"
+            ));
         }
-        let mut origins = headers.get_all(ORIGIN).iter();
-        let own = |origin: &[u8]| {
+        let foreign = headers.get_all(ORIGIN).iter().find(|origin| !self.is_allowed(at, origin.as_bytes()))?;
+        let said = said(&String::from_utf8_lossy(foreign.as_bytes()));
+        Some(format!(
+            "pages from the Origin `{said}` may not use this bridge\nhint: if they should, put it into `run.origins`"
+        ))
+    }
+
+    /// Whether pages from an origin may use the bridge: the bridge's own, and those that it was given.
+    pub(super) fn is_allowed(&self, at: SocketAddr, origin: &[u8]) -> bool {
+        let given = std::str::from_utf8(origin).is_ok_and(|text| {
+            let text = text.to_ascii_lowercase();
+            self.origins.contains(&text)
+        });
+        let own = || {
             let uri = Uri::try_from(origin).ok();
             uri.filter(|uri| uri.scheme_str() == Some("http") && uri.query().is_none() && uri.path() == "/")
                 .and_then(|uri| uri.authority().cloned())
                 .is_some_and(|authority| self.is_own(at, &authority))
         };
         // Programs that are no browsers send none.
-        let foreign = !origins.all(|origin| own(origin.as_bytes()));
-        foreign.then_some("the Origin header does not name this bridge")
+        given || own()
+    }
+
+    /// Whether an authority is a name that the bridge was given.
+    fn is_given(&self, authority: &Authority) -> bool {
+        let (whole, host) = (authority.as_str().to_ascii_lowercase(), authority.host().to_ascii_lowercase());
+        !whole.contains('@') && self.hosts.iter().any(|name| *name == whole || *name == host || *name == bare(&host))
     }
 
     /// Whether an authority is one of this bridge's: the host it was told to listen on, the address that was reached, or
@@ -61,6 +93,9 @@ impl Names {
         };
         let host = bare(authority.host()).to_ascii_lowercase();
         let address = host.parse::<IpAddr>().ok();
+        if self.is_given(authority) {
+            return true;
+        }
         let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
         port == Some(self.port)
             && !written.contains('@')
@@ -68,6 +103,11 @@ impl Names {
                 || host == "localhost"
                 || address.is_some_and(|address| loopback.contains(&address) || address == at.ip().to_canonical()))
     }
+}
+
+/// What a stranger has sent, as it may be said back.
+fn said(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(SAID_CHARACTERS_MAX).collect()
 }
 
 /// A host without the brackets of an IPv6 address.
@@ -88,7 +128,7 @@ mod tests {
         if let Some(origin) = origin {
             headers.insert(ORIGIN, HeaderValue::from_str(origin).expect("a value"));
         }
-        Names::of(listen, at.port()).refuse(at, &Uri::from_static("/mcp"), &headers).is_some()
+        Names::of(listen, at.port(), &[], &[]).refuse(at, &Uri::from_static("/mcp"), &headers).is_some()
     }
 
     #[test]
@@ -137,12 +177,36 @@ mod tests {
         let mut twice = HeaderMap::new();
         twice.append(HOST, HeaderValue::from_static("127.0.0.1:8801"));
         twice.append(HOST, HeaderValue::from_static("127.0.0.1:8801"));
-        let (names, at) = (Names::of(listen, 8801), own.parse().expect("an address"));
+        let (names, at) = (Names::of(listen, 8801, &[], &[]), own.parse().expect("an address"));
         assert!(names.refuse(at, &Uri::from_static("/"), &twice).is_some());
         assert!(names.refuse(at, &Uri::from_static("/"), &HeaderMap::new()).is_some());
         let absolute = Uri::from_static("http://evil.example:8801/mcp");
         let mut headers = HeaderMap::new();
         headers.insert(HOST, HeaderValue::from_static("127.0.0.1:8801"));
         assert!(names.refuse(at, &absolute, &headers).is_some(), "the target counts before the header");
+    }
+
+    #[test]
+    fn names_and_origins_that_it_was_given_are_its_own_and_the_refusal_says_which_setting_is_lacking() {
+        let hosts = ["tools.example".to_owned(), "exact.example:443".to_owned()];
+        let names = Names::of("127.0.0.1:8801", 8801, &hosts, &["https://page.example".to_owned()]);
+        let at: SocketAddr = "127.0.0.1:8801".parse().expect("an address");
+        let refused = |host: &str, origin: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_str(host).expect("a value"));
+            if let Some(origin) = origin {
+                headers.insert(ORIGIN, HeaderValue::from_str(origin).expect("a value"));
+            }
+            names.refuse(at, &Uri::from_static("/mcp"), &headers)
+        };
+        for host in ["tools.example", "Tools.Example:8443", "exact.example:443", "127.0.0.1:8801"] {
+            assert_eq!(refused(host, Some("https://page.example")), None, "{host}");
+        }
+        for host in ["exact.example", "exact.example:80", "x.tools.example", "a@tools.example"] {
+            assert!(refused(host, None).is_some_and(|why| why.contains("run.hosts")), "{host}");
+        }
+        for origin in ["http://page.example", "https://page.example:8443", "https://page.example.evil", "null"] {
+            assert!(refused("tools.example", Some(origin)).is_some_and(|why| why.contains("run.origins")), "{origin}");
+        }
     }
 }

@@ -1,178 +1,202 @@
-//! One client's view of the server behind the bridge.
+//! The server behind a bridge: which eras it speaks, and the process that its clients share.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rmcp::ServerHandler;
-use rmcp::model::{
-    CustomNotification, CustomRequest, CustomResult, ErrorData, Implementation, ProgressNotification, ProtocolVersion,
-    ServerConfig, ServerNotification, SubscriptionFilter,
-};
-use rmcp::service::{NotificationContext, Peer, RequestContext, RoleServer, SubscriptionContext};
-use serde_json::{Map, Value};
-use tokio::sync::broadcast::error::RecvError;
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
 
-use super::envelope;
-use super::stdio::{Notification, StdioServer};
+use super::child::{Asked, Child, Ended, Group, Logs, Program, Question};
+use super::era::{LEGACY_NEWEST, LEGACY_VERSIONS, META_CAPABILITIES, META_CLIENT, META_VERSION, MODERN, negotiated};
+use super::hub::Hub;
+use super::message::{Answer, Fields, Raw, fields, raw, text};
 
-/// How often it is looked whether a client that is told of changes is still there.
-const PEER_LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a server has to answer the handshake: packages that import much need seconds on a busy host.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a server of the modern era is waited for before the older handshake is tried as well. Servers of the older era
+/// may leave a question that they do not know without an answer (2026-07-28, basic/transports/stdio).
+const DISCOVER_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Passes on what one client says, and what is for it. Whatever is not of the transport comes as a custom message (see
-/// [`super::envelope`]), so that rmcp hands it over as it is.
-pub(super) struct Bridged {
-    server: Arc<StdioServer>,
-    info: ServerConfig,
+/// The era in which a process is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Era {
+    Legacy,
+    Modern,
 }
 
-impl Bridged {
-    pub(super) fn new(server: Arc<StdioServer>) -> Self {
-        let info = config(&server.info);
-        Self { server, info }
+/// A server that was started and has answered.
+pub(super) struct Server {
+    /// The process that all clients share.
+    pub(super) child: Child,
+    pub(super) era: Era,
+    /// What it said of itself: the result of `initialize`, or of `server/discover`.
+    pub(super) info: Fields,
+    pub(super) capabilities: Fields,
+    pub(super) hub: Arc<Hub>,
+    pub(super) program: Program,
+}
+
+/// What is asked of a process that was just started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opening {
+    /// First whether it is of the modern era, then the handshake of the older one.
+    Both,
+    Only(Era),
+}
+
+/// What a process has answered.
+enum Opened {
+    Is(Era, Raw),
+    /// It is of the other era, or did not bear to be asked: another process must be started.
+    Again(Opening),
+}
+
+impl Server {
+    /// Starts a server, and finds out which era it is of. The receiver tells how it ended.
+    pub(super) async fn start(program: Program) -> Result<(Self, oneshot::Receiver<String>)> {
+        let within = format!("the MCP handshake did not end within {} s", HANDSHAKE_TIMEOUT.as_secs());
+        timeout(HANDSHAKE_TIMEOUT, Self::try_start(program)).await.context(within)?
     }
 
-    async fn pass_on(&self, request: CustomRequest, context: RequestContext<RoleServer>) -> Result<Value, ErrorData> {
-        let method = envelope::opened(&request.method);
-        let meta = match serde_json::to_value(&context.meta) {
-            Ok(Value::Object(meta)) => meta,
-            _ => Map::new(),
+    async fn try_start(program: Program) -> Result<(Self, oneshot::Receiver<String>)> {
+        let mut opening = Opening::Both;
+        // Both at first, then each era alone at most once.
+        for _ in 0..3 {
+            let hub = Arc::new(Hub::default());
+            let hears = hub.clone();
+            let (child, ended) =
+                Child::start(&program, Group::OfTheBridge, Box::new(move |child, heard| hears.heard(child, heard)))?;
+            match open(&child, opening).await? {
+                Opened::Is(era, info) => {
+                    let info = fields(Some(&info)).context("the MCP handshake failed: the answer is no object")?;
+                    let capabilities = fields(info.get("capabilities").map(|part| &**part)).unwrap_or_default();
+                    return Ok((Self { child, era, info, capabilities, hub, program }, ended));
+                }
+                Opened::Again(with) => {
+                    opening = with;
+                    child.end();
+                    let _ = ended.await;
+                }
+            }
+        }
+        bail!("the MCP handshake failed: the server is of no era")
+    }
+
+    /// The newest version that the server itself speaks.
+    pub(super) fn protocol(&self) -> String {
+        match self.era {
+            Era::Modern => MODERN.to_owned(),
+            Era::Legacy => text(&self.info, "protocolVersion").unwrap_or_else(|| LEGACY_NEWEST.to_owned()),
+        }
+    }
+
+    /// The versions of the older era that its clients may speak.
+    pub(super) fn legacy_versions(&self) -> Vec<&'static str> {
+        let newest = match self.era {
+            Era::Modern => LEGACY_NEWEST.to_owned(),
+            Era::Legacy => negotiated(None, &self.protocol()),
         };
-        let asked = self.server.request(method, request.params.unwrap_or(Value::Null), meta).await;
-        let mut asked = asked.map_err(|error| internal(&error.to_string()))?;
-        loop {
-            tokio::select! {
-                biased;
-                Some(progress) = asked.progress.recv() => tell_progress(&context.peer, progress).await,
-                answer = &mut asked.answer => {
-                    while let Ok(progress) = asked.progress.try_recv() {
-                        tell_progress(&context.peer, progress).await;
-                    }
-                    return match answer {
-                        Ok(Ok(result)) => Ok(result),
-                        Ok(Err(error)) => Err(told(error)),
-                        Err(_) => Err(internal("the MCP server behind the bridge has ended")),
-                    };
-                }
-                // Dropping what was asked tells the server.
-                () = context.ct.cancelled() => return Err(internal("cancelled")),
-            }
+        LEGACY_VERSIONS.into_iter().filter(|version| **version <= *newest).collect()
+    }
+}
+
+/// What the bridge says of itself with each of its own requests in the modern era.
+pub(super) fn own_meta() -> serde_json::Value {
+    json!({ META_VERSION: MODERN, META_CLIENT: own_name(), META_CAPABILITIES: {} })
+}
+
+fn own_name() -> serde_json::Value {
+    json!({ "name": "fleetwright-bridge", "version": env!("CARGO_PKG_VERSION") })
+}
+
+async fn ask(child: &Child, method: &str, params: serde_json::Value) -> Result<Asked, Ended> {
+    child.ask(Question { method, params: Some(raw(&params)), owner: 0, logs: Logs::Never }).await
+}
+
+async fn discover(child: &Child) -> Result<Asked, Ended> {
+    ask(child, "server/discover", json!({ "_meta": own_meta() })).await
+}
+
+async fn initialize(child: &Child) -> Result<Asked, Ended> {
+    let params = json!({ "protocolVersion": LEGACY_NEWEST, "capabilities": {}, "clientInfo": own_name() });
+    ask(child, "initialize", params).await
+}
+
+/// Asks a process that was just started which era it is of.
+async fn open(child: &Child, opening: Opening) -> Result<Opened> {
+    const ENDED: &str = "the server ended during the MCP handshake";
+    let mut discovering = match opening {
+        Opening::Only(Era::Legacy) => return shake_hands(child, initialize(child).await.context(ENDED)?).await,
+        Opening::Only(Era::Modern) | Opening::Both => match discover(child).await {
+            Ok(asked) => asked,
+            Err(_) if opening == Opening::Both => return Ok(Opened::Again(Opening::Only(Era::Legacy))),
+            Err(ended) => return Err(ended).context(ENDED),
+        },
+    };
+    let patience = if opening == Opening::Both { DISCOVER_TIMEOUT } else { HANDSHAKE_TIMEOUT };
+    let discovered = tokio::select! {
+        answer = &mut discovering.answer => Some(answer),
+        () = sleep(patience) => None,
+    };
+    match discovered {
+        Some(Ok(answer)) => match modern(&answer) {
+            Some(info) => Ok(Opened::Is(Era::Modern, info)),
+            None if opening == Opening::Both => shake_hands(child, initialize(child).await.context(ENDED)?).await,
+            None => bail!("the MCP handshake failed: {}", of(&answer)),
+        },
+        // Some do not bear a question before the handshake.
+        Some(Err(_)) if opening == Opening::Both => {
+            tracing::info!("the server ended when it was asked which era of the protocol it speaks; it is started anew");
+            Ok(Opened::Again(Opening::Only(Era::Legacy)))
         }
+        Some(Err(_)) => bail!(ENDED),
+        None => open_late(child, discovering).await,
     }
 }
 
-impl ServerHandler for Bridged {
-    fn get_info(&self) -> ServerConfig {
-        self.info.clone()
+/// Tries the older handshake while the answer to the modern question may still come: the server may only be slow to start.
+async fn open_late(child: &Child, mut discovering: Asked) -> Result<Opened> {
+    const ENDED: &str = "the server ended during the MCP handshake";
+    let mut shaking = initialize(child).await.context(ENDED)?;
+    tokio::select! {
+        biased;
+        answer = &mut discovering.answer => match answer {
+            // The handshake that was begun has made this process one of the older era.
+            Ok(answer) if modern(&answer).is_some() => Ok(Opened::Again(Opening::Only(Era::Modern))),
+            Ok(_) => shake_hands(child, shaking).await,
+            Err(_) => bail!(ENDED),
+        },
+        answer = &mut shaking.answer => shaken(child, answer.ok().context(ENDED)?).await,
     }
+}
 
-    /// Results of a server of the older era lack what 2026-07-28 demands of them, so clients are not offered that era:
-    /// those that speak both then shake hands as the older one does.
-    fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
-        let newest =
-            if self.server.is_modern() { ProtocolVersion::V_2026_07_28 } else { ProtocolVersion::V_2025_11_25 };
-        Cow::Borrowed(ProtocolVersion::known_up_to(&newest))
-    }
+async fn shake_hands(child: &Child, mut shaking: Asked) -> Result<Opened> {
+    let answer = (&mut shaking.answer).await.ok().context("the server ended during the MCP handshake")?;
+    shaken(child, answer).await
+}
 
-    async fn on_custom_request(
-        &self,
-        request: CustomRequest,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CustomResult, ErrorData> {
-        self.pass_on(request, context).await.map(CustomResult::new)
-    }
-
-    async fn on_custom_notification(&self, notification: CustomNotification, _: NotificationContext<RoleServer>) {
-        let method = envelope::opened(&notification.method);
-        self.server.notify(method, notification.params.unwrap_or(Value::Null)).await;
-    }
-
-    /// The server was told once; from now on this client hears what it tells everybody.
-    async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
-        tokio::spawn(tell_everything(self.server.clone(), context.peer));
-    }
-
-    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
-        Some(requested.clone())
-    }
-
-    /// The modern era's way to hear what the server tells everybody.
-    async fn listen(&self, subscription: SubscriptionContext) -> Result<(), ErrorData> {
-        let mut notifications = self.server.notifications();
-        loop {
-            tokio::select! {
-                () = subscription.cancelled() => return Ok(()),
-                next = notifications.recv() => match next {
-                    Ok(notification) => {
-                        if let Ok(typed) = serde_json::from_value(message(&notification)) {
-                            let _ = subscription.sink().send(typed).await;
-                        }
-                    }
-                    Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return Ok(()),
-                },
-            }
+async fn shaken(child: &Child, answer: Answer) -> Result<Opened> {
+    match answer {
+        Ok(info) => {
+            child.tell("notifications/initialized", None).await;
+            Ok(Opened::Is(Era::Legacy, info))
         }
+        Err(error) => bail!("the MCP handshake failed: {}", error.get()),
     }
 }
 
-/// Tells a client everything that the server tells everybody, until the client is gone.
-async fn tell_everything(server: Arc<StdioServer>, peer: Peer<RoleServer>) {
-    let mut notifications = server.notifications();
-    loop {
-        let next = tokio::select! {
-            next = notifications.recv() => next,
-            () = tokio::time::sleep(PEER_LOOK_INTERVAL) => {
-                if peer.is_transport_closed() {
-                    return;
-                }
-                continue;
-            }
-        };
-        match next {
-            Ok(notification) => {
-                let (method, params) = (*notification).clone();
-                let params = Some(params).filter(|params| !params.is_null());
-                let custom = ServerNotification::CustomNotification(CustomNotification::new(method, params));
-                if peer.send_notification(custom).await.is_err() {
-                    return;
-                }
-            }
-            Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "a slow client misses notifications"),
-            Err(RecvError::Closed) => return,
-        }
+/// What a server of the modern era has said of itself, if it is one that speaks the version that the bridge does.
+fn modern(answer: &Answer) -> Option<Raw> {
+    let info = answer.as_ref().ok()?;
+    let versions: Vec<String> = serde_json::from_str(fields(Some(info))?.get("supportedVersions")?.get()).ok()?;
+    versions.iter().any(|version| version == MODERN).then(|| info.clone())
+}
+
+fn of(answer: &Answer) -> &str {
+    match answer {
+        Ok(result) => result.get(),
+        Err(error) => error.get(),
     }
-}
-
-async fn tell_progress(peer: &Peer<RoleServer>, params: Value) {
-    let Ok(params) = serde_json::from_value(params) else { return };
-    let notification = ServerNotification::ProgressNotification(ProgressNotification::new(params));
-    let _ = peer.send_notification(notification).await;
-}
-
-fn message(notification: &Notification) -> Value {
-    let (method, params) = &**notification;
-    serde_json::json!({ "method": method, "params": params })
-}
-
-/// What the server said of itself in its handshake.
-fn config(info: &Value) -> ServerConfig {
-    let mut config = ServerConfig::default();
-    let part = |name: &str| info.get(name).cloned().unwrap_or_default();
-    config.capabilities = serde_json::from_value(part("capabilities")).unwrap_or_default();
-    config.server_info = serde_json::from_value(part("serverInfo")).unwrap_or_else(|_| Implementation::new("", ""));
-    config.instructions = part("instructions").as_str().map(str::to_owned);
-    if let Ok(version) = serde_json::from_value(part("protocolVersion")) {
-        config.protocol_version = version;
-    }
-    config
-}
-
-/// The server's own error, as it is.
-fn told(error: Value) -> ErrorData {
-    serde_json::from_value(error.clone()).unwrap_or_else(|_| internal(&error.to_string()))
-}
-
-fn internal(message: &str) -> ErrorData {
-    ErrorData::internal_error(message.to_owned(), None)
 }
