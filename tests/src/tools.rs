@@ -29,6 +29,12 @@ pub enum Tool {
     Postgresql,
     /// The right to mount a small disk in memory.
     Mount,
+    /// The proxy nginx.
+    Nginx,
+    /// The proxy HAProxy.
+    Haproxy,
+    /// A browser without a screen.
+    Chromium,
 }
 
 /// Whether all these are there. If not, says what is missing, or panics where everything is required.
@@ -79,6 +85,9 @@ fn is_there(tool: Tool) -> bool {
             let path = folder.path().to_string_lossy().into_owned();
             succeeds("mount", &["-t", "tmpfs", "-o", "size=64k", "tmpfs", &path]) && succeeds("umount", &[&path])
         }
+        Tool::Nginx => succeeds("nginx", &["-v"]),
+        Tool::Haproxy => succeeds("haproxy", &["-v"]),
+        Tool::Chromium => succeeds("chromium", &["--version"]),
         Tool::Npm => *NPM.get_or_init(|| succeeds("npm", &["view", "kubernetes-mcp-server@0.0.67", "version"])),
     }
 }

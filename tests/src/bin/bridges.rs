@@ -29,6 +29,9 @@ struct Arguments {
     /// The version of supergateway.
     #[arg(long, default_value = SUPERGATEWAY)]
     supergateway: String,
+    /// Measure the bridge with a child for each session as well.
+    #[arg(long)]
+    own: bool,
 }
 
 /// A server that answers as fast as Python can.
@@ -69,11 +72,13 @@ async fn main() -> ExitCode {
         arguments.supergateway
     );
     let server = format!("python3 {}", script.display());
-    let ours = |port: u16| {
+    let bridge = |port: u16, sessions: &[&str]| {
         let mut command = Command::new(program("fleetwright-agent"));
-        command.args(["bridge", "--listen", &format!("127.0.0.1:{port}"), "--", "python3"]).arg(&script);
+        command.args(["bridge", "--listen", &format!("127.0.0.1:{port}")]).args(sessions);
+        command.args(["--", "python3"]).arg(&script);
         command
     };
+    let ours = |port: u16| bridge(port, &[]);
     let theirs = |port: u16| {
         let mut command = Command::new(folder.path().join("node_modules/.bin/supergateway"));
         command.args(["--stdio", &server, "--outputTransport", "streamableHttp", "--stateful", "--port"]);
@@ -81,9 +86,14 @@ async fn main() -> ExitCode {
         command
     };
     let mine = measure(ours, &arguments).await;
+    let own =
+        if arguments.own { Some(measure(|port| bridge(port, &["--sessions", "own"]), &arguments).await) } else { None };
     let other = measure(theirs, &arguments).await;
     println!("{} clients, {} calls each, the same stdio server behind both", arguments.clients, arguments.calls);
     println!("  bridge        {:>7.1} MiB  {:>7.0} calls/s", mine.rss_kib as f64 / 1024.0, mine.calls_per_s);
+    if let Some(own) = own {
+        println!("  own sessions  {:>7.1} MiB  {:>7.0} calls/s", own.rss_kib as f64 / 1024.0, own.calls_per_s);
+    }
     println!("  supergateway  {:>7.1} MiB  {:>7.0} calls/s", other.rss_kib as f64 / 1024.0, other.calls_per_s);
     let memory = mine.rss_kib as f64 / other.rss_kib as f64;
     let speed = mine.calls_per_s / other.calls_per_s;
