@@ -148,7 +148,9 @@ fn a_migration_of_postgresql_is_undone() {
     );
     let psql = restore.replace(", ", " ");
     let migration = format!("{psql} -X -q -c 'ALTER TABLE people ADD COLUMN age int; DELETE FROM people' postgres");
-    migrate_and_fail(&fleet, "", &database, &migration);
+    // The socket is below `/tmp`, which the server does not share but for what is named.
+    let run = format!("  writable: [{}]\n", postgresql.path().display());
+    migrate_and_fail(&fleet, &run, &database, &migration);
     assert_eq!(postgresql.sql("SELECT name FROM people ORDER BY id"), "Ada\nGrace\n");
     let columns = postgresql.sql("SELECT count(*) FROM information_schema.columns WHERE table_name = 'people'");
     assert_eq!(columns.trim(), "2");
