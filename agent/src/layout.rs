@@ -129,6 +129,12 @@ impl ServerLayout {
         &self.folder
     }
 
+    /// The identity of the agent that it belongs to.
+    pub(crate) fn identity(&self) -> PathBuf {
+        let state = self.folder.parent().and_then(Path::parent).unwrap_or(&self.folder);
+        state.join("identity")
+    }
+
     /// The release that runs, as a symbolic link.
     pub(crate) fn current(&self) -> PathBuf {
         self.folder.join("current")

@@ -5,13 +5,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use fleetwright_deploy::release::{Release, Resources, RestartPolicy, Transport};
+use fleetwright_deploy::release::{Endpoint, Release, Resources, RestartPolicy, Transport};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::clock;
 use crate::confine::{self, Profile};
+use crate::identity::AgentIdentity;
 use crate::layout::ServerLayout;
 use crate::output::OWN_LINE;
 use crate::process::{Process, kill_group};
@@ -269,11 +271,32 @@ pub(crate) fn command_of(server: &ServerLayout, release: &Release, folder: &Path
     match (&run.endpoint, run.transport) {
         (Some(endpoint), Transport::Stdio) => {
             let words = [&agent, "bridge", "--listen", &endpoint.authority(), "--path", &endpoint.path];
-            let words = words.into_iter().map(str::to_owned).chain(run.bridge.arguments());
+            let own_flags =
+                own_names(server, release, endpoint).into_iter().flat_map(|name| ["--host".to_owned(), name]);
+            let words = words.into_iter().map(str::to_owned).chain(run.bridge.arguments()).chain(own_flags);
             words.chain(["--".to_owned()]).chain(own).collect()
         }
         _ => own,
     }
+}
+
+/// The names by which clients reach a bridge whatever its definition says: those of its host and of its server, for which
+/// every instance answers, and its address. Names that a definition has as well are said once.
+fn own_names(server: &ServerLayout, release: &Release, endpoint: &Endpoint) -> Vec<String> {
+    let host = AgentIdentity::load(&server.identity()).ok().flatten().map(|identity| identity.host.to_string());
+    let address = endpoint.address.to_ascii_lowercase();
+    let address = match address.parse::<IpAddr>() {
+        Ok(any) if any.is_unspecified() => None,
+        Ok(IpAddr::V6(address)) => Some(format!("[{address}]")),
+        Ok(IpAddr::V4(_)) | Err(_) => Some(address),
+    };
+    let mut names: Vec<String> = Vec::new();
+    for name in [host, address, Some(release.server.to_string())].into_iter().flatten() {
+        if !name.is_empty() && !names.contains(&name) && !release.run.bridge.hosts.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// Where programs of the host are looked for.
@@ -389,5 +412,36 @@ impl Log {
             self.file = file;
             self.bytes = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleetwright_deploy::release::Bridge;
+
+    use super::*;
+
+    #[test]
+    fn a_bridge_answers_for_its_host_its_address_and_its_server_besides_what_its_definition_says() {
+        let state = tempfile::tempdir().expect("folder");
+        let folder = state.path().join("identity");
+        fs::create_dir(&folder).expect("folder");
+        let identity = serde_json::json!({ "fleet": "demo", "host": "rack-1.example", "coordinator": "x:1", "certificate_pem": "",
+            "authority_pem": "", "command_keys": [], "intent_keys": [], "address": "" });
+        fs::write(folder.join("agent.json"), identity.to_string()).expect("write");
+        let server = ServerLayout::at(&state.path().join("servers/time"));
+        let mut release = Release::plain("time".parse().expect("name"), vec!["serve".to_owned()]);
+        let at = |address: &str| Endpoint { address: address.to_owned(), port: 8801, path: "/mcp".to_owned() };
+        (release.run.transport, release.run.endpoint) = (Transport::Stdio, Some(at("10.0.0.5")));
+        release.run.bridge = Bridge { hosts: vec!["tools.example".to_owned()], ..Bridge::default() };
+        let words = command_of(&server, &release, Path::new("/r"), Path::new("/agent")).join(" ");
+        assert_eq!(
+            words,
+            "/agent bridge --listen 10.0.0.5:8801 --path /mcp --host tools.example --host rack-1.example --host 10.0.0.5 --host time -- serve"
+        );
+        let names = |address: &str| own_names(&server, &release, &at(address)).join(" ");
+        assert_eq!(names("0.0.0.0"), "rack-1.example time", "whatever listens everywhere has no address of its own");
+        assert_eq!(names("fd00::5"), "rack-1.example [fd00::5] time");
+        assert_eq!(names("time"), "rack-1.example time");
     }
 }

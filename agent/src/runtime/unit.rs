@@ -1,5 +1,5 @@
-//! The systemd unit of a release: what is started, as whom, and what it may do. Made from the release alone, so the
-//! same release has the same unit.
+//! The systemd unit of a release: what is started, as whom, and what it may do. Made from the release and the name of its
+//! host alone, so the same release has the same unit.
 
 use std::path::Path;
 
