@@ -158,7 +158,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,rmcp=warn,rmcp::service=error"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // A line that cannot be written, on a full disk for example, is lost, and no more.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
     // What the agent starts inherits its environment, but has logs of its own.
