@@ -1,6 +1,7 @@
 //! A stdio server behind a bridge, or one that speaks HTTP itself, reached at a URL until it is dropped.
 
 use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -138,6 +139,9 @@ impl Served {
             assert!(Instant::now() < deadline, "{command:?} does not listen:\n{}", served.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+        // A bridge has its port before its server is ready, and answers then.
+        let answered = answers(port);
+        assert!(answered.is_ok(), "{command:?} does not answer: {answered:?}\n{}", served.log());
         served
     }
 
@@ -191,6 +195,14 @@ impl Drop for Served {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits for the first byte of an answer, whatever it is.
+fn answers(port: u16) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n\r\n").as_bytes())?;
+    stream.read_exact(&mut [0])
 }
 
 /// A port of the loopback address that nobody listens on.

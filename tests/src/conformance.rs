@@ -44,6 +44,10 @@ impl Suite {
         let mut command = Command::new(node());
         command.arg(kit.module("@modelcontextprotocol/conformance/dist/index.js")).arg("server");
         command.args(["--suite", "all", "--spec-version", revision]);
+        if matches!(self, Self::Next(_)) {
+            // Of one scenario; a machine at work is slow.
+            command.args(["--timeout", "120000"]);
+        }
         command
     }
 }

@@ -101,7 +101,10 @@ pub fn tables(record: &Record) -> String {
         for suite in Suite::ALL {
             let all: Vec<_> = rows(record).filter(|row| row.0 == fixture && row.1 == suite).collect();
             let passed = |way: Way| all.iter().filter(|row| passes(row.3, way)).count();
-            let [native, shared, own, other] = Way::ALL.map(passed);
+            // Where nothing passes, nothing was measured.
+            let shown =
+                |way: Way| Some(passed(way)).filter(|n| *n > 0).map_or_else(|| "–".to_owned(), |n| n.to_string());
+            let [native, shared, own, other] = Way::ALL.map(shown);
             let count = all.len();
             let _ = writeln!(
                 out,
