@@ -292,6 +292,7 @@ impl Drop for InstallUser {
             }
             std::thread::sleep(LEFTOVER_POLL / 4);
         }
+        bounds::remove_strays(self.identity.uid);
         if let Some(group) = &self.group {
             group.kill();
         }
