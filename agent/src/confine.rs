@@ -23,6 +23,7 @@ use fleetwright_deploy::release::{Release, RuntimeKind};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
+use crate::install::programs::command;
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::runtime;
 use crate::runtime::users::{self, Identity};
@@ -68,6 +69,12 @@ pub(crate) struct Profile {
     umask: u32,
     /// The largest file that it may write, in bytes.
     file_bytes_max: Option<u64>,
+    /// Memory of its own that each of its processes may have, in bytes.
+    data_bytes_max: Option<u64>,
+    /// How many processes and threads its user may have.
+    tasks_max: Option<u64>,
+    /// The control groups that it is in.
+    groups: Vec<PathBuf>,
 }
 
 /// Largest file that an installer may write, in bytes.
@@ -87,11 +94,14 @@ impl Profile {
             files: Files::All,
             read: vec![server.folder().to_owned()],
             write: [server.data()].into_iter().chain(release.run.writable.iter().map(PathBuf::from)).collect(),
-            programs: release.run.command.first().cloned().into_iter().collect(),
+            programs: command(release, server.current_release().folder()).into_iter().take(1).collect(),
             temporary: None,
             view_of: None,
             umask: SHARED_UMASK,
             file_bytes_max: None,
+            data_bytes_max: None,
+            tasks_max: None,
+            groups: Vec::new(),
         };
         let own_uid = rustix::process::geteuid();
         let Some((name, own)) = user_of(release)? else { return Ok(base) };
@@ -127,7 +137,16 @@ impl Profile {
             view_of: None,
             umask: SHARED_UMASK,
             file_bytes_max: Some(INSTALLED_FILE_BYTES_MAX),
+            data_bytes_max: None,
+            tasks_max: None,
+            groups: Vec::new(),
         }
+    }
+
+    /// The same within these limits: memory of each process, processes and threads, and the control groups that count
+    /// all of them together.
+    pub(crate) fn within(self, data_bytes_max: u64, tasks_max: u32, groups: Vec<PathBuf>) -> Self {
+        Self { data_bytes_max: Some(data_bytes_max), tasks_max: Some(tasks_max.into()), groups, ..self }
     }
 
     /// A command that runs a program so. Its environment is empty but for the search path; what became of the profile

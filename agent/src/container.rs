@@ -10,8 +10,9 @@ mod run;
 use std::collections::BTreeSet;
 use std::fs;
 
+use bollard::auth::DockerCredentials;
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::release::Release;
+use fleetwright_deploy::release::{Registry, Release};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use engine::{Engine, engine_version};
@@ -66,11 +67,18 @@ fn remember_image(layout: &Layout, image: &str) -> Result<(), Failure> {
     written.map_err(|error| file_failure(&path, &error))
 }
 
-/// Fetches the image of a release.
-pub(crate) async fn fetch(layout: &Layout, image: &str) -> Result<(), Failure> {
+/// Fetches the image of a release, from a registry that may want to know who asks.
+pub(crate) async fn fetch(layout: &Layout, image: &str, registry: Option<&Registry>) -> Result<(), Failure> {
     let engine = Engine::connect().await?;
     remember_image(layout, image)?;
-    engine.pull(image).await
+    // The engine is told with this one order, and keeps it nowhere.
+    let credentials = registry.map(|registry| DockerCredentials {
+        username: registry.username.clone(),
+        password: registry.password.clone(),
+        serveraddress: image.split_once('/').map(|(host, _)| host.to_owned()),
+        ..DockerCredentials::default()
+    });
+    engine.pull(image, credentials).await
 }
 
 /// Removes the images that were fetched for releases which are no longer there, nor about to be.
@@ -116,7 +124,7 @@ fn engine_failure(what: &str, error: &bollard::errors::Error) -> Failure {
         ),
         Error::DockerResponseServerError { status_code: 401 | 403, .. } => (
             FailureKind::PermissionError,
-            "log the engine of the host in to the registry: `docker login REGISTRY`, as root",
+            "give the package a `registry` with `username` and `password`, or log the engine of the host in: `docker login REGISTRY`, as root",
         ),
         Error::DockerResponseServerError { .. } | Error::DockerStreamError { .. } => {
             (FailureKind::DeploymentError, "see the log of the container engine on the host")

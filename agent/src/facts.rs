@@ -25,18 +25,24 @@ const PYTHONS: [&str; 8] =
 pub(crate) struct Python {
     pub(crate) program: PathBuf,
     pub(crate) version: Version,
+    /// Whether it is what this host calls `python3`.
+    pub(crate) is_usual: bool,
 }
 
 /// Asks everything on this host. The disk is the one with the agent's state.
 pub(crate) async fn gather(state_dir: &Path) -> Facts {
     let mut runtimes: BTreeMap<String, Vec<Version>> = BTreeMap::new();
-    let mut versions: Vec<Version> = pythons().await.into_iter().map(|python| python.version).collect();
+    let pythons = pythons().await;
+    if let Some(usual) = pythons.iter().find(|python| python.is_usual) {
+        runtimes.insert("python3".to_owned(), vec![usual.version.clone()]);
+    }
+    let mut versions: Vec<Version> = pythons.into_iter().map(|python| python.version).collect();
     versions.sort();
     versions.dedup();
     if !versions.is_empty() {
         runtimes.insert("python".to_owned(), versions);
     }
-    if let (Some(node), Some(_)) = (version_of("node", &["--version"]).await, version_of("npm", &["--version"]).await) {
+    if let (Some(node), Some(_)) = (node().await, version_of("npm", &["--version"]).await) {
         runtimes.insert("node".to_owned(), vec![node]);
     }
     if let Some((engine, version)) = container::engine_version().await {
@@ -86,7 +92,13 @@ async fn ask_python(program: &Path) -> Option<Python> {
         "import sys, venv, ensurepip; print(sys.executable); print('.'.join(map(str, sys.version_info[:3])))";
     let text = ask(program, &["-I", "-c", QUESTION]).await?;
     let (executable, version) = text.trim().split_once('\n')?;
-    Some(Python { program: PathBuf::from(executable), version: Version::try_from(version.to_owned()).ok()? })
+    let (executable, is_usual) = (PathBuf::from(executable), program == Path::new(PYTHONS[0]));
+    Some(Python { program: executable, version: Version::try_from(version.to_owned()).ok()?, is_usual })
+}
+
+/// The version of this host's Node.
+pub(crate) async fn node() -> Option<Version> {
+    version_of("node", &["--version"]).await
 }
 
 async fn version_of(program: &str, arguments: &[&str]) -> Option<Version> {

@@ -3,16 +3,23 @@
 
 mod archive;
 mod artifact;
+mod bounds;
 mod client;
 mod download;
+pub(crate) mod programs;
 mod pypi;
+mod registry;
 mod reuse;
+mod told;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::release::{Package, Release, is_artifact};
+use fleetwright_deploy::release::interpreter::fits_node;
+use fleetwright_deploy::release::{Package, Registry, Release, is_artifact};
+use fleetwright_registries::{Door, Kind};
 
 pub use self::archive::unpack;
 pub(crate) use self::archive::unpack_within_limits;
@@ -20,45 +27,71 @@ pub(crate) use self::artifact::{Artifacts, listed};
 use self::client::Client;
 pub(crate) use self::client::end_leftover;
 pub(crate) use self::reuse::share;
-use crate::container;
+pub(crate) use self::told::hint_of_what_came_with;
 use crate::layout::ReleaseLayout;
+use crate::snapshot::aside;
 use crate::stage::remove_folder;
+use crate::{container, facts};
 
 const STEP: &str = "install";
+/// Most characters of a package's `engines` that are shown.
+const ENGINES_SHOWN_MAX: usize = 200;
 
 /// Installs the package of a release and keeps the list of everything that came with it. While a client is at
-/// work, `installer` names its process.
+/// work, `installer` names its process. `secrets` are those of the release, for its registry.
 pub(crate) async fn install(
     release: &Release,
     layout: &ReleaseLayout,
     installer: &Path,
     artifacts: &Artifacts,
+    secrets: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
-    match &release.package {
-        Package::None => Ok(()),
+    let registry = registry::of(release, secrets)?;
+    if let Err(failure) = install_package(release, layout, installer, artifacts, registry.as_ref()).await {
+        // What did come is not worth its room.
+        let (app, scratch) = (layout.app(), layout.scratch());
+        aside(move || remove_folder(&app).and_then(|()| remove_folder(&scratch))).await?;
+        return Err(failure);
+    }
+    programs::settle(release, layout)
+}
+
+async fn install_package(
+    release: &Release,
+    layout: &ReleaseLayout,
+    installer: &Path,
+    artifacts: &Artifacts,
+    registry: Option<&Registry>,
+) -> Result<(), Failure> {
+    match release.package.itself() {
+        Package::None | Package::Private { .. } => Ok(()),
         Package::Pypi { name, version, with, lock, build } => {
-            let wanted =
-                pypi::Wanted { package: format!("{name}=={version}"), with, lock: lock.as_deref(), build: *build };
+            let package = format!("{name}=={version}");
+            let wanted = pypi::Wanted { name, package, with, lock: lock.as_deref(), build: *build, registry };
             pypi::install(release, layout, &wanted, installer).await
         }
-        Package::Npm { name, version, lock: Some(lock) } => locked_npm(layout, name, version, lock, installer).await,
-        Package::Npm { name, version, lock: None } => npm(layout, &format!("{name}@{version}"), installer).await,
+        Package::Npm { name, version, lock } => {
+            let door = match registry {
+                Some(registry) => Some(registry::door(registry, Kind::Npm, name).await?),
+                None => None,
+            };
+            match lock {
+                Some(lock) => locked_npm(layout, name, version, lock, installer, door).await,
+                None => npm(layout, name, version, installer, door).await,
+            }
+        }
         Package::Archive { url, sha256, strip, .. } => {
             let packed = layout.folder().join("archive");
             fetch(url, sha256, &packed, layout, artifacts).await?;
-            let client = Client::prepare(layout, installer, &[]).await?;
+            let client = Client::prepare(layout, installer, &[], None).await?;
             let packed = client.take_in(&packed)?;
-            archive::unpack_aside(&client, &packed, &layout.app(), *strip).await.inspect_err(|_| {
-                // What did come is not worth its room.
-                let _ = remove_folder(&layout.app());
-                let _ = remove_folder(client.scratch());
-            })?;
+            archive::unpack_aside(&client, &packed, &layout.app(), *strip).await?;
             client.finish().await?;
             write(&layout.lock_file(), format!("{sha256}  {url}\n").as_bytes())
         }
         Package::Oci { image, digest, .. } => {
             let image = format!("{image}@{digest}");
-            container::fetch(artifacts.layout(), &image).await?;
+            container::fetch(artifacts.layout(), &image, registry).await?;
             write(&layout.lock_file(), format!("{image}\n").as_bytes())
         }
         Package::File { url, sha256, name, .. } => {
@@ -87,15 +120,23 @@ async fn fetch(
     download::download(url, sha256, to).await
 }
 
-async fn npm(layout: &ReleaseLayout, wanted: &str, installer: &Path) -> Result<(), Failure> {
-    let client = Client::prepare(layout, installer, &[]).await?;
+async fn npm(
+    layout: &ReleaseLayout,
+    name: &str,
+    version: &str,
+    installer: &Path,
+    door: Option<Door>,
+) -> Result<(), Failure> {
+    let wanted = format!("{name}@{version}");
+    let client = Client::prepare(layout, installer, &[], door).await?;
     let app = layout.app();
     let mut words = npm_words("install", &app);
     words.extend(["--save-exact", "--"].map(str::to_owned));
-    words.push(wanted.to_owned());
+    words.push(wanted.clone());
     let installed = client.run(&words, "npm install").await;
-    installed.map_err(|failure| explain(failure, wanted, "the npm registry"))?;
+    installed.map_err(|failure| explain(failure, &wanted, "the npm registry", &client))?;
     client.finish().await?;
+    check_engines(&app, name).await?;
     let lock = client::read_kept(&app.join("package-lock.json"))?;
     write(&layout.lock_file(), &lock)
 }
@@ -107,15 +148,32 @@ async fn locked_npm(
     version: &str,
     lock: &str,
     installer: &Path,
+    door: Option<Door>,
 ) -> Result<(), Failure> {
+    let given = if door.is_some() { registry::without_places(lock) } else { lock.to_owned() };
     let root = serde_json::json!({ "name": "fleetwright-release", "private": true, "dependencies": { name: version } });
     let root = root.to_string();
-    let files = [("package.json", root.as_str()), ("package-lock.json", lock)];
-    let client = Client::prepare(layout, installer, &files).await?;
+    let files = [("package.json", root.as_str()), ("package-lock.json", given.as_str())];
+    let client = Client::prepare(layout, installer, &files, door).await?;
     let installed = client.run(&npm_words("ci", &layout.app()), "npm ci").await;
-    installed.map_err(|failure| explain_lock(failure, &format!("{name}@{version}")))?;
+    installed.map_err(|failure| explain_lock(failure, &format!("{name}@{version}"), &client))?;
     client.finish().await?;
+    check_engines(&layout.app(), name).await?;
     write(&layout.lock_file(), lock.as_bytes())
+}
+
+/// Whether the host's Node is one that the package says it runs on. npm itself only warns.
+async fn check_engines(app: &Path, name: &str) -> Result<(), Failure> {
+    let package = programs::package_json(app, name);
+    let (Some(range), Some(node)) = (package["engines"]["node"].as_str(), facts::node().await) else { return Ok(()) };
+    if fits_node(&node, range) {
+        tracing::info!(package = name, version = %node, engines = range, "this Node fits the package");
+        return Ok(());
+    }
+    let range: String = range.chars().take(ENGINES_SHOWN_MAX).filter(|c| !c.is_control()).collect();
+    let message = format!("{name} runs on node {range}, and this host has {node}");
+    Err(Failure::new(FailureKind::DependencyError, STEP, message)
+        .hint("install such a Node on the host; `requires: [\"node>=VERSION\"]` takes only hosts that have it"))
 }
 
 /// Scripts of packages never run.
@@ -124,53 +182,29 @@ fn npm_words(what: &str, app: &Path) -> Vec<String> {
     words.into_iter().map(str::to_owned).chain([app.display().to_string()]).collect()
 }
 
-/// Says what it means when what is locked cannot be installed.
-fn explain_lock(failure: Failure, wanted: &str) -> Failure {
-    let output = failure.output.join("\n");
-    let has = |words: &[&str]| words.iter().any(|word| output.contains(word));
-    let again = "lock it anew with the interpreter that the hosts have: `fleetwright lock DEFINITION --python PROGRAM`";
-    let (kind, message, hint) = if has(&["DO NOT MATCH THE HASHES", "EINTEGRITY"]) {
-        let message = format!("the registry gives something else for {wanted} than its lock names");
-        (
-            FailureKind::PermissionError,
-            message,
-            "somebody may have changed a package: see what came before you lock it anew",
-        )
-    } else if has(&["which is not installed", "has requirement", "No matching distribution", "Requires-Python"]) {
-        (FailureKind::DependencyError, format!("the lock of {wanted} does not fit this host's interpreter"), again)
-    } else {
-        return explain(failure, wanted, "the registry");
-    };
-    let lines = failure.output.clone();
-    Failure::new(kind, STEP, message).hint(hint).output(lines.iter().map(String::as_str))
+/// Says what it means that a client has failed: the registry of the package's own may have, before it.
+fn explain(failure: Failure, wanted: &str, registry: &str, client: &Client) -> Failure {
+    told_by_registry(failure, client, |failure, shown| told::explain(failure, wanted, shown.unwrap_or(registry)))
 }
 
-/// Says what the client's output means for the operator.
-fn explain(failure: Failure, wanted: &str, registry: &str) -> Failure {
-    let output = failure.output.join("\n");
-    let has = |words: &[&str]| words.iter().any(|word| output.contains(word));
-    let output_lines = failure.output.clone();
-    let told = if has(&["No matching distribution found", "E404", "ETARGET", "Could not find a version"]) {
-        Failure::new(FailureKind::DependencyError, STEP, format!("{registry} has no {wanted} for this host")).hint(
-            "check the package's name and version in the server's definition, and the runtime's version on the host",
-        )
-    } else if has(&[
-        "Connection",
-        "ENOTFOUND",
-        "ECONNREFUSED",
-        "ETIMEDOUT",
-        "EAI_AGAIN",
-        "Temporary failure",
-        "Read timed out",
-    ]) {
-        Failure::new(FailureKind::NetworkError, STEP, format!("{registry} cannot be reached from this host"))
-            .hint("check the host's connection and proxy settings; then deploy again")
-    } else if has(&["No space left", "ENOSPC"]) {
-        Failure::new(FailureKind::ResourceError, STEP, "the disk is full").hint("free some space on the host")
-    } else {
-        return failure;
-    };
-    told.output(output_lines.iter().map(String::as_str))
+fn explain_lock(failure: Failure, wanted: &str, client: &Client) -> Failure {
+    told_by_registry(failure, client, |failure, shown| {
+        told::explain_lock(failure, wanted, shown.unwrap_or("the registry"))
+    })
+}
+
+fn told_by_registry(
+    failure: Failure,
+    client: &Client,
+    otherwise: impl FnOnce(Failure, Option<&str>) -> Failure,
+) -> Failure {
+    match client.registry() {
+        (_, Some(trouble)) => {
+            let lines = failure.output;
+            trouble.output(lines.iter().map(String::as_str))
+        }
+        (shown, None) => otherwise(failure, shown),
+    }
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
@@ -185,18 +219,4 @@ pub(crate) fn file_failure(path: &Path, error: &std::io::Error) -> Failure {
         _ => FailureKind::DeploymentError,
     };
     Failure::new(kind, "files", format!("{}: {error}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_client_that_fails_is_told_with_its_output() {
-        let line = "ERROR: No matching distribution found for nothing==1";
-        let failure = Failure::new(FailureKind::DeploymentError, STEP, "`pip install` failed").output(line.lines());
-        let told = explain(failure, "nothing==1", "PyPI");
-        assert_eq!(told.kind, FailureKind::DependencyError);
-        assert_eq!(told.output, [line]);
-    }
 }

@@ -293,6 +293,11 @@ impl ReleaseLayout {
         self.folder.join("installed.lock")
     }
 
+    /// The name of the package's program that is started, where the definition leaves that to the package.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.folder.join("program")
+    }
+
     /// The chunks of the artifact that it was installed from, where it was one.
     pub(crate) fn chunks(&self) -> PathBuf {
         self.folder.join("chunks.json")

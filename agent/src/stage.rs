@@ -59,8 +59,9 @@ pub(crate) async fn stage(
         // Nobody else may enter it before everything in it belongs to whom it is to belong.
         make_folder(layout.folder(), 0o700)?;
         make_folder(&layout.config(), CONFIG_MODE)?;
-        install::install(&release, &layout, &server.installer(), artifacts).await?;
+        install::install(&release, &layout, &server.installer(), artifacts, &secrets).await?;
         write_files(&release, &layout, &secrets)?;
+        install::programs::check(&release, server, &layout)?;
         let owner = owner(&release).await?;
         let (of, to, image) = (server.clone(), layout.clone(), release.package.image().is_some());
         aside(move || hand_over(&of, &to, owner, image)).await?;

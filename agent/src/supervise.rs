@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::clock;
 use crate::confine::{self, Profile};
 use crate::identity::AgentIdentity;
+use crate::install;
 use crate::layout::ServerLayout;
 use crate::output::OWN_LINE;
 use crate::process::{Process, kill_group};
@@ -157,7 +158,10 @@ impl Supervisor {
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
-            .with_context(|| format!("`{}`", self.release.run.command[0]))?;
+            .with_context(|| match self.release.run.command.first() {
+                Some(program) => format!("`{program}`"),
+                None => "the package's program".to_owned(),
+            })?;
         self.status.server = child.id().and_then(|pid| Process::find(i32::try_from(pid).ok()?));
         self.save()?;
         self.log.line("started");
@@ -263,10 +267,11 @@ pub(crate) fn command_of(server: &ServerLayout, release: &Release, folder: &Path
         let words = [&agent, "contain", "--server-dir", &server, "--release-dir", &folder];
         words.map(str::to_owned).to_vec()
     } else if run.transport == Transport::Stdio && run.endpoint.is_some() {
-        run.command.clone()
+        install::programs::command(release, folder)
     } else {
-        let program = run.command.first().map(|name| program(name, folder).display().to_string());
-        program.into_iter().chain(run.command.iter().skip(1).cloned()).collect()
+        let command = install::programs::command(release, folder);
+        let program = command.first().map(|name| program(name, folder).display().to_string());
+        program.into_iter().chain(command.iter().skip(1).cloned()).collect()
     };
     match (&run.endpoint, run.transport) {
         (Some(endpoint), Transport::Stdio) => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fleetwright_deploy::config::PackageWritten;
+use fleetwright_registries::{Door, OTHER_SETTINGS};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::Client;
 use reqwest::header::ACCEPT;
@@ -19,7 +20,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How many projects are asked for at once.
 const QUESTIONS_MAX: usize = 8;
 /// The index that is asked unless pip is told of another.
-const INDEX: &str = "https://pypi.org/simple";
+pub(crate) const INDEX: &str = "https://pypi.org/simple";
+/// The registry of npm's.
+pub(crate) const NPM: &str = "https://registry.npmjs.org";
 /// PEP 691.
 pub(crate) const SIMPLE_JSON: &str = "application/vnd.pypi.simple.v1+json";
 
@@ -73,7 +76,7 @@ pub(crate) struct File {
 }
 
 /// The lock of a package from PyPI, as a requirements file with digests. `python` resolves it.
-pub(crate) async fn pypi(name: &str, package: &PackageWritten, python: &str) -> Result<String> {
+pub(crate) async fn pypi(name: &str, package: &PackageWritten, python: &str, door: Option<&Door>) -> Result<String> {
     let folder = Scratch::new()?;
     let report = folder.0.join("report.json");
     let mut pip = Command::new(python);
@@ -85,32 +88,81 @@ pub(crate) async fn pypi(name: &str, package: &PackageWritten, python: &str) -> 
         .arg("--")
         .arg(format!("{name}=={}", package.version.value))
         .args(package.with.iter().map(|extra| &extra.value));
-    run(&mut pip, &format!("{python} -m pip")).await?;
+    through(&mut pip, door, &folder.0);
+    told(run(&mut pip, &format!("{python} -m pip")).await, door)?;
     let report: Report = serde_json::from_slice(&std::fs::read(&report)?).context("pip's report cannot be read")?;
-    let (index, http) = (index(python).await, Client::builder().timeout(ANSWER_TIMEOUT).build()?);
-    let asked = stream::iter(report.install).map(|installed| requirement(installed, &index, &http));
+    let index = match door {
+        Some(door) => Index::Door(door),
+        None => Index::Public(index(python).await, Client::builder().timeout(ANSWER_TIMEOUT).build()?),
+    };
+    let asked = stream::iter(report.install).map(|installed| requirement(installed, &index));
     let mut lines: Vec<String> = asked.buffer_unordered(QUESTIONS_MAX).try_collect().await?;
     lines.sort();
     let version = run(Command::new(python).arg("--version"), python).await?;
     Ok(format!("# Written by `fleetwright lock`, resolved by {}.\n{}", version.trim(), lines.concat()))
 }
 
+/// What has the digests of the files of a project.
+enum Index<'a> {
+    Door(&'a Door),
+    Public(String, Client),
+}
+
+impl Index<'_> {
+    /// The names of the files of a project, each with its digest.
+    async fn files(&self, name: &str) -> Vec<(String, Option<String>)> {
+        match self {
+            Self::Door(door) => {
+                let project = door.project(name).await.unwrap_or_default();
+                project.files.into_iter().map(|file| (file.filename, file.sha256)).collect()
+            }
+            Self::Public(index, http) => {
+                let asked = http.get(format!("{index}/{name}/")).header(ACCEPT, SIMPLE_JSON).send().await;
+                let Ok(answer) = asked.and_then(reqwest::Response::error_for_status) else { return Vec::new() };
+                let files = answer.json::<Project>().await.map(|project| project.files).unwrap_or_default();
+                files.into_iter().map(|file| (file.filename, file.hashes.sha256)).collect()
+            }
+        }
+    }
+}
+
+/// Makes a client ask through a door, and nobody else.
+fn through(client: &mut Command, door: Option<&Door>, folder: &Path) {
+    let Some(door) = door else { return };
+    for (name, _) in std::env::vars_os() {
+        let plain = name.to_string_lossy().to_ascii_lowercase();
+        if OTHER_SETTINGS.iter().any(|setting| plain.starts_with(setting)) {
+            client.env_remove(&name);
+        }
+    }
+    client.envs(door.settings(&folder.join("no-settings")));
+}
+
+/// What a client said, with the registry in the place of the door; where the registry itself is what failed, that.
+fn told(said: Result<String>, door: Option<&Door>) -> Result<String> {
+    let Some(door) = door else { return said };
+    said.map_err(|error| match door.trouble() {
+        Some(trouble) => anyhow::Error::new(trouble).context("the package's registry"),
+        None => anyhow::anyhow!("{}", door.cleaned(&format!("{error:#}"))),
+    })
+}
+
 /// One requirement with the digests of all its files.
-async fn requirement(installed: Installed, index: &str, http: &Client) -> Result<String> {
+async fn requirement(installed: Installed, index: &Index<'_>) -> Result<String> {
     let Installed { metadata: Metadata { name, version }, download_info } = installed;
     let Some(own) = download_info.archive_info.and_then(|archive| archive.hashes.sha256) else {
-        bail!("{name} {version} comes from {}, which has no digest", download_info.url);
+        let url = match index {
+            Index::Door(door) => door.cleaned(&download_info.url),
+            Index::Public(..) => download_info.url,
+        };
+        bail!("{name} {version} comes from {url}, which has no digest");
     };
     let normal = name.to_ascii_lowercase().replace(['_', '.'], "-");
-    let asked = http.get(format!("{index}/{normal}/")).header(ACCEPT, SIMPLE_JSON).send().await;
     let mut digests = BTreeSet::from([own]);
     // An index that gives no digests leaves the one of the file that was looked at.
-    if let Ok(answer) = asked.and_then(reqwest::Response::error_for_status)
-        && let Ok(project) = answer.json::<Project>().await
-    {
-        let files = project.files.into_iter().filter(|file| version_of(&file.filename) == Some(version.as_str()));
-        digests.extend(files.filter_map(|file| file.hashes.sha256));
-    }
+    let files = index.files(&normal).await;
+    let files = files.into_iter().filter(|(filename, _)| version_of(filename) == Some(version.as_str()));
+    digests.extend(files.filter_map(|(_, sha256)| sha256));
     let digests: Vec<String> = digests.iter().map(|digest| format!(" \\\n    --hash=sha256:{digest}")).collect();
     Ok(format!("{normal}=={version}{}\n", digests.concat()))
 }
@@ -139,7 +191,7 @@ pub(crate) async fn index(python: &str) -> String {
 }
 
 /// The lock of a package from the npm registry: npm's own.
-pub(crate) async fn npm(name: &str, package: &PackageWritten) -> Result<String> {
+pub(crate) async fn npm(name: &str, package: &PackageWritten, door: Option<&Door>) -> Result<String> {
     let folder = Scratch::new()?;
     let mut npm = Command::new("npm");
     npm.args(["install", "--package-lock-only", "--ignore-scripts", "--no-audit", "--no-fund", "--save-exact"])
@@ -147,7 +199,8 @@ pub(crate) async fn npm(name: &str, package: &PackageWritten) -> Result<String> 
         .arg(&folder.0)
         .arg("--")
         .arg(format!("{name}@{}", package.version.value));
-    run(&mut npm, "npm").await?;
+    through(&mut npm, door, &folder.0);
+    told(run(&mut npm, "npm").await, door)?;
     let lock: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.0.join("package-lock.json"))?)?;
     let bare = lock["packages"].as_object().into_iter().flatten();
     let bare =

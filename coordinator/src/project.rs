@@ -156,6 +156,20 @@ pub(crate) fn resolve(
     Server::resolve(&read(&path)?, &layers, standard_checks(config)?.as_ref())
 }
 
+/// A definition as it counts in an environment, and that environment.
+pub(crate) fn in_environment(
+    path: &Path,
+    server: &ServerName,
+    environment: &EnvironmentName,
+) -> Result<(Resolved, (Source, Environment)), Problems> {
+    let config = path.parent().unwrap_or_else(|| Path::new("")).join("..");
+    let resolved = resolve(&config, server, Some(environment), None)?;
+    let path = config.join("environments").join(format!("{environment}.yaml"));
+    let missing = || Problem::in_file(&Source { path: shown(&path), text: String::new() }, "says nothing");
+    let merged = chain(&path)?.merged().ok_or_else(|| Problems::from(missing()))?;
+    Ok((resolved, merged))
+}
+
 /// An environment and all that it extends.
 fn chain(path: &Path) -> Result<Environments, Problems> {
     let mut all: Vec<(Source, Environment)> = Vec::new();

@@ -130,8 +130,14 @@ fn address(registry: &str, name: &str, version: &str, plain_http: bool) -> Resul
 pub(crate) async fn ask(question: &ImportQuestion, python: &str) -> Result<Found, Failure> {
     let asked = async {
         match question {
-            ImportQuestion::Npm { name, version } => npm(name, version).await,
-            ImportQuestion::Pypi { name, version } => pypi(name, version, python).await,
+            ImportQuestion::Npm { name, version, registry } => npm(name, version, registry.as_deref()).await,
+            ImportQuestion::Pypi { name, version, registry } => {
+                let index = match registry {
+                    Some(registry) => registry.clone(),
+                    None => lock::index(python).await,
+                };
+                pypi(name, version, &index).await
+            }
             ImportQuestion::Bundle { url, sha256 } => bundle(url, sha256).await,
         }
     };
@@ -164,7 +170,7 @@ fn missing(what: &str, registry: &str) -> Unanswered {
 }
 
 /// The names in a package's `bin`, by npm, which knows its registry, its scopes and its credentials.
-async fn npm(name: &str, version: &str) -> Result<Found, Unanswered> {
+async fn npm(name: &str, version: &str, registry: Option<&str>) -> Result<Found, Unanswered> {
     let mut npm = Command::new("npm");
     npm.args([
         "view",
@@ -176,6 +182,9 @@ async fn npm(name: &str, version: &str) -> Result<Found, Unanswered> {
         "name",
         "bin",
     ]);
+    if let Some(registry) = registry {
+        npm.env("npm_config_registry", registry);
+    }
     npm.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut running = npm.spawn().map_err(|error| format!("npm could not be started on this machine ({error})"))?;
     let mut said = Vec::new();
@@ -186,7 +195,7 @@ async fn npm(name: &str, version: &str) -> Result<Found, Unanswered> {
     let answer: serde_json::Value = serde_json::from_slice(&said).unwrap_or_default();
     let code = answer["error"]["code"].as_str().unwrap_or_default();
     if matches!(code, "E404" | "ETARGET") || (status.success() && answer.is_null()) {
-        return Err(missing(&format!("{name}@{version}"), "npm's registry"));
+        return Err(missing(&format!("{name}@{version}"), registry.unwrap_or("npm's registry")));
     }
     if !status.success() {
         let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
@@ -205,10 +214,9 @@ async fn npm(name: &str, version: &str) -> Result<Found, Unanswered> {
 }
 
 /// The programs that a wheel installs, from the index that pip asks.
-async fn pypi(name: &str, version: &str, python: &str) -> Result<Found, Unanswered> {
-    let index = lock::index(python).await;
+async fn pypi(name: &str, version: &str, index: &str) -> Result<Found, Unanswered> {
     let normal = name.to_ascii_lowercase().replace(['_', '.'], "-");
-    let (shown, base) = (without_secrets(&index), format!("{index}/{normal}/"));
+    let (shown, base) = (without_secrets(index), format!("{index}/{normal}/"));
     let base = Url::parse(&base).map_err(|_| format!("pip's index {shown} is no URL"))?;
     let http = client(|builder| builder)?;
     let failed = |why: String| format!("the index {shown} could not be asked ({why})");

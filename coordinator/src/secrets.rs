@@ -12,7 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::planning::{GENERATED_DIGEST, secret_key};
-use fleetwright_deploy::release::{Release, SecretKey, SecretSource, UnboundSecret, is_secret_name};
+use fleetwright_deploy::release::{
+    MissingSecret, Registry, Release, SecretKey, SecretSource, UnboundSecret, is_secret_name,
+};
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::command::SentSecret;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -56,6 +58,21 @@ impl Secrets {
             Err(Failure::new(FailureKind::ConfigurationError, "secrets", message).hint("plan and deploy again"))
         });
         named.collect()
+    }
+
+    /// The registry of a release's package, with the values put in that it names: for a client on this machine.
+    pub(crate) fn of_registry(&self, release: &Release) -> Result<Option<Registry>, Failure> {
+        let Some(registry) = release.package.registry() else { return Ok(None) };
+        let mut values = BTreeMap::new();
+        for name in registry.secrets() {
+            let Some(used) = release.secrets.get(&name) else { continue };
+            let declared = used.declared_name(&name);
+            self.look_up(declared, &used.source)?;
+            let value = self.value(declared, &used.source).ok_or_else(|| missing(declared, &used.source))?;
+            values.insert(name, used.encode.map_or_else(|| value.clone(), |encode| encode.apply(&value)));
+        }
+        let wrong = |error: MissingSecret| Failure::new(FailureKind::ConfigurationError, "secrets", error.to_string());
+        registry.revealed(&values).map(Some).map_err(wrong)
     }
 
     /// The secrets of a release that take long to look up, and have not been since the coordinator started.

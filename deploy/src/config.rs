@@ -28,8 +28,8 @@ pub use rollout::{PaceWritten, PauseWritten, RetryWritten, RollbackWritten, Roll
 pub use rules::{BUILT_IN_RULES, RuleScope, RuleSeverity, RuleWritten, Rules};
 pub use written::{
     API_VERSION, CapacityWritten, ContainerWritten, DatabaseWritten, Environment, Manifest, ManifestHost,
-    ManifestServer, PackageWritten, Place, ResourcesWritten, RunWritten, SecretWritten, Server, SnapshotWritten,
-    WrittenFile, WrittenToolCall,
+    ManifestServer, PackageWritten, Place, RegistryWritten, ResourcesWritten, RunWritten, SecretWritten, Server,
+    SnapshotWritten, WrittenFile, WrittenToolCall,
 };
 
 use serde::de::DeserializeOwned;

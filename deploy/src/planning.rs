@@ -40,7 +40,7 @@ use self::placement::Placed;
 use self::rules::Findings;
 use self::steps::Location;
 
-pub use alone::{Needs, check_alone};
+pub use alone::{Needs, check_alone, release_alone};
 pub use diff::{Change, changes};
 pub use explain::{Explanation, explain};
 pub use graph::groups;

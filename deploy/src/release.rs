@@ -5,7 +5,9 @@
 
 mod bridge;
 mod container;
+pub mod interpreter;
 mod kept;
+mod registry;
 mod run;
 mod secret;
 
@@ -21,6 +23,7 @@ use crate::time::{Length, Timestamp};
 pub use bridge::{BRIDGE_NAME_BYTES_MAX, BRIDGE_NAMES_MAX, Bridge, OWN_SESSIONS_MAX, OWN_SESSIONS_USUAL, Sessions};
 pub use container::{Container, Volume};
 pub use kept::Database;
+pub use registry::Registry;
 pub use run::{BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
 use secret::secrets_in;
 pub use secret::{
@@ -127,6 +130,14 @@ pub enum Package {
         /// Its version, for people: its tag, mostly.
         version: String,
     },
+    /// A package of PyPI's, npm's or OCI's kind from a registry of its own. What does not know of these does not know
+    /// the variant: it must not install the package from another registry.
+    Private {
+        /// The registry.
+        registry: Registry,
+        /// The package.
+        package: Box<Self>,
+    },
 }
 
 impl Package {
@@ -139,6 +150,23 @@ impl Package {
             | Self::Archive { version, .. }
             | Self::File { version, .. }
             | Self::Oci { version, .. } => Some(version),
+            Self::Private { package, .. } => package.version(),
+        }
+    }
+
+    /// The package itself, wherever it comes from.
+    pub fn itself(&self) -> &Self {
+        match self {
+            Self::Private { package, .. } => package.itself(),
+            _ => self,
+        }
+    }
+
+    /// The registry of its own that it comes from.
+    pub fn registry(&self) -> Option<&Registry> {
+        match self {
+            Self::Private { registry, .. } => Some(registry),
+            _ => None,
         }
     }
 
@@ -146,6 +174,7 @@ impl Package {
     pub fn image(&self) -> Option<String> {
         match self {
             Self::Oci { image, digest, .. } => Some(format!("{image}@{digest}")),
+            Self::Private { package, .. } => package.image(),
             Self::None | Self::Pypi { .. } | Self::Npm { .. } | Self::Archive { .. } | Self::File { .. } => None,
         }
     }
@@ -159,7 +188,8 @@ impl Package {
             | Self::None
             | Self::Pypi { .. }
             | Self::Npm { .. }
-            | Self::Oci { .. } => None,
+            | Self::Oci { .. }
+            | Self::Private { .. } => None,
         }
     }
 }
@@ -181,6 +211,10 @@ impl std::fmt::Display for Package {
             Self::Archive { url, version, .. } => f.pad(&format!("archive {url} {version}")),
             Self::File { name, version, .. } => f.pad(&format!("file {name} {version}")),
             Self::Oci { image, version, .. } => f.pad(&format!("oci {image} {version}")),
+            Self::Private { registry: Registry { url: Some(url), .. }, package } => {
+                f.pad(&format!("{package} from {url}"))
+            }
+            Self::Private { package, .. } => package.fmt(f),
         }
     }
 }
@@ -317,15 +351,23 @@ impl Release {
     }
 
     /// The secrets that are given to the server: all but those of its bridge's token, which only who speaks to the bridge
-    /// needs. What its checks present besides is no reason to give it one of these.
+    /// needs, and those of the registry that its package comes from, which only the agent asks. What its checks present
+    /// besides is no reason to give it one of these.
     pub fn secrets_of_server(&self) -> BTreeSet<String> {
         let mut given: BTreeSet<String> = self.secrets.keys().cloned().collect();
         let token = self.run.environment.get(BRIDGE_TOKEN_VARIABLE).filter(|_| self.is_bridged());
-        let Some(token) = token else { return given };
+        let mut others = token.map(|token| secrets_in(token)).unwrap_or_default();
+        others.extend(self.package.registry().map(Registry::secrets).unwrap_or_default());
+        if others.is_empty() {
+            return given;
+        }
         let mut rest = Self { secrets: BTreeMap::new(), health_checks: Vec::new(), ..self.clone() };
-        rest.run.environment.remove(BRIDGE_TOKEN_VARIABLE);
+        if token.is_some() {
+            rest.run.environment.remove(BRIDGE_TOKEN_VARIABLE);
+        }
+        rest.package = self.package.itself().clone();
         let elsewhere = secrets_in(&String::from_utf8_lossy(&rest.to_bytes()));
-        let only = secrets_in(token).into_iter().filter(|name| !elsewhere.contains(name));
+        let only = others.into_iter().filter(|name| !elsewhere.contains(name));
         only.for_each(|name| {
             given.remove(&name);
         });
@@ -345,6 +387,37 @@ impl Release {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_not_given_what_only_its_packages_registry_asks_for() {
+        let of = |name: &str| format!("{MARKER_START}{name}{MARKER_END}");
+        let mut release = Release::plain("a".parse().expect("name"), Vec::new());
+        for name in ["pypi", "key"] {
+            let source = SecretSource::Named { variable: name.to_owned(), fallback: None };
+            release.secrets.insert(name.to_owned(), SecretUse { source, digest: None, encode: None });
+        }
+        let package =
+            Package::Pypi { name: "a".to_owned(), version: "1".to_owned(), with: Vec::new(), lock: None, build: false };
+        let registry = Registry { password: Some(of("pypi")), username: Some("u".to_owned()), ..Registry::default() };
+        release.package = Package::Private { registry, package: Box::new(package) };
+        release.run.environment.insert("KEY".to_owned(), of("key"));
+        assert_eq!(release.secrets_of_server().into_iter().collect::<Vec<_>>(), ["key"]);
+        // What the server asks for itself, it gets.
+        release.run.environment.insert("PIP".to_owned(), of("pypi"));
+        assert_eq!(release.secrets_of_server().len(), 2);
+    }
+
+    #[test]
+    fn an_agent_that_knows_of_no_registries_does_not_take_such_a_package_for_a_public_one() {
+        let package = Package::Npm { name: "a".to_owned(), version: "1.0.0".to_owned(), lock: None };
+        let registry = Registry { url: Some("https://npm.example".to_owned()), ..Registry::default() };
+        let private = Package::Private { registry, package: Box::new(package.clone()) };
+        let json = serde_json::to_string(&private).expect("JSON");
+        assert!(json.starts_with(r#"{"private":{"#), "{json}");
+        assert_eq!(serde_json::from_str::<Package>(&json).expect("a package"), private);
+        assert_eq!(private.to_string(), "npm a 1.0.0 from https://npm.example");
+        assert_eq!((private.version(), private.itself()), (Some("1.0.0"), &package));
+    }
 
     #[test]
     fn a_server_is_not_given_what_only_its_bridge_asks_for() {

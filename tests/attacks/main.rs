@@ -7,6 +7,7 @@ mod confinement;
 mod data_folder;
 mod exhaustion;
 mod host_claims;
+mod installs;
 mod network;
 mod packages;
 mod stolen_keys;

@@ -58,6 +58,89 @@ with open(path, "wb") as out:
     out.write(pack.compress(b"\0" * 1024) + pack.flush())
 "#;
 
+/// Makes a ZIP archive of one kind.
+const MAKE_ZIP: &str = r#"
+import struct, sys, zipfile
+kind, path = sys.argv[1:]
+MIB = 1 << 20
+def info(name, mode=0o100644, **more):
+    made = zipfile.ZipInfo(name)
+    made.external_attr = mode << 16
+    made.create_system = 3
+    made.compress_type = zipfile.ZIP_DEFLATED
+    for field, value in more.items():
+        setattr(made, field, value)
+    return made
+def honest(out):
+    for n in range(100):
+        out.writestr(info("f%d" % n), b"x" * 1000)
+def changed(find, to, count=-1):
+    data = open(path, "rb").read()
+    assert find in data
+    data = data.replace(find, to, count) if count > 0 else data.replace(find, to)
+    open(path, "wb").write(data)
+def zeros(out, name="zeros"):
+    with out.open(info(name), "w", force_zip64=True) as file:
+        for _ in range(256):
+            file.write(b"\0" * MIB)
+with zipfile.ZipFile(path, "w", allowZip64=True) as out:
+    if kind == "calm": honest(out)
+    elif kind == "zeros": zeros(out)
+    elif kind == "many-zeros":
+        for n in range(8): out.writestr(info("z%d" % n), b"\0" * 32 * MIB)
+    elif kind == "absolute": out.writestr(info("/tmp/fleetwright-attack"), b"x")
+    elif kind == "up": out.writestr(info("../fleetwright-attack"), b"x")
+    elif kind == "backslash": out.writestr(info("..\\fleetwright-attack"), b"x")
+    elif kind == "through":
+        out.writestr(info("l", 0o120777), b"d")
+        out.writestr(info("l/f"), b"x")
+    elif kind == "link-out": out.writestr(info("l", 0o120777), b"/etc")
+    elif kind == "link-long": out.writestr(info("l", 0o120777), b"a" * 100 * MIB)
+    elif kind == "device": out.writestr(info("null", 0o020666), b"")
+    elif kind == "setuid": out.writestr(info("su", 0o104755), b"x")
+    elif kind == "twice":
+        out.writestr(info("f"), b"one")
+        out.writestr(info("f"), b"two")
+    elif kind == "bzip2": out.writestr(info("f", compress_type=zipfile.ZIP_BZIP2), b"x" * 1000)
+    else: out.writestr(info("name"), b"content" * 100)
+def list_of(count, entry):
+    # A list of so many entries that all mean the one file.
+    data = open(path, "rb").read()
+    start = struct.unpack("<I", data[-6:-2])[0]
+    inside = entry(data[start:-22])
+    size = len(inside) * count
+    end = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, size, start)
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, start + size, 1)
+    last = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 0xffff, 0xffff, 0xffffffff, 0xffffffff, 0)
+    with open(path, "wb") as out:
+        out.write(data[:start])
+        out.write(inside * count)
+        out.write(end + locator + last)
+if kind == "entries": list_of(210_000, lambda entry: entry)
+elif kind == "overlapping":
+    data = open(path, "rb").read()
+    start = struct.unpack("<I", data[-6:-2])[0]
+    one = data[start:-22]
+    both = one + one.replace(b"name", b"nam2")
+    last = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 2, 2, len(both), start, 0)
+    open(path, "wb").write(data[:start] + both + last)
+elif kind == "two-names": changed(b"name", b"eman", 1)
+elif kind == "encrypted":
+    data = bytearray(open(path, "rb").read())
+    start = struct.unpack("<I", data[-6:-2])[0]
+    data[6] |= 1
+    data[start + 8] |= 1
+    open(path, "wb").write(bytes(data))
+elif kind == "cut":
+    data = open(path, "rb").read()
+    open(path, "wb").write(data[:-10])
+elif kind == "size-lie":
+    data = bytearray(open(path, "rb").read())
+    start = struct.unpack("<I", data[-6:-2])[0]
+    data[22:26] = data[start + 24:start + 28] = struct.pack("<I", 5)
+    open(path, "wb").write(bytes(data))
+"#;
+
 /// Runs a program to its end; its last line says how much memory it had at most, in KiB.
 const MEASURE: &str = r#"
 import resource, subprocess, sys
@@ -67,7 +150,8 @@ sys.exit(done.returncode)
 "#;
 
 fn make(kind: &str, path: &Path) {
-    let made = Command::new("python3").args(["-c", MAKE, kind]).arg(path).status().expect("python3 runs");
+    let (script, kind) = kind.strip_prefix("zip:").map_or((MAKE, kind), |kind| (MAKE_ZIP, kind));
+    let made = Command::new("python3").args(["-c", script, kind]).arg(path).status().expect("python3 runs");
     assert!(made.success(), "{kind}");
 }
 
@@ -117,6 +201,41 @@ fn no_archive_takes_more_memory_than_an_honest_one_and_each_is_refused_for_its_r
         let (output, memory) = unpack(kind);
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(!output.status.success() && said.contains(words), "{kind}: {said}");
+        assert!(memory < 2 * most, "{kind} took {memory} KiB, an honest archive {most} KiB");
+    }
+}
+
+#[test]
+fn no_zip_takes_more_memory_than_an_honest_one_and_each_is_refused_for_its_reason() {
+    if !have(&[Tool::Python]) {
+        return;
+    }
+    let (calm, most) = unpack("zip:calm");
+    assert!(calm.status.success(), "{}", String::from_utf8_lossy(&calm.stdout));
+    let hostile = [
+        ("zeros", "unpacks to more than"),
+        ("many-zeros", "unpacks to more than"),
+        ("entries", "more than 200000 entries"),
+        ("overlapping", "refused"),
+        ("absolute", "leads out of its folder"),
+        ("up", "leads out of its folder"),
+        ("backslash", "has a backslash in it"),
+        ("through", "through the link"),
+        ("link-out", "leads out, to"),
+        ("link-long", "than"),
+        ("device", "neither file, folder nor link"),
+        ("setuid", "as another user"),
+        ("twice", "two entries of one name"),
+        ("two-names", "cannot be read"),
+        ("encrypted", "encrypted"),
+        ("bzip2", "refused"),
+        ("cut", "no end that ZIP archives have"),
+        ("size-lie", "refused"),
+    ];
+    for (kind, words) in hostile {
+        let (output, memory) = unpack(&format!("zip:{kind}"));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() && said.contains("refused") && said.contains(words), "{kind}: {said}");
         assert!(memory < 2 * most, "{kind} took {memory} KiB, an honest archive {most} KiB");
     }
 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lab;
@@ -17,6 +18,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub const BASE: &str = "fleetwright-test-base:1";
 /// Where the registry listens, in the engine's namespace.
 pub const REGISTRY: &str = "127.0.0.1:5000";
+/// The user of a closed registry, with the password, and that as bcrypt has it.
+pub const REGISTRY_USER: (&str, &str) = ("deploy", "hunter2-and-more");
+const REGISTRY_HASH: &str = "$2b$05$abcdefghijklmnopqrstuuBe0BhjfyKSH5tdk.7.wqOmcUQdxloDK";
 
 /// An engine, gone with everything in it when it is dropped.
 pub struct Engine {
@@ -24,6 +28,8 @@ pub struct Engine {
     folder: tempfile::TempDir,
     daemon: Child,
     registry: Option<Child>,
+    /// The settings of the client that publishes.
+    client: Option<PathBuf>,
 }
 
 impl Engine {
@@ -43,7 +49,7 @@ impl Engine {
         daemon.args(["--default-cgroupns-mode", "private", "-H", &format!("unix://{}", path("socket"))]);
         daemon.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         let daemon = daemon.spawn().expect("dockerd starts");
-        let engine = Self { namespace, folder, daemon, registry: None };
+        let engine = Self { namespace, folder, daemon, registry: None, client: None };
         let deadline = Instant::now() + START_TIMEOUT;
         while !engine.docker(&["info"]).status.success() {
             assert!(Instant::now() < deadline, "the engine does not answer:\n{}", engine.log());
@@ -66,9 +72,26 @@ impl Engine {
 
     /// Starts a registry of images in the engine's namespace.
     pub fn start_registry(&mut self) {
+        self.serve_registry("");
+    }
+
+    /// Starts one that lets only [`REGISTRY_USER`] in. What publishes to it does; the engine itself knows nothing of that.
+    pub fn start_closed_registry(&mut self) {
+        let (folder, passwords) = (self.folder.path().join("client"), self.folder.path().join("htpasswd"));
+        let (user, password) = REGISTRY_USER;
+        fs::write(&passwords, format!("{user}:{REGISTRY_HASH}\n")).expect("write");
+        fs::create_dir(&folder).expect("a folder");
+        let known = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        let text = format!("{{ \"auths\": {{ \"{REGISTRY}\": {{ \"auth\": \"{known}\" }} }} }}");
+        fs::write(folder.join("config.json"), text).expect("write");
+        self.client = Some(folder);
+        self.serve_registry(&format!("auth: {{ htpasswd: {{ realm: test, path: {} }} }}\n", passwords.display()));
+    }
+
+    fn serve_registry(&mut self, more: &str) {
         let (data, file) = (self.folder.path().join("registry"), self.folder.path().join("registry.yml"));
         let text = format!(
-            "version: 0.1\nlog: {{ level: warn }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: '{REGISTRY}' }}\n",
+            "version: 0.1\nlog: {{ level: warn }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: '{REGISTRY}' }}\n{more}",
             data.display()
         );
         fs::write(&file, text).expect("write");
@@ -103,6 +126,9 @@ impl Engine {
 
     /// Makes a command speak to this engine.
     pub fn with_host<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        if let Some(client) = &self.client {
+            command.env("DOCKER_CONFIG", client);
+        }
         command.env("DOCKER_HOST", self.host()).env("DOCKER_BUILDKIT", "0").stdin(Stdio::null())
     }
 

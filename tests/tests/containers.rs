@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use fleetwright_tests::engine::{BASE, Engine, REGISTRY};
+use fleetwright_tests::engine::{BASE, Engine, REGISTRY, REGISTRY_USER};
 use fleetwright_tests::fleet::Fleet;
 use fleetwright_tests::tools::{Tool, have};
 use serde_json::Value;
@@ -58,6 +58,10 @@ impl Images {
     fn new() -> Self {
         let mut engine = Engine::new();
         engine.start_registry();
+        Self::with(engine)
+    }
+
+    fn with(engine: Engine) -> Self {
         let found = std::process::Command::new("python3")
             .args(["-c", "import json, os; print(os.path.dirname(json.__file__))"])
             .output()
@@ -280,4 +284,46 @@ fn an_image_that_completes_has_come_through_when_its_container_ends_well() {
     let failed = fleet.deploy(&manifest, &[]).expect_code(4);
     assert!(failed.stderr.contains("exit status 3"), "{}", failed.stderr);
     assert_eq!(runs(), "once\n", "what it did is put back, and the release before is not run again");
+}
+
+#[test]
+fn an_image_of_a_closed_registry_comes_with_a_password_that_stays_nowhere() {
+    if !have(&[Tool::Python, Tool::Engine, Tool::Registry]) {
+        return;
+    }
+    let mut images = Images::with(Engine::new());
+    images.engine.start_closed_registry();
+    let digest = images.publish("job", JOB, 1, false);
+    let (user, password) = REGISTRY_USER;
+    let environment = [("DOCKER_HOST", images.engine.host()), ("FW_TEST_REGISTRY", password.to_owned())];
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let fleet = Fleet::within(images.engine.namespace(), &environment);
+    let manifest = fleet.configure(&[], "servers:\n  - { server: job }\n");
+    fleet.write(
+        "config/environments/test.yaml",
+        "apiVersion: fleetwright/v1\nname: test\nsecrets: { registry: { env: FW_TEST_REGISTRY } }\n",
+    );
+    let define = |registry: &str| {
+        fleet.write(
+            "config/servers/job.yaml",
+            &format!(
+                "apiVersion: fleetwright/v1\nname: job\npackage: {{ oci: '{REGISTRY}/job', digest: '{digest}', version: '1'{registry} }}\n\
+                 run:\n  command: ['0']\n  completes: true\n  environment: {{ DATA: '{{{{ server.data_dir }}}}' }}\n\
+                 snapshot: {{ data: true }}\n"
+            ),
+        );
+    };
+    let with =
+        |user: &str| format!(", registry: {{ username: {user}, password: '{{{{ secret(name=\"registry\") }}}}' }}");
+    define(&with("somebody"));
+    let refused = fleet.up(&manifest, &["--agents", "1"]);
+    assert!(refused.code != 0 && refused.stderr.contains("job"), "{}", refused.stderr);
+    assert!(!refused.stderr.contains(password), "{}", refused.stderr);
+    define(&with(user));
+    fleet.deploy(&manifest, &[]).expect_code(0);
+    let ran = fs::read_to_string(fleet.host("host-1").join("servers/job/data/runs")).expect("it has run");
+    assert_eq!(ran, "once\n");
+    let known = std::process::Command::new("grep").args(["-rlF", password]).arg(fleet.path()).output().expect("grep");
+    assert_eq!(String::from_utf8_lossy(&known.stdout), "", "no file of the fleet holds the password");
+    fleet.run(&["down"]).expect_code(0);
 }

@@ -36,6 +36,12 @@ pub(crate) fn enter(profile: &Profile, report: Option<&Path>, words: &[OsString]
     let mut told = Confinement::default();
     let mut report = report.map(open_report).transpose()?;
     limit(profile);
+    for group in &profile.groups {
+        // Before anything of the program has run, so that nothing of it is outside.
+        if let Err(error) = std::fs::write(group.join("cgroup.procs"), "0") {
+            told.left_out.push(format!("the control group {}: {error}", group.display()));
+        }
+    }
     let user = profile.user.clone().filter(|_| geteuid().is_root());
     let needed = needed(profile, words);
     // Mount points are made with the permissions that they are given.
@@ -126,6 +132,14 @@ fn limit(profile: &Profile) {
     let _ = setrlimit(Resource::Core, none);
     if let Some(bytes) = profile.file_bytes_max {
         let _ = setrlimit(Resource::Fsize, Rlimit { current: Some(bytes), maximum: Some(bytes) });
+    }
+    // Not the address space: V8 reserves far more of that than it uses.
+    if let Some(bytes) = profile.data_bytes_max {
+        let _ = setrlimit(Resource::Data, Rlimit { current: Some(bytes), maximum: Some(bytes) });
+    }
+    // Of a user that is shared with others, their processes would count as well.
+    if let Some(tasks) = profile.tasks_max.filter(|_| profile.user.is_some() && geteuid().is_root()) {
+        let _ = setrlimit(Resource::Nproc, Rlimit { current: Some(tasks), maximum: Some(tasks) });
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bollard::Docker;
+use bollard::auth::DockerCredentials;
 use bollard::container::AttachContainerResults;
 use bollard::errors::Error;
 use bollard::models::{ContainerCreateBody, NetworkCreateRequest};
@@ -68,14 +69,14 @@ impl Engine {
     }
 
     /// Fetches an image by its digest, unless it is there.
-    pub(crate) async fn pull(&self, image: &str) -> Result<(), Failure> {
+    pub(crate) async fn pull(&self, image: &str, credentials: Option<DockerCredentials>) -> Result<(), Failure> {
         if self.0.inspect_image(image).await.is_ok() {
             return Ok(());
         }
         let options = CreateImageOptions { from_image: Some(image.to_owned()), ..CreateImageOptions::default() };
         let failed = |error| engine_failure(&format!("the image {image} does not come"), &error);
         let pulling = async {
-            let mut progress = self.0.create_image(Some(options), None, None);
+            let mut progress = self.0.create_image(Some(options), None, credentials);
             while let Some(step) = progress.next().await {
                 let step = step.map_err(failed)?;
                 if let Some(message) = step.error_detail.and_then(|detail| detail.message) {

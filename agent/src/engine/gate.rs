@@ -5,6 +5,7 @@ use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::instance::{Instance, InstanceEvent, InstanceState, Switch};
 use fleetwright_deploy::time::Timestamp;
 
+use crate::install::hint_of_what_came_with;
 use crate::machine::Observation;
 
 /// What is remembered between two observations of one instance.
@@ -97,6 +98,10 @@ fn failure_of(seen: &Observation, too_late: Option<&Switch>) -> Failure {
 }
 
 fn unhealthy(switch: &Switch, failure: Failure, output: Vec<String>) -> InstanceEvent {
+    let failure = match hint_of_what_came_with(&output) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    };
     let failure = failure.output(output.iter().map(String::as_str));
     InstanceEvent::BecameUnhealthy { key: switch.key.clone(), failure }
 }

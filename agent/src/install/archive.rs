@@ -4,24 +4,27 @@
 mod child;
 mod entries;
 mod limits;
+mod made;
+mod zipped;
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use flate2::read::GzDecoder;
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use tar::{Archive, Entry, EntryType};
+use tar::{Archive, EntryType};
 
 pub(super) use self::child::unpack as unpack_aside;
 use self::entries::{Names, Said};
-use self::limits::{Counted, ENTRIES_MAX, Limit, PATH_PARTS_MAX};
+use self::limits::{Counted, ENTRIES_MAX, Limit};
+use self::made::{Kind, below, make};
 use super::{STEP, file_failure};
 
-/// The two bytes that a gzip file begins with.
+/// The two bytes that a gzip file begins with, and a ZIP archive.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+const ZIP_MAGIC: [u8; 2] = *b"PK";
 
 /// Unpacks as the process that is there for nothing else; prints why it could not.
 pub(crate) fn unpack_within_limits(archive: &Path, to: &Path, strip: u32) -> ExitCode {
@@ -33,17 +36,21 @@ pub(crate) fn unpack_within_limits(archive: &Path, to: &Path, strip: u32) -> Exi
     ExitCode::FAILURE
 }
 
-/// Unpacks a tar archive, compressed with gzip or not, into a folder that is there and empty, leaving out the first `strip`
-/// parts of each path.
+/// Unpacks a tar archive, compressed with gzip or not, or a ZIP archive, into a folder that is there and empty, leaving out
+/// the first `strip` parts of each path.
 pub fn unpack(archive: &Path, to: &Path, strip: u32) -> Result<(), Failure> {
     let fail = |error: std::io::Error| file_failure(archive, &error);
     let mut magic = [0; 2];
-    let is_gzip = File::open(archive).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == GZIP_MAGIC;
+    let is_read = File::open(archive).and_then(|mut file| file.read_exact(&mut magic)).is_ok();
     let packed = fs::metadata(archive).map_err(fail)?.len();
     let stat = rustix::fs::statvfs(to).map_err(|error| file_failure(to, &error.into()))?;
     let limit = Limit::of(packed, stat.f_bavail.saturating_mul(stat.f_frsize));
     let file = BufReader::new(File::open(archive).map_err(fail)?);
-    if is_gzip { unpack_tar(GzDecoder::new(file), to, strip, limit) } else { unpack_tar(file, to, strip, limit) }
+    match magic {
+        GZIP_MAGIC if is_read => unpack_tar(GzDecoder::new(file), to, strip, limit),
+        ZIP_MAGIC if is_read => zipped::unpack(file, packed, to, strip, limit),
+        _ => unpack_tar(file, to, strip, limit),
+    }
 }
 
 fn unpack_tar(from: impl Read, to: &Path, strip: u32, limit: Limit) -> Result<(), Failure> {
@@ -70,7 +77,18 @@ fn unpack_entries(from: impl Read, to: &Path, strip: u32, limit: Limit) -> Resul
         }
         let names = std::mem::take(&mut said).names(&entry)?;
         if let Some(below) = below(&names.path, strip)? {
-            made += unpack_entry(&mut entry, &names, to, &below)?;
+            let mode = entry.header().mode().map_err(unreadable)?;
+            let kind = match entry.header().entry_type() {
+                EntryType::Directory => Kind::Folder,
+                EntryType::Regular | EntryType::Continuous => Kind::File,
+                EntryType::Symlink => Kind::Symlink(target(&names)?),
+                EntryType::Link => Kind::HardLink(target(&names)?),
+                other => {
+                    let path = names.path.display();
+                    return Err(refused(format!("`{path}` is neither file, folder nor link, but {other:?}")));
+                }
+            };
+            made += make(to, &below, &names.path, mode, kind, &mut entry)?;
         }
         if made > ENTRIES_MAX {
             return Err(refused(format!("it makes more than {ENTRIES_MAX} files and folders")));
@@ -79,114 +97,8 @@ fn unpack_entries(from: impl Read, to: &Path, strip: u32, limit: Limit) -> Resul
     if said.is_empty() { Ok(()) } else { Err(refused("it ends before an entry that it has named".to_owned())) }
 }
 
-/// The path of an entry below the folder it is unpacked into; nothing when it is left out.
-fn below(path: &Path, strip: u32) -> Result<Option<PathBuf>, Failure> {
-    let mut parts = Vec::new();
-    for part in path.components() {
-        match part {
-            Component::Normal(part) => parts.push(part),
-            Component::CurDir => {}
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
-                return Err(refused(format!("`{}` leads out of its folder", path.display())));
-            }
-        }
-    }
-    if parts.len() > PATH_PARTS_MAX {
-        return Err(refused(format!("it has a path of {} parts, and {PATH_PARTS_MAX} is the most", parts.len())));
-    }
-    let kept: PathBuf = parts.into_iter().skip(strip as usize).collect();
-    Ok((kept != PathBuf::new()).then_some(kept))
-}
-
-/// Makes what an entry is, and gives how much that was.
-fn unpack_entry(entry: &mut Entry<'_, impl Read>, names: &Names, to: &Path, below: &Path) -> Result<usize, Failure> {
-    let (at, path) = (to.join(below), &names.path);
-    let fail = |error: std::io::Error| file_failure(&at, &error);
-    let mode = entry.header().mode().map_err(fail)?;
-    if mode & 0o6000 != 0 {
-        return Err(refused(format!("`{}` would run as another user", path.display())));
-    }
-    // Nothing is written through a link, whoever has put it there.
-    let parent = below.parent().unwrap_or_else(|| Path::new(""));
-    no_links(to, parent, path)?;
-    let made = make_folders(to, parent).map_err(fail)?;
-    match entry.header().entry_type() {
-        EntryType::Directory => {
-            no_links(to, below, path)?;
-            let own = make_folders(to, below).map_err(fail)?;
-            fs::set_permissions(&at, fs::Permissions::from_mode((mode & 0o755) | 0o700)).map_err(fail)?;
-            return Ok(made + own);
-        }
-        EntryType::Regular | EntryType::Continuous => {
-            let _ = fs::remove_file(&at);
-            let mut file = File::create_new(&at).map_err(fail)?;
-            std::io::copy(entry, &mut file).map_err(fail)?;
-            fs::set_permissions(&at, fs::Permissions::from_mode((mode & 0o755) | 0o400)).map_err(fail)?;
-        }
-        EntryType::Symlink => {
-            let target = target(names)?;
-            stays_inside(parent, target, path)?;
-            let _ = fs::remove_file(&at);
-            symlink(target, &at).map_err(fail)?;
-        }
-        EntryType::Link => {
-            let target = target(names)?;
-            stays_inside(Path::new(""), target, path)?;
-            no_links(to, target, path)?;
-            let _ = fs::remove_file(&at);
-            fs::hard_link(to.join(target), &at).map_err(fail)?;
-        }
-        other => {
-            return Err(refused(format!("`{}` is neither file, folder nor link, but {other:?}", path.display())));
-        }
-    }
-    Ok(made + 1)
-}
-
-/// Makes the folders of a path that are not there yet, and says how many.
-fn make_folders(to: &Path, below: &Path) -> std::io::Result<usize> {
-    let mut at = to.to_owned();
-    let mut made = 0;
-    for part in below.components() {
-        at.push(part);
-        match fs::create_dir(&at) {
-            Ok(()) => made += 1,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && at.is_dir() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(made)
-}
-
 fn target(names: &Names) -> Result<&Path, Failure> {
     names.target.as_deref().ok_or_else(|| refused(format!("`{}` leads nowhere", names.path.display())))
-}
-
-/// Whether a link, seen from its folder, stays within everything that is unpacked.
-fn stays_inside(from: &Path, target: &Path, path: &Path) -> Result<(), Failure> {
-    let leaves = || refused(format!("the link `{}` leads out, to `{}`", path.display(), target.display()));
-    let mut depth = from.components().count();
-    for part in target.components() {
-        match part {
-            Component::Normal(_) => depth += 1,
-            Component::CurDir => {}
-            Component::ParentDir => depth = depth.checked_sub(1).ok_or_else(leaves)?,
-            Component::RootDir | Component::Prefix(_) => return Err(leaves()),
-        }
-    }
-    Ok(())
-}
-
-/// Whether no part of a path below `to` is a link.
-fn no_links(to: &Path, below: &Path, path: &Path) -> Result<(), Failure> {
-    let mut at = to.to_owned();
-    for part in below.components() {
-        at.push(part);
-        if fs::symlink_metadata(&at).is_ok_and(|metadata| metadata.is_symlink()) {
-            return Err(refused(format!("`{}` would be written through the link `{}`", path.display(), at.display())));
-        }
-    }
-    Ok(())
 }
 
 fn too_large(limit: Limit) -> Failure {
@@ -212,6 +124,7 @@ fn refused(why: String) -> Failure {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
 
     use flate2::Compression;
     use flate2::write::GzEncoder;
@@ -372,10 +285,10 @@ mod tests {
     #[test]
     fn folders_that_nobody_named_count_too() {
         let folder = tempfile::tempdir().expect("folder");
-        assert_eq!(make_folders(folder.path(), Path::new("a/b/c")).expect("made"), 3);
-        assert_eq!(make_folders(folder.path(), Path::new("a/b/d")).expect("made"), 1);
+        assert_eq!(made::make_folders(folder.path(), Path::new("a/b/c")).expect("made"), 3);
+        assert_eq!(made::make_folders(folder.path(), Path::new("a/b/d")).expect("made"), 1);
         fs::write(folder.path().join("a/f"), "").expect("write");
-        assert!(make_folders(folder.path(), Path::new("a/f/x")).is_err());
+        assert!(made::make_folders(folder.path(), Path::new("a/f/x")).is_err());
     }
 
     #[test]

@@ -1,24 +1,31 @@
 //! Package clients: pip and npm, with whatever they start. Each install runs as a user of the host that owns nothing and
 //! is nobody else's meanwhile, with a folder for what it installs and one for what it throws away. When it is done,
-//! whatever it has left running is ended, and what it has installed becomes root's.
+//! whatever it has left running is ended, and what it has installed becomes root's. What it may use has bounds
+//! ([`bounds`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_registries::Door;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncRead;
 use tokio::process::Command;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{STEP, file_failure, write};
+use super::bounds::{self, BOUNDS, Kept, Watch};
+use super::{STEP, file_failure, registry, told, write};
 use crate::confine::{self, Profile};
 use crate::layout::ReleaseLayout;
 use crate::process::{KillGroup, Process, kill_group};
+use crate::runtime::cgroup::Cgroup;
 use crate::runtime::users::{self, Identity};
 use crate::snapshot::aside;
 use crate::stage::remove_folder;
@@ -29,6 +36,10 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long what was killed has to be gone.
 const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(10);
 const LEFTOVER_POLL: Duration = Duration::from_millis(20);
+/// How often what an install leaves running is killed when nobody can wait for it.
+const KILL_ROUNDS: u32 = 20;
+/// How long the output of a client may stay open once it has ended: something that it has left may hold it.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many installs may be under way on one host, of all its agents.
 const USERS_MAX: u32 = 8;
 /// Where it is written down which of their users are taken.
@@ -64,11 +75,15 @@ pub(super) struct Client {
     app: PathBuf,
     scratch: PathBuf,
     installer: PathBuf,
+    /// The way to the registry that everything comes from, where it is not the one that the host is set to.
+    door: Option<Door>,
 }
 
-/// A user that is this install's alone for as long as it lasts.
+/// A user that is this install's alone for as long as it lasts. What is left of it is ended with it.
 struct InstallUser {
     identity: Identity,
+    /// What counts its memory and its processes, where the host has it.
+    group: Option<Cgroup>,
     _taken: File,
 }
 
@@ -79,6 +94,7 @@ impl Client {
         layout: &ReleaseLayout,
         installer: &Path,
         files: &[(&str, &str)],
+        door: Option<Door>,
     ) -> Result<Self, Failure> {
         let (app, scratch) = (layout.app(), layout.scratch());
         let user = InstallUser::take().await?;
@@ -88,7 +104,7 @@ impl Client {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
                 .map_err(|error| file_failure(folder, &error))?;
         }
-        let client = Self { user, app, scratch, installer: installer.to_owned() };
+        let client = Self { user, app, scratch, installer: installer.to_owned(), door };
         for (name, content) in files {
             client.put(&client.app.join(name), content)?;
         }
@@ -123,8 +139,11 @@ impl Client {
         lchown(path, Some(uid), Some(gid)).map_err(|error| file_failure(path, &error))
     }
 
-    /// How the agent's user reaches registries.
+    /// How the agent's user reaches registries; nothing of that where there is a door to the one registry.
     fn settings(&self) -> Result<(), Failure> {
+        if self.door.is_some() {
+            return Ok(());
+        }
         let Some(home) = std::env::var_os("HOME").map(PathBuf::from) else { return Ok(()) };
         for name in SETTINGS_FILES {
             let Ok(content) = fs::read_to_string(home.join(name)) else { continue };
@@ -147,16 +166,44 @@ impl Client {
         Ok(to)
     }
 
+    /// What the packages' registry is called, where it is not the one that the host is set to; and what went wrong with it.
+    pub(super) fn registry(&self) -> (Option<&str>, Option<Failure>) {
+        let door = self.door.as_ref();
+        (door.map(Door::shown), door.and_then(Door::trouble).map(|error| registry::trouble(&error)))
+    }
+
     /// Runs a client to its end, and gives its standard output.
     pub(super) async fn run(&self, words: &[String], what: &str) -> Result<String, Failure> {
         let output = self.output(words, what).await?;
+        self.judge(output, what)
+    }
+
+    /// The standard output of a client that has come through; else what went wrong.
+    pub(super) fn judge(&self, output: Output, what: &str) -> Result<String, Failure> {
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        let message = format!("`{what}` failed with {}", output.status);
-        Err(Failure::new(FailureKind::DeploymentError, STEP, message).output(text.lines()).hint("see its output"))
+        let lines = told::lines(&self.door.as_ref().map_or_else(|| text.to_string(), |door| door.cleaned(&text)));
+        let ran_out = self.user.as_ref().and_then(|user| user.group.as_ref()).is_some_and(Cgroup::ran_out_of_memory);
+        let failure = if ran_out || told::is_want_of_memory(&lines) {
+            self.watch().too_much_memory()
+        } else {
+            let message = format!("`{what}` failed with {}", output.status);
+            Failure::new(FailureKind::DeploymentError, STEP, message).hint("see its output")
+        };
+        Err(failure.output(lines.iter().map(String::as_str)))
+    }
+
+    fn watch(&self) -> Watch {
+        let group = self.user.as_ref().and_then(|user| user.group.as_ref());
+        Watch {
+            bounds: BOUNDS,
+            uid: self.user.as_ref().map(|user| user.identity.uid),
+            counted: group.is_some(),
+            folders: vec![self.app.clone(), self.scratch.clone()],
+        }
     }
 
     /// Runs a client to its end, and gives how it ended and what it said.
@@ -166,13 +213,17 @@ impl Client {
         confine::find(program, &path).map_err(|error| not_started(what, &error))?;
         let profile =
             Profile::installer(self.user.as_ref().map(|user| user.identity.clone()), &self.app, &self.scratch);
+        let group = self.user.as_ref().and_then(|user| user.group.as_ref());
+        let groups = group.map(|group| group.folders().to_vec()).unwrap_or_default();
+        let profile = profile.within(BOUNDS.memory_bytes, BOUNDS.tasks, groups);
         let mut command = profile.command(words, &path, None);
         command
-            .envs(settings())
+            .envs(settings().filter(|(name, _)| self.door.is_none() || is_language(name)))
+            .envs(self.door.as_ref().map(|door| door.settings(&self.scratch.join("no-settings"))).unwrap_or_default())
             .env("HOME", &self.scratch)
             .env("TMPDIR", &self.scratch)
             .env("npm_config_cache", self.scratch.join("npm"));
-        to_end(&mut command, what, &self.installer).await
+        to_end(&mut command, what, &self.installer, &self.watch()).await
     }
 
     /// Ends what clients have left running, throws away what is not kept, and makes the rest root's.
@@ -183,6 +234,9 @@ impl Client {
         let Self { user, app, scratch, .. } = self;
         aside(move || {
             remove_folder(&scratch)?;
+            if let Some(user) = &user {
+                bounds::remove_strays(user.identity.uid);
+            }
             if let Some(user) = &user {
                 take_over(&app, user.identity.uid).map_err(|error| file_failure(&app, &error))?;
             }
@@ -217,9 +271,30 @@ impl InstallUser {
                 })?;
                 // What an agent that was killed has left of an install would be this one's equal.
                 end_all_of(identity.uid).await?;
-                return Ok(Some(Self { identity, _taken: taken }));
+                bounds::remove_strays(identity.uid);
+                let group = bounds::group(&format!("install-{number}"), BOUNDS);
+                return Ok(Some(Self { identity, group, _taken: taken }));
             }
             sleep(USER_POLL).await;
+        }
+    }
+}
+
+impl Drop for InstallUser {
+    fn drop(&mut self) {
+        for _ in 0..KILL_ROUNDS {
+            let left = processes_of(self.identity.uid);
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(LEFTOVER_POLL / 4);
+        }
+        bounds::remove_strays(self.identity.uid);
+        if let Some(group) = &self.group {
+            group.kill();
         }
     }
 }
@@ -227,6 +302,10 @@ impl InstallUser {
 /// The settings of package clients in the agent's own environment.
 fn settings() -> impl Iterator<Item = (String, String)> {
     std::env::vars().filter(|(name, _)| is_setting(&name.to_ascii_lowercase()))
+}
+
+fn is_language(name: &str) -> bool {
+    matches!(name.to_ascii_lowercase().as_str(), "lang" | "lc_all")
 }
 
 fn is_setting(name: &str) -> bool {
@@ -255,7 +334,7 @@ async fn end_all_of(uid: u32) -> Result<(), Failure> {
 }
 
 /// The processes that run as a user. Who owns their folders in /proc says nothing: they may have that changed.
-fn processes_of(uid: u32) -> Vec<Pid> {
+pub(super) fn processes_of(uid: u32) -> Vec<Pid> {
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let of_user = |entry: fs::DirEntry| {
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
@@ -312,9 +391,10 @@ pub(super) fn read_kept(path: &Path) -> Result<Vec<u8>, Failure> {
     read.map_err(|error| file_failure(path, &error))
 }
 
-/// Runs a client to its end, in a process group of its own. While it is at work, `installer` names its process.
-async fn to_end(command: &mut Command, what: &str, installer: &Path) -> Result<Output, Failure> {
-    let child = command
+/// Runs a client to its end, in a process group of its own, or until it uses more than it may. While it is at work,
+/// `installer` names its process.
+async fn to_end(command: &mut Command, what: &str, installer: &Path, watch: &Watch) -> Result<Output, Failure> {
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -326,17 +406,46 @@ async fn to_end(command: &mut Command, what: &str, installer: &Path) -> Result<O
     if let Some(process) = child.id().and_then(|pid| Process::find(i32::try_from(pid).ok()?)) {
         write(installer, &serde_json::to_vec(&process).unwrap_or_default())?;
     }
-    let ended = timeout(CLIENT_TIMEOUT, child.wait_with_output()).await;
+    let (stdout, stderr) = (reading(child.stdout.take()), reading(child.stderr.take()));
+    let ended = tokio::select! {
+        ended = timeout(CLIENT_TIMEOUT, child.wait()) => Ok(ended),
+        failure = watch.exceeded() => Err(failure),
+    };
     let _ = fs::remove_file(installer);
-    match ended {
+    let status = match ended? {
         Err(_) => {
             let message = format!("`{what}` did not end within {} s", CLIENT_TIMEOUT.as_secs());
-            Err(Failure::new(FailureKind::TimeoutError, STEP, message)
-                .hint("check the host's connection to the registry"))
+            return Err(Failure::new(FailureKind::TimeoutError, STEP, message)
+                .hint("check the host's connection to the registry"));
         }
-        Ok(Err(error)) => Err(file_failure(Path::new(what), &error)),
-        Ok(Ok(output)) => Ok(output),
+        Ok(status) => status.map_err(|error| file_failure(Path::new(what), &error))?,
+    };
+    // What was written last is looked at as well: it may have ended before anybody did.
+    let last = watch.clone();
+    aside(move || last.look()).await?;
+    let (stdout, stderr) = tokio::join!(text_of(stdout), text_of(stderr));
+    Ok(Output { status, stdout, stderr })
+}
+
+/// An output that is read beside everything else, so that whoever writes it is never held up.
+struct Reading {
+    kept: Arc<Mutex<Kept>>,
+    ended: JoinHandle<std::io::Result<()>>,
+}
+
+fn reading(from: Option<impl AsyncRead + Unpin + Send + 'static>) -> Option<Reading> {
+    let kept = Arc::<Mutex<Kept>>::default();
+    let to = kept.clone();
+    from.map(|from| Reading { kept, ended: tokio::spawn(async move { bounds::keep(from, &to).await }) })
+}
+
+/// What was said, by an output that may stay open for somebody else.
+async fn text_of(reading: Option<Reading>) -> Vec<u8> {
+    let Some(mut reading) = reading else { return Vec::new() };
+    if timeout(OUTPUT_TIMEOUT, &mut reading.ended).await.is_err() {
+        reading.ended.abort();
     }
+    reading.kept.lock().unwrap_or_else(PoisonError::into_inner).text()
 }
 
 fn not_started(what: &str, error: &std::io::Error) -> Failure {
@@ -406,6 +515,18 @@ mod tests {
         let found = fs::metadata(app.join("bin/linked")).expect("file");
         assert_eq!((found.uid(), found.nlink(), found.mode() & 0o7777), (0, 1, 0o755));
         assert_eq!(fs::metadata(&other).expect("file").uid(), 4_000_000, "the other name is left alone");
+    }
+
+    #[tokio::test]
+    async fn what_a_client_leaves_running_does_not_hold_up_its_end() {
+        let folder = tempfile::tempdir().expect("folder");
+        let watch = Watch { bounds: BOUNDS, uid: None, counted: false, folders: vec![folder.path().to_owned()] };
+        let mut client = Command::new("sh");
+        client.args(["-c", "echo said; sleep 1000 & exit 3"]);
+        let begun = Instant::now();
+        let output = to_end(&mut client, "sh", &folder.path().join("installer"), &watch).await.expect("it ends");
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), &b"said\n"[..]));
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]

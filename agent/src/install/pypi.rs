@@ -1,37 +1,85 @@
 //! Packages from PyPI, by pip in a virtual environment of the release's own.
 
-use std::path::PathBuf;
-
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::host::Version;
-use fleetwright_deploy::release::Release;
+use fleetwright_deploy::release::interpreter::{self, Interpreter, choose, locked_for};
+use fleetwright_deploy::release::{Registry, Release};
+use fleetwright_registries::Kind;
 
 use super::client::{self, Client};
-use super::{STEP, explain, explain_lock, write};
-use crate::facts;
+use super::told::not_found;
+use super::{STEP, explain, explain_lock, registry, told, write};
+use crate::facts::{self, Python};
 use crate::layout::ReleaseLayout;
+use crate::stage::remove_folder;
 
 /// What is wanted of the index.
 pub(super) struct Wanted<'a> {
+    pub(super) name: &'a str,
     pub(super) package: String,
     pub(super) with: &'a [String],
     pub(super) lock: Option<&'a str>,
     /// Whether what the index has as source only may be built on this host.
     pub(super) build: bool,
+    /// The index that it comes from, where it is not the one that the host is set to.
+    pub(super) registry: Option<&'a Registry>,
 }
 
-/// Installs it, and keeps the list of everything that came with it.
+/// Installs it, and keeps the list of everything that came with it. Where the package itself asks for another interpreter
+/// than the one that was taken first, it is installed for one that fits.
 pub(super) async fn install(
     release: &Release,
     layout: &ReleaseLayout,
     wanted: &Wanted<'_>,
     installer: &std::path::Path,
 ) -> Result<(), Failure> {
+    let found = facts::pythons().await;
+    let mut of_package: Option<String> = None;
+    loop {
+        let python = suitable_python(&found, release, wanted, of_package.as_deref())?;
+        match install_for(python, layout, wanted, installer).await {
+            Ok(installed) => return write(&layout.lock_file(), installed.as_bytes()),
+            Err(Refused { failure, requires_python: Some(spec) }) if of_package.is_none() => {
+                tracing::info!(server = %release.server, version = %python.version, requires = spec, "this interpreter does not fit the package");
+                of_package = Some(spec);
+                if suitable_python(&found, release, wanted, of_package.as_deref()).is_err() {
+                    return Err(
+                        no_python(release, of_package.as_deref()).output(failure.output.iter().map(String::as_str))
+                    );
+                }
+                remove_folder(&layout.app())?;
+            }
+            Err(Refused { failure, .. }) => return Err(failure),
+        }
+    }
+}
+
+/// Why nothing was installed.
+struct Refused {
+    failure: Failure,
+    /// What the package says of the interpreter, where it is for another one.
+    requires_python: Option<String>,
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self { failure, requires_python: None }
+    }
+}
+
+async fn install_for(
+    python: &Python,
+    layout: &ReleaseLayout,
+    wanted: &Wanted<'_>,
+    installer: &std::path::Path,
+) -> Result<String, Refused> {
     let app = layout.app();
-    let least = release.requires.iter().find_map(|requirement| requirement.least_version("python"));
-    let python = suitable_python(least, wanted.lock.and_then(locked_for)).await?;
-    let client = Client::prepare(layout, installer, &[]).await?;
-    let venv = [python.display().to_string(), "-m".to_owned(), "venv".to_owned(), app.display().to_string()];
+    let door = match wanted.registry {
+        Some(registry) => Some(registry::door(registry, Kind::Simple, wanted.name).await?),
+        None => None,
+    };
+    let client = Client::prepare(layout, installer, &[], door).await?;
+    let venv = [python.program.display().to_string(), "-m".to_owned(), "venv".to_owned(), app.display().to_string()];
     client.run(&venv, "python -m venv").await?;
     // What is in the environment by now came with the interpreter.
     let pip = Pip { program: app.join("bin/python").display().to_string(), client: &client };
@@ -40,7 +88,7 @@ pub(super) async fn install(
         None => newest(&pip, wanted).await,
     }?;
     client.finish().await?;
-    write(&layout.lock_file(), installed.as_bytes())
+    Ok(installed)
 }
 
 struct Pip<'a> {
@@ -50,10 +98,17 @@ struct Pip<'a> {
 
 impl Pip<'_> {
     async fn run(&self, what: &str, arguments: &[&str]) -> Result<String, Failure> {
+        self.ask(what, arguments).await.map_err(|refused| refused.failure)
+    }
+
+    async fn ask(&self, what: &str, arguments: &[&str]) -> Result<String, Refused> {
         let words =
             [self.program.as_str(), "-m", "pip"].into_iter().chain(what.split(' ')).chain(arguments.iter().copied());
         let words: Vec<String> = words.map(str::to_owned).collect();
-        self.client.run(&words, &format!("pip {what}")).await
+        let what = format!("pip {what}");
+        let output = self.client.output(&words, &what).await?;
+        let requires_python = told::requires_python(&String::from_utf8_lossy(&output.stderr));
+        self.client.judge(output, &what).map_err(|failure| Refused { failure, requires_python })
     }
 }
 
@@ -62,24 +117,25 @@ const QUIET: [&str; 4] = ["--no-input", "--disable-pip-version-check", "--no-cac
 const WHEELS_ONLY: [&str; 2] = ["--only-binary", ":all:"];
 
 /// Exactly what is locked, and nothing that the index would add today.
-async fn locked(pip: &Pip<'_>, lock: &str, wanted: &Wanted<'_>) -> Result<(), Failure> {
+async fn locked(pip: &Pip<'_>, lock: &str, wanted: &Wanted<'_>) -> Result<(), Refused> {
     let requirements = pip.client.scratch().join("requirements.txt").display().to_string();
     pip.client.give("requirements.txt", lock)?;
     let mut arguments = QUIET.to_vec();
     arguments.extend(WHEELS_ONLY.iter().filter(|_| !wanted.build));
     arguments.extend(["--require-hashes", "--no-deps", "--requirement", requirements.as_str()]);
-    if let Err(failure) = pip.run("install", &arguments).await {
-        return Err(match sources_only(pip, &failure, wanted).await {
+    if let Err(Refused { failure, requires_python }) = pip.ask("install", &arguments).await {
+        let failure = match sources_only(pip, &failure, wanted).await {
             Some(told) => told,
-            None => explain_lock(failure, &wanted.package),
-        });
+            None => explain_lock(failure, &wanted.package, pip.client),
+        };
+        return Err(Refused { failure, requires_python });
     }
     let check = pip.run("check", &["--disable-pip-version-check"]).await;
-    check.map(drop).map_err(|failure| explain_lock(failure, &wanted.package))
+    check.map(drop).map_err(|failure| explain_lock(failure, &wanted.package, pip.client).into())
 }
 
 /// What the index gives today.
-async fn newest(pip: &Pip<'_>, wanted: &Wanted<'_>) -> Result<String, Failure> {
+async fn newest(pip: &Pip<'_>, wanted: &Wanted<'_>) -> Result<String, Refused> {
     let report = pip.client.scratch().join("report.json");
     let reports = supports_reports(pip).await;
     let shown = report.display().to_string();
@@ -88,16 +144,17 @@ async fn newest(pip: &Pip<'_>, wanted: &Wanted<'_>) -> Result<String, Failure> {
     arguments.extend(["--report", shown.as_str()].iter().filter(|_| reports));
     arguments.extend(["--", wanted.package.as_str()]);
     arguments.extend(wanted.with.iter().map(String::as_str));
-    if let Err(failure) = pip.run("install", &arguments).await {
-        return Err(match sources_only(pip, &failure, wanted).await {
+    if let Err(Refused { failure, requires_python }) = pip.ask("install", &arguments).await {
+        let failure = match sources_only(pip, &failure, wanted).await {
             Some(told) => told,
-            None => explain(failure, &wanted.package, "PyPI"),
-        });
+            None => explain(failure, &wanted.package, "PyPI", pip.client),
+        };
+        return Err(Refused { failure, requires_python });
     }
     let told = if reports { client::read_kept(&report).ok().and_then(|report| with_digests(&report)) } else { None };
     match told {
         Some(told) => Ok(told),
-        None => pip.run("freeze", &["--disable-pip-version-check"]).await,
+        None => Ok(pip.run("freeze", &["--disable-pip-version-check"]).await?),
     }
 }
 
@@ -125,16 +182,6 @@ async fn sources_only(pip: &Pip<'_>, failure: &Failure, wanted: &Wanted<'_>) -> 
     ))
 }
 
-/// The distribution that pip did not find, and the version where it was one alone.
-fn not_found(output: &[String]) -> Option<(&str, Option<&str>)> {
-    let line = output.iter().find_map(|line| line.split_once("No matching distribution found for "))?.1;
-    let wanted = line.split([' ', ';']).next().unwrap_or_default();
-    let end =
-        wanted.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.')).unwrap_or(wanted.len());
-    let version = wanted[end..].split_once("==").map(|(_, version)| version).filter(|version| !version.contains(','));
-    Some((&wanted[..end], version)).filter(|(name, _)| !name.is_empty())
-}
-
 /// Whether this pip tells what it has installed: it does from 22.2 on.
 async fn supports_reports(pip: &Pip<'_>) -> bool {
     let said = pip.run("--version", &[]).await;
@@ -155,60 +202,34 @@ fn with_digests(report: &[u8]) -> Option<String> {
     Some(lines.concat())
 }
 
-/// The interpreter that a lock was resolved by, as it says in its first line.
-fn locked_for(lock: &str) -> Option<Version> {
-    let first = lock.lines().next()?.strip_prefix('#')?;
-    let version = first.rsplit_once("Python ")?.1.trim().trim_end_matches('.');
-    Version::try_from(version.to_owned()).ok()
+/// The interpreter that the package is installed for; the log says which, and why.
+fn suitable_python<'a>(
+    found: &'a [Python],
+    release: &Release,
+    wanted: &Wanted<'_>,
+    of_package: Option<&str>,
+) -> Result<&'a Python, Failure> {
+    let interpreter = |python: &Python| Interpreter { version: python.version.clone(), is_usual: python.is_usual };
+    let all: Vec<Interpreter> = found.iter().map(interpreter).collect();
+    let locked_for = wanted.lock.and_then(locked_for);
+    let least = least_python(release);
+    let chosen = choose(&all, interpreter::Wanted { least, locked_for: locked_for.as_ref(), of_package });
+    let Some((number, why)) = chosen else { return Err(no_python(release, of_package)) };
+    let python = &found[number];
+    tracing::info!(server = %release.server, version = %python.version, program = %python.program.display(), why = %why, "installing for this Python");
+    Ok(python)
 }
 
-/// The interpreter of the series that a lock was resolved by; else the oldest one that meets the need: packages support
-/// older ones longer than they take to support new ones.
-async fn suitable_python(least: Option<&Version>, locked_for: Option<Version>) -> Result<PathBuf, Failure> {
-    let mut pythons = facts::pythons().await;
-    pythons.retain(|python| least.is_none_or(|least| python.version >= *least));
-    pythons.sort_by(|a, b| a.version.cmp(&b.version));
-    let same = |python: &facts::Python| locked_for.as_ref().is_some_and(|of| of.series() == python.version.series());
-    let usual = || pythons.iter().position(|python| python.version >= preferred_python()).unwrap_or(0);
-    let preferred = pythons.iter().position(same).unwrap_or_else(usual);
-    pythons.into_iter().nth(preferred).map(|python| python.program).ok_or_else(|| {
-        let wanted = least.map_or_else(|| "python".to_owned(), |least| format!("python>={least}"));
-        Failure::new(
-            FailureKind::DependencyError,
-            STEP,
-            format!("no interpreter on this host is {wanted} and has venv"),
-        )
-        .hint("install it, on Debian for example with `apt-get install python3 python3-venv`")
-    })
+fn least_python(release: &Release) -> Option<&Version> {
+    release.requires.iter().find_map(|requirement| requirement.least_version("python"))
 }
 
-/// Interpreters from this version on are preferred over older ones.
-fn preferred_python() -> Version {
-    Version::from([3, 10])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_says_by_which_interpreter_it_was_resolved() {
-        let lock = "# Written by `fleetwright lock`, resolved by Python 3.11.7.\nsix==1.16.0\n";
-        assert_eq!(locked_for(lock), Some(Version::from([3, 11, 7])));
-        assert_eq!(locked_for("six==1.16.0\n"), None);
-    }
-
-    #[test]
-    fn what_pip_did_not_find_is_found_in_its_output() {
-        let output = |line: &str| vec!["ERROR: Could not find a version".to_owned(), line.to_owned()];
-        let found = |line| {
-            let output = output(line);
-            not_found(&output).map(|(name, version)| (name.to_owned(), version.map(str::to_owned)))
-        };
-        let of = |name: &str, version: Option<&str>| Some((name.to_owned(), version.map(str::to_owned)));
-        assert_eq!(found("ERROR: No matching distribution found for a-b.c_d==1.0"), of("a-b.c_d", Some("1.0")));
-        assert_eq!(found("ERROR: No matching distribution found for a[x]==1.0"), of("a", Some("1.0")));
-        assert_eq!(found("ERROR: No matching distribution found for dep>=2 (from a)"), of("dep", None));
-        assert_eq!(found("ERROR: something else"), None);
-    }
+fn no_python(release: &Release, of_package: Option<&str>) -> Failure {
+    let least = least_python(release).map(|least| format!("python>={least}"));
+    let of_package = of_package.map(|spec| format!("Python {spec}, which the package asks for,"));
+    let wanted: Vec<String> = least.into_iter().chain(of_package).collect();
+    let wanted = if wanted.is_empty() { "python".to_owned() } else { wanted.join(" and ") };
+    let message = format!("no interpreter on this host is {wanted} and has venv");
+    Failure::new(FailureKind::DependencyError, STEP, message)
+        .hint("install it, on Debian for example with `apt-get install python3 python3-venv`; with `requires`, only hosts that have it are taken")
 }

@@ -29,7 +29,12 @@ impl Cgroup {
     pub(crate) fn of(server: &ServerLayout) -> io::Result<Self> {
         // Servers of different agents on one host may have the same name.
         let hash = blake3::hash(server.folder().as_os_str().as_encoded_bytes()).to_hex();
-        let name = format!("fleetwright/{}-{}", server.name(), &hash[..8]);
+        Self::named(&format!("{}-{}", server.name(), &hash[..8]))
+    }
+
+    /// The groups of this name, made where they are missing.
+    pub(crate) fn named(name: &str) -> io::Result<Self> {
+        let name = format!("fleetwright/{name}");
         let unified = Path::new(ROOT).join("cgroup.controllers").exists();
         let groups: Vec<PathBuf> = if unified {
             let parent = Path::new(ROOT).join("fleetwright");
@@ -69,8 +74,32 @@ impl Cgroup {
         self.groups.iter().try_for_each(|group| fs::write(group.join("cgroup.procs"), pid.to_string()))
     }
 
+    /// Its folders: a process that writes 0 to `cgroup.procs` in each is in it.
+    pub(crate) fn folders(&self) -> &[PathBuf] {
+        &self.groups
+    }
+
+    /// Whether the kernel has killed something in it since it was made, for want of memory.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        let file = if self.unified { "memory.events" } else { "memory.oom_control" };
+        let mut texts = self.groups.iter().filter_map(|group| fs::read_to_string(group.join(file)).ok());
+        let killed = |text: String| {
+            let counts = text.lines().filter_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
+            counts.sum::<u64>() > 0
+        };
+        texts.any(killed)
+    }
+
     /// Kills whatever is in it, and removes it.
     pub(crate) fn kill(&self) {
+        self.kill_all();
+        for group in &self.groups {
+            let _ = fs::remove_dir(group);
+        }
+    }
+
+    /// Kills whatever is in it.
+    pub(crate) fn kill_all(&self) {
         for _ in 0..KILL_ROUNDS {
             let pids = self.pids();
             if pids.is_empty() {
@@ -80,9 +109,6 @@ impl Cgroup {
                 let _ = kill_process(pid, Signal::KILL);
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        for group in &self.groups {
-            let _ = fs::remove_dir(group);
         }
     }
 

@@ -54,6 +54,8 @@ pub enum ImportQuestion {
         name: String,
         /// Its version.
         version: String,
+        /// The URL of its registry, where that is not the public one.
+        registry: Option<String>,
     },
     /// The programs of a distribution of PyPI: the `console_scripts` of its wheel.
     Pypi {
@@ -61,6 +63,8 @@ pub enum ImportQuestion {
         name: String,
         /// Its version.
         version: String,
+        /// The URL of its index, where that is not the public one.
+        registry: Option<String>,
     },
     /// The `manifest.json` of a bundle.
     Bundle {
@@ -180,8 +184,8 @@ impl Entered {
         // What cannot be imported is not asked about.
         self.definition(ImportChoice::default(), &Found::Unknown(String::new())).ok()?;
         match package.registry_type.as_str() {
-            "npm" => Some(ImportQuestion::Npm { name, version }),
-            "pypi" => Some(ImportQuestion::Pypi { name, version }),
+            "npm" => Some(ImportQuestion::Npm { name, version, registry: program::own_registry(package) }),
+            "pypi" => Some(ImportQuestion::Pypi { name, version, registry: program::own_registry(package) }),
             "mcpb" => Some(ImportQuestion::Bundle { url: name, sha256: package.file_sha256.clone()? }),
             _ => None,
         }

@@ -258,6 +258,13 @@ fn in_words(said: &str) -> (String, Option<String>) {
     {
         let name = quoted(what);
         let known = known.replace('`', "");
+        if known == "stdio, http, none" && matches!(name.as_str(), "sse" | "http+sse" | "http-sse") {
+            let message =
+                format!("`{name}` is the HTTP+SSE transport of 2024-11-05, which clients of today do not speak");
+            let hint = "start the server with its stdio (`transport: stdio`, behind the bridge) or its streamable HTTP \
+                        (`transport: http`): most have one of them, with another argument; one that has only SSE cannot be deployed";
+            return (message, Some(hint.to_owned()));
+        }
         let near = near_miss(&name, known.split(", "));
         let kind = if what.starts_with("unknown field") { "field" } else { "value" };
         return (format!("unknown {kind} `{name}`, expected one of {known}"), near);

@@ -385,6 +385,35 @@ pub struct PackageWritten {
     /// Whether what the index has as source only may be built on the host, by programs that come with it, for `pypi`.
     #[serde(default)]
     pub build: bool,
+    /// The registry that it comes from, for `pypi`, `npm` and `oci`; the public one without it.
+    #[serde(default)]
+    #[schemars(with = "Option<RegistryWritten>")]
+    pub registry: Option<Spanned<RegistryWritten>>,
+}
+
+/// A registry of a package's own. The package, and all that comes with it, is taken from there and from nowhere else.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryWritten {
+    /// Its URL, a template: of a simple index (PEP 503), or of a registry of npm's. Of an image, the name says it.
+    #[serde(default)]
+    #[schemars(with = "Option<Text>")]
+    pub url: Option<Spanned<String>>,
+    /// The user that it is asked as, a template.
+    #[serde(default)]
+    #[schemars(with = "Option<Text>")]
+    pub username: Option<Spanned<String>>,
+    /// That user's password, a template that names a secret.
+    #[serde(default)]
+    #[schemars(with = "Option<Text>")]
+    pub password: Option<Spanned<String>>,
+    /// What it is asked with instead of user and password, a template that names a secret; for `pypi` and `npm`.
+    #[serde(default)]
+    #[schemars(with = "Option<Text>")]
+    pub token: Option<Spanned<String>>,
+    /// Whether what it does not have may come from the public registry. The package itself never does.
+    #[serde(default)]
+    pub public: bool,
 }
 
 impl PackageWritten {
@@ -406,7 +435,8 @@ impl PackageWritten {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunWritten {
-    /// The program and its arguments; may be left out for an image.
+    /// The program and its arguments; may be left out for an image, and where a package of `pypi`, `npm` or `file` has one
+    /// program, or one of its own name.
     #[serde(default)]
     #[schemars(with = "Vec<Text>")]
     pub command: Vec<Spanned<String>>,

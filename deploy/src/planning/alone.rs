@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
 
-use super::{Circumstances, Configuration, Files, plan};
-use crate::config::{Environment, Manifest, Problem, Problems, Server, Source};
+use super::{CheckedPlan, Circumstances, Configuration, Files, plan};
+use crate::config::{Environment, Manifest, Problem, Problems, Rules, Server, Source};
 use crate::host::HostView;
+use crate::ids::EnvironmentName;
+use crate::release::Release;
 
 /// What stands in for the values that nobody knows yet: a word, a path, a number, a URL.
-const STAND_INS: [&str; 4] = ["x", "/x", "1", "http://x/x"];
+const STAND_INS: [&str; 5] = ["x", "/x", "1", "http://x/x", "https://x/x"];
 
 /// What a definition asks of its environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +61,54 @@ pub fn check_alone(source: &Source, server: &Server, needs: &Needs, files: &File
     Problems::none_or(common.unwrap_or_default())
 }
 
+/// The release that a definition makes in an environment, on a host of which nothing is known. Rules do not count here:
+/// one of them may ask for what is made of this.
+pub fn release_alone(
+    source: &Source,
+    server: &Server,
+    environment: (Source, Environment),
+    circumstances: &Circumstances,
+) -> Result<Release, Problems> {
+    let (environment_source, mut environment) = environment;
+    environment.rules = Rules::default();
+    let name = environment.name.value.clone();
+    let plan = plan_alone(source, server, &name, (environment_source, environment), circumstances)?;
+    let mut steps = plan.plan().steps();
+    let release = steps.next().and_then(|step| step.release.clone());
+    release.map(|release| *release).ok_or_else(|| Problem::in_file(source, "it makes no release").into())
+}
+
+fn plan_alone(
+    source: &Source,
+    server: &Server,
+    environment_name: &EnvironmentName,
+    environment: (Source, Environment),
+    circumstances: &Circumstances,
+) -> Result<CheckedPlan, Problems> {
+    let name = &server.name.value;
+    let manifest = format!(
+        "apiVersion: fleetwright/v1\nname: alone\nenvironment: {environment_name}\nservers: [{{ server: \"{name}\" }}]\n"
+    );
+    let manifest = Source { path: "alone-manifest.yaml".to_owned(), text: manifest };
+    let configuration = Configuration {
+        manifest: (manifest.clone(), Manifest::parse(&manifest)?),
+        environment,
+        servers: BTreeMap::from([(name.clone(), (source.clone(), server.clone()))]),
+        on_hosts: BTreeMap::new(),
+    };
+    let host = HostView {
+        address: "127.0.0.1".to_owned(),
+        state_dir: "/state".to_owned(),
+        labels: BTreeMap::new(),
+        facts: None,
+    };
+    let circumstances = Circumstances {
+        hosts: "alone".parse().ok().map(|name| (name, host)).into_iter().collect(),
+        ..circumstances.clone()
+    };
+    plan(&configuration, &circumstances)
+}
+
 fn planned(source: &Source, server: &Server, needs: &Needs, files: &Files, value: &str) -> Result<(), Problems> {
     let lines = |names: &BTreeSet<String>, value: &str| -> String {
         names.iter().map(|name| format!("  \"{name}\": {value}\n")).collect()
@@ -71,30 +121,15 @@ fn planned(source: &Source, server: &Server, needs: &Needs, files: &Files, value
             environment.push_str(&format!("{heading}:\n{lines}"));
         }
     }
-    let name = &server.name.value;
-    let environment = Source { path: "alone.yaml".to_owned(), text: environment };
-    let manifest =
-        format!("apiVersion: fleetwright/v1\nname: alone\nenvironment: alone\nservers: [{{ server: \"{name}\" }}]\n");
-    let manifest = Source { path: "alone-manifest.yaml".to_owned(), text: manifest };
-    let configuration = Configuration {
-        manifest: (manifest.clone(), Manifest::parse(&manifest)?),
-        environment: (environment.clone(), Environment::parse(&environment)?),
-        servers: BTreeMap::from([(name.clone(), (source.clone(), server.clone()))]),
-        on_hosts: BTreeMap::new(),
-    };
-    let host = HostView {
-        address: "127.0.0.1".to_owned(),
-        state_dir: "/state".to_owned(),
-        labels: BTreeMap::new(),
-        facts: None,
-    };
+    let source_of = Source { path: "alone.yaml".to_owned(), text: environment };
+    let environment = Environment::parse(&source_of)?;
     let circumstances = Circumstances {
-        hosts: "alone".parse().ok().map(|name| (name, host)).into_iter().collect(),
         variables: needs.of_process.iter().map(|name| (name.clone(), value.to_owned())).collect(),
         files: files.clone(),
         ..Circumstances::default()
     };
-    plan(&configuration, &circumstances).map(|_| ())
+    let name = environment.name.value.clone();
+    plan_alone(source, server, &name, (source_of, environment), &circumstances).map(|_| ())
 }
 
 #[cfg(test)]

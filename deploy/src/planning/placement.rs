@@ -7,9 +7,10 @@ use serde_saphyr::Spanned;
 use super::entries::Entries;
 use super::{Circumstances, Configuration, Present};
 use crate::config::{Environment, ManifestServer, Problem, Problems, Server};
-use crate::host::{FactName, HostView, bytes};
+use crate::host::{FactName, HostView, Version, bytes};
 use crate::ids::{HostName, InstanceId, ServerName};
 use crate::plan::Skipped;
+use crate::release::interpreter::{self, Interpreter, choose, locked_for};
 
 /// Most servers that are named in one warning.
 const NAMED_MAX: usize = 10;
@@ -425,6 +426,20 @@ fn unlooked_at(configuration: &Configuration, entries: &Entries<'_>) -> Option<S
     })
 }
 
+/// The interpreter that a package will be installed for on a host, as far as that can be known before it is asked.
+fn installs_for(definition: &Server, view: &HostView) -> Option<String> {
+    definition.package.as_ref()?.value.pypi.as_ref()?;
+    let runtimes = &view.facts.as_ref()?.runtimes;
+    // Hosts that do not say which is theirs are not guessed at.
+    let usual = runtimes.get("python3")?.first()?;
+    let interpreter = |version: &Version| Interpreter { version: version.clone(), is_usual: version == usual };
+    let all: Vec<Interpreter> = runtimes.get("python")?.iter().map(interpreter).collect();
+    let least = definition.requires.iter().find_map(|requirement| requirement.least_version("python"));
+    let locked_for = definition.lock.as_deref().and_then(locked_for);
+    let (number, why) = choose(&all, interpreter::Wanted { least, locked_for: locked_for.as_ref(), of_package: None })?;
+    Some(format!("installed for Python {}, {why}, unless the package asks for another", all[number].version))
+}
+
 /// What is to be said of every host for one server, once the servers whose turn is before it have their places.
 pub(super) fn verdicts(
     configuration: &Configuration,
@@ -453,7 +468,9 @@ pub(super) fn verdicts(
                 None if chosen.contains(&n) => format!("chosen: it has {count} servers of this manifest"),
                 None => format!("not needed: it has {count} servers of this manifest"),
             };
-            (host.name.clone(), said)
+            let view = circumstances.hosts.get(host.name).filter(|_| chosen.contains(&n));
+            let python = view.and_then(|view| installs_for(definition, view));
+            (host.name.clone(), python.map_or_else(|| said.clone(), |python| format!("{said}; {python}")))
         });
         return said.collect();
     }

@@ -3,10 +3,12 @@
 mod bridge;
 mod checks;
 mod context;
+mod package;
 mod template;
 
 pub(super) use self::checks::config_schemas;
 use self::context::Subject;
+use self::package::package;
 pub(super) use self::template::Templates;
 
 use std::collections::BTreeMap;
@@ -22,8 +24,8 @@ use crate::config::{
 use crate::host::{HostView, bytes};
 use crate::ids::InstanceId;
 use crate::release::{
-    ConfigFile, Container, Database, Endpoint, MARKER_END, Package, Release, Resources, RestartPolicy, Run,
-    SecretSource, ToolCall, Transport, Volume, has_marker, masked,
+    ConfigFile, Container, Database, Endpoint, MARKER_END, Release, Resources, RestartPolicy, Run, SecretSource,
+    ToolCall, Transport, Volume, has_marker, masked,
 };
 use crate::time::{Length, Timestamp};
 
@@ -201,7 +203,7 @@ fn rendered(
     });
     let mut release = Box::new(Release {
         server: server.name.value.clone(),
-        package: package(server),
+        package: package(source, server, templates)?,
         requires: server.requires.clone(),
         run: Run {
             command: command(source, &written.command, templates)?,
@@ -265,28 +267,6 @@ fn rendered(
         .into());
     }
     Ok(release)
-}
-
-fn package(server: &Server) -> Package {
-    let Some(written) = &server.package else { return Package::None };
-    let (written, version) = (&written.value, written.value.version.value.clone());
-    let sha256 = written.sha256.as_ref().map(|hash| hash.value.to_ascii_lowercase()).unwrap_or_default();
-    if let Some(name) = &written.pypi {
-        let with = written.with.iter().map(|extra| extra.value.clone()).collect();
-        Package::Pypi { name: name.clone(), version, with, lock: server.lock.clone(), build: written.build }
-    } else if let Some(name) = &written.npm {
-        Package::Npm { name: name.clone(), version, lock: server.lock.clone() }
-    } else if let Some(url) = &written.archive {
-        Package::Archive { url: url.value.clone(), sha256, version, strip: written.strip }
-    } else if let Some(url) = &written.file {
-        let name = url.value.rsplit(['/', ':']).next().unwrap_or_default().to_owned();
-        Package::File { url: url.value.clone(), sha256, version, name }
-    } else if let Some(image) = &written.oci {
-        let digest = written.digest.as_ref().map(|digest| digest.value.clone()).unwrap_or_default();
-        Package::Oci { image: image.value.clone(), digest, version }
-    } else {
-        Package::None
-    }
 }
 
 fn container(source: &Source, written: &ContainerWritten, templates: &Templates<'_>) -> Result<Container, Problems> {

@@ -459,6 +459,21 @@ fn a_server_is_explained_with_its_chain_its_neighbours_and_every_host() {
             ("h3", "refused: no label zone=a"),
         ]
     );
+    // What its host says of its interpreters tells which one a package is for.
+    let mut circumstances = circumstances();
+    let runtimes = |usual: [u32; 2]| {
+        let python = vec![crate::host::Version::from([3, 11]), crate::host::Version::from([3, 13])];
+        [("python".to_owned(), python), ("python3".to_owned(), vec![crate::host::Version::from(usual)])].into()
+    };
+    for (usual, told) in [
+        ([3, 11], "installed for Python 3.11, the host's python3, unless"),
+        ([3, 8], "installed for Python 3.13, the newest that fits, since"),
+    ] {
+        let facts = circumstances.hosts.values_mut().filter_map(|host| host.facts.as_mut());
+        facts.for_each(|facts| facts.runtimes = runtimes(usual));
+        let db = explain(&configuration, &circumstances, &"db".parse().expect("name")).expect("an explanation");
+        assert!(db.hosts.values().any(|said| said.contains(told)), "{:?}", db.hosts);
+    }
     assert!(of("wbe").expect_err("a problem").to_string().contains("did you mean `web`"));
 }
 

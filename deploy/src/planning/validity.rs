@@ -114,8 +114,14 @@ fn secrets(configuration: &Configuration, problems: &mut Vec<Problem>) {
 
 fn server(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
     let image = server.package.as_ref().is_some_and(|package| package.value.oci.is_some());
-    if server.run.command.is_empty() && !image && server.run.runtime != RuntimeChoice::Agent {
-        problems.push(Problem::at(source, &server.name, "there is no `run.command`"));
+    // Of these, the agent finds out which programs they have.
+    let has_programs = server.package.as_ref().is_some_and(|package| {
+        let package = &package.value;
+        package.pypi.is_some() || package.npm.is_some() || package.file.is_some()
+    });
+    if server.run.command.is_empty() && !image && !has_programs && server.run.runtime != RuntimeChoice::Agent {
+        let problem = Problem::at(source, &server.name, "there is no `run.command`");
+        problems.push(problem.hint("only packages of `pypi`, `npm`, `file` and `oci` say themselves what is started"));
     }
     if let Some(container) = server.container.as_ref().filter(|_| !image) {
         let problem = Problem::at(source, container, "`container` is for packages that are images");

@@ -55,6 +55,11 @@ impl<R> Counted<R> {
         let exceeded = Rc::new(Cell::new(false));
         (Self { from, left: bytes_max, exceeded: exceeded.clone() }, exceeded)
     }
+
+    /// How many more may come.
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
 }
 
 impl<R: Read> Read for Counted<R> {

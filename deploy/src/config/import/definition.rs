@@ -56,8 +56,11 @@ pub(super) fn write(given: &Given<'_>) -> Result<Imported, ImportError> {
     let mut answers = Answers::new(given.name.as_str(), listens);
     let version = package.version.clone().unwrap_or_else(|| given.entry.version.clone());
     if package.transport.r#type == "sse" {
-        let note = "it speaks SSE, which the protocol has given up: see whether it also speaks streamable HTTP";
-        answers.notes.push(format!("{place}.transport: {note}"));
+        let message = "it speaks HTTP with SSE, the transport of 2024-11-05, which clients of today do not speak";
+        return Err(ImportError::at(&format!("{place}.transport"), message.to_owned()).hint(
+            "see whether the server also speaks stdio or streamable HTTP: most do with another argument, and then the entry's \
+             `transport` says so",
+        ));
     }
     let (url_port, path) = listening(package, &place, &mut answers);
     let mut draft = Draft {
@@ -214,7 +217,7 @@ fn with_registry(image: &str, base: Option<&str>, place: &str) -> Result<String,
         Some(own) if own == host || (hub(own) && hub(host)) => Ok(image.to_owned()),
         None if hub(host) => Ok(image.to_owned()),
         None if !host.is_empty() && host.bytes().all(plain) => Ok(format!("{host}/{image}")),
-        Some(_) | None => Err(program::other_registry(base, "oci", place)),
+        Some(_) | None => Err(program::other_registry(base, place)),
     }
 }
 

@@ -41,23 +41,15 @@ pub(super) fn of(
         return archive(given, package, version, place, answers);
     }
     let name = &package.identifier;
-    let (fits, homes): (bool, &[&str]) = match kind {
-        "npm" => (
-            naming::is_npm(name),
-            &["https://registry.npmjs.org", "https://registry.npmjs.com", "https://www.npmjs.com"],
-        ),
-        _ => (naming::is_pypi(name), &["https://pypi.org", "https://pypi.org/simple", "https://pypi.python.org"]),
-    };
+    let fits = if kind == "npm" { naming::is_npm(name) } else { naming::is_pypi(name) };
     if !fits {
         let message = format!("`{}` is not the name of a package of {kind}", one_line(&without_secrets(name)));
         return Err(
             ImportError::at(&format!("{place}.identifier"), message).hint("it is a name alone, without version or URL")
         );
     }
-    let base = package.registry_base_url.as_deref().map(|base| base.trim_end_matches('/'));
-    if let Some(other) = base.filter(|base| !homes.contains(base)) {
-        return Err(other_registry(other, kind, place));
-    }
+    let own = own_registry(package);
+    let registry = own.as_deref().map(|url| registry(url, kind, place, answers)).transpose()?.unwrap_or_default();
     if package.file_sha256.is_some() {
         answers.notes.push(format!(
             "{place}.fileSha256: `fleetwright lock` fixes the digests of the package and of all that comes with it"
@@ -76,7 +68,7 @@ pub(super) fn of(
     };
     command.extend(said.arguments);
     Ok(Program {
-        package: format!("{{ {kind}: {}, version: {}{with} }}", quoted(name), quoted(version)),
+        package: format!("{{ {kind}: {}, version: {}{with}{registry} }}", quoted(name), quoted(version)),
         requires: vec![if kind == "npm" { "node" } else { "python" }],
         command,
         check,
@@ -84,23 +76,43 @@ pub(super) fn of(
     })
 }
 
-/// A package of a registry that a definition cannot name must not come from another one.
-pub(super) fn other_registry(base: &str, kind: &str, place: &str) -> ImportError {
-    let message = format!(
-        "the package is of another registry, {}, which a definition cannot name",
-        one_line(&without_secrets(base))
-    );
-    let hint = if kind == "oci" {
-        "name the image with the host of its registry, such as ghcr.io/example/server, as the entry's `identifier`"
-            .to_owned()
-    } else {
-        format!(
-            "whoever takes the same name in the public registry would run on your hosts: where the hosts' own {} is set to \
-             that registry, take `registryBaseUrl` out of the entry and import it",
-            if kind == "npm" { "npm" } else { "pip" }
-        )
+/// The registry of a package, where that is not the public one of its kind.
+pub(super) fn own_registry(package: &EntryPackage) -> Option<String> {
+    let homes: &[&str] = match package.registry_type.as_str() {
+        "npm" => &["https://registry.npmjs.org", "https://registry.npmjs.com", "https://www.npmjs.com"],
+        _ => &["https://pypi.org", "https://pypi.org/simple", "https://pypi.python.org"],
     };
-    ImportError::at(&format!("{place}.registryBaseUrl"), message).hint(&hint)
+    let base = package.registry_base_url.as_deref()?.trim_end_matches('/');
+    (!homes.contains(&base)).then(|| base.to_owned())
+}
+
+/// It is kept: the package must not come from another one.
+fn registry(url: &str, kind: &str, place: &str, answers: &mut Answers) -> Result<String, ImportError> {
+    let at = format!("{place}.registryBaseUrl");
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/@%[]".contains(c);
+    let host = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    if host.is_empty() || !url.chars().all(plain) || without_secrets(url) != url {
+        let message = format!("`{}` is not the URL of a registry", one_line(&without_secrets(url)));
+        return Err(ImportError::at(&at, message).hint(
+            "it begins with https:// and holds neither user nor password: those are secrets of the environment, which the \
+             `registry` of the definition's package names",
+        ));
+    }
+    let of = if kind == "npm" { "npm's" } else { "PyPI's" };
+    answers.notes.push(format!(
+        "{at}: the package and all that comes with it are taken from {url} and never from {of} public registry: add \
+         `username` and `password`, or a `token`, from secrets where it asks for them, and `public: true` where what it does \
+         not have may come from there"
+    ));
+    Ok(format!(", registry: {{ url: {} }}", quoted(url)))
+}
+
+/// An image of a registry that its name does not say must not come from another one.
+pub(super) fn other_registry(base: &str, place: &str) -> ImportError {
+    let message = format!("the image is of another registry, {}, than its name says", one_line(&without_secrets(base)));
+    ImportError::at(&format!("{place}.registryBaseUrl"), message).hint(
+        "name the image with the host of its registry, such as ghcr.io/example/server, as the entry's `identifier`",
+    )
 }
 
 /// The program, and what is to be checked where it is a guess.
@@ -175,7 +187,6 @@ fn archive(
         let message = format!("`{}` is not 64 hexadecimal digits", one_line(sha256));
         return Err(ImportError::at(&format!("{place}.fileSha256"), message).hint("`sha256sum FILE` prints it"));
     }
-    answers.notes.push(format!("{at}: a bundle is a ZIP archive: hosts need an agent that unpacks those"));
     let written = format!(
         "{{ archive: {}, sha256: {}, version: {} }}",
         quoted(url),

@@ -82,10 +82,10 @@ pub(super) fn read(
         match option.as_str() {
             option if OF_THE_CLIENT.contains(&option) || option == "--" => {}
             option if SOURCES.contains(&option) => {
-                let message = format!("`{option}` says where packages come from, which a definition cannot keep");
+                let message = format!("`{option}` says where packages come from, and an entry says that elsewhere");
                 return Err(ImportError::at(&token.place, message).hint(
-                    "a package of a private registry must never be taken from the public one: let the hosts' own pip or npm \
-                     be set to that registry, and leave this out of the entry",
+                    "write the registry's URL as the package's `registryBaseUrl`, and leave this out of the entry: the \
+                     package is then never taken from the public one",
                 ));
             }
             "--from" | "-p" | "--package" | "--spec" if !(interpreter || (option == "-p" && hint == "uvx")) => {

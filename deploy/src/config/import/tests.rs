@@ -28,7 +28,7 @@ const MANIFEST: &str = r#"{ "manifest_version": "0.3", "name": "desk", "server":
   "user_config": { "folder": { "type": "directory", "required": true, "description": "Where it looks" },
     "more": { "type": "string" }, "key": { "type": "string", "sensitive": true, "required": true } } }"#;
 
-const CASES: [Case; 31] = [
+const CASES: [Case; 32] = [
     entry!("positional-paths", programs(&["mcp-server-filesystem"])),
     entry!("flags", programs(&["mcp-server-browser", "browser-mcp"])),
     entry!("remote-headers"),
@@ -45,6 +45,7 @@ const CASES: [Case; 31] = [
     entry!("bundle-without-digest"),
     entry!("several-packages", programs(&["zweather", "aweather"])),
     entry!("private-registry"),
+    entry!("own-registry", programs(&["internal-mcp"])),
     entry!("private-index"),
     entry!("runtime-program"),
     entry!("module"),
@@ -142,7 +143,11 @@ fn the_person_chooses_the_package_the_name_the_port_and_the_digest() {
 fn a_package_is_asked_only_where_it_can_be_imported() {
     let question =
         |text: &str| Entered::read(text, ImportChoice::default()).ok().and_then(|entered| entered.question());
-    let npm = ImportQuestion::Npm { name: "@example/server-filesystem".to_owned(), version: "1.2.0".to_owned() };
+    let npm = ImportQuestion::Npm {
+        name: "@example/server-filesystem".to_owned(),
+        version: "1.2.0".to_owned(),
+        registry: None,
+    };
     assert_eq!(question(include_str!("entries/positional-paths.json")), Some(npm));
     for refused in [
         include_str!("entries/url-for-a-name.json"),
