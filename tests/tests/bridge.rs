@@ -460,7 +460,10 @@ async fn a_client_of_the_modern_era_listens_to_a_server_of_the_older_one() {
     let mut stream = Listening::new(response);
     let acknowledged = stream.until("acknowledged").await;
     // The server has tools whose list changes, and no prompts.
-    assert!(acknowledged.contains("toolsListChanged") && !acknowledged.contains("promptsListChanged"), "{acknowledged}");
+    assert!(
+        acknowledged.contains("toolsListChanged") && !acknowledged.contains("promptsListChanged"),
+        "{acknowledged}"
+    );
     assert!(acknowledged.contains(r#""io.modelcontextprotocol/subscriptionId":"sub""#), "{acknowledged}");
     bridge.ask(&session, json!(1), "update", json!({ "uri": "file:///a" })).await;
     let updated = stream.until("resources/updated").await;
@@ -503,7 +506,8 @@ async fn a_session_with_a_server_of_its_own_answers_what_that_server_asks() {
     assert_eq!(handshakes(), 1);
     let able = bridge.session_with(json!({ "sampling": {} })).await;
     assert_eq!(handshakes(), 2);
-    let told = bridge.heard().into_iter().filter(|message| message["method"] == "initialize").nth(1).expect("a handshake");
+    let told =
+        bridge.heard().into_iter().filter(|message| message["method"] == "initialize").nth(1).expect("a handshake");
     assert_eq!(told["params"]["capabilities"], json!({ "sampling": {} }));
     let body = json!({ "jsonrpc": "2.0", "id": 5, "method": "ask and wait", "params": {} });
     let mut stream = Listening::new(bridge.post(Some(&able), &body).send().await.expect("sent"));
@@ -608,7 +612,8 @@ async fn pages_of_origins_that_were_given_may_use_the_bridge() {
     assert!(header("access-control-allow-headers").contains("mcp-param-region"));
     assert_eq!(preflight("https://evil.example").await.expect("sent").status(), StatusCode::FORBIDDEN);
     // The names it was given are its own, with a token all the same.
-    let request = bridge.post(None, &json!({})).header("origin", "https://page.example").header("host", "tools.example");
+    let request =
+        bridge.post(None, &json!({})).header("origin", "https://page.example").header("host", "tools.example");
     let refused = request.send().await.expect("sent");
     assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(refused.headers()["access-control-allow-origin"], "https://page.example");

@@ -278,7 +278,9 @@ impl Child {
                 }
             }
             (None, Some(id)) => {
-                let Some(pending) = id.get().parse().ok().and_then(|id: u64| self.pending().remove(&id)) else { return };
+                let Some(pending) = id.get().parse().ok().and_then(|id: u64| self.pending().remove(&id)) else {
+                    return;
+                };
                 let answer = match (message.error, message.result) {
                     (Some(error), _) => Err(error),
                     (None, result) => Ok(result.unwrap_or_else(|| raw(&json!({})))),
@@ -317,7 +319,8 @@ impl Child {
         let mib = LINE_BYTES_MAX >> 20;
         tracing::warn!("the server wrote a message of more than {mib} MiB, which is the most; it is skipped");
         if let Some(pending) = id.and_then(|id| self.pending().remove(&id)) {
-            let message = format!("the server's answer has more than {mib} MiB, which is the most that the bridge takes");
+            let message =
+                format!("the server's answer has more than {mib} MiB, which is the most that the bridge takes");
             let _ = pending.answer.send(Err(failure(INTERNAL_ERROR, &message)));
         }
     }

@@ -32,14 +32,8 @@ const RESOURCE_NOT_FOUND: i64 = -32002;
 const URL_ELICITATION_REQUIRED: i64 = -32042;
 
 /// Results that say for how long they may be kept (2026-07-28, server/utilities/caching).
-const CACHEABLE: [&str; 6] = [
-    "server/discover",
-    "tools/list",
-    "prompts/list",
-    "resources/list",
-    "resources/templates/list",
-    "resources/read",
-];
+const CACHEABLE: [&str; 6] =
+    ["server/discover", "tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read"];
 /// Methods of the older era that the modern one has no more.
 const REMOVED: [&str; 5] = ["initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"];
 
@@ -142,7 +136,8 @@ impl Described {
         result.insert("supportedVersions".to_owned(), raw(versions));
         let mut capabilities = info.clone();
         without_tasks(&mut capabilities);
-        result.insert("capabilities".to_owned(), capabilities.remove("capabilities").unwrap_or_else(|| raw(&json!({}))));
+        result
+            .insert("capabilities".to_owned(), capabilities.remove("capabilities").unwrap_or_else(|| raw(&json!({}))));
         if let Some(instructions) = info.get("instructions") {
             result.insert("instructions".to_owned(), instructions.clone());
         }
@@ -269,13 +264,20 @@ mod tests {
         let called = value(&modern_result("tools/call", &raw(&json!({ "content": [] })), &info()));
         assert!(called.get("ttlMs").is_none() && called["resultType"] == "complete", "{called}");
         let back = value(&legacy_result(&raw(&listed)));
-        assert!(back.get("resultType").is_none() && back.get("ttlMs").is_none() && back["tools"] == json!([]), "{back}");
+        assert!(
+            back.get("resultType").is_none() && back.get("ttlMs").is_none() && back["tools"] == json!([]),
+            "{back}"
+        );
     }
 
     #[test]
     fn errors_of_one_era_are_those_of_the_other() {
-        let of = |code: i64| value(&modern_error(&raw(&json!({ "code": code, "message": "m", "data": 1 }))))["code"].clone();
-        assert_eq!((of(-32002), of(-32042), of(-32601), of(7)), (json!(-32602), json!(-32603), json!(-32601), json!(7)));
+        let of =
+            |code: i64| value(&modern_error(&raw(&json!({ "code": code, "message": "m", "data": 1 }))))["code"].clone();
+        assert_eq!(
+            (of(-32002), of(-32042), of(-32601), of(7)),
+            (json!(-32602), json!(-32603), json!(-32601), json!(7))
+        );
     }
 
     #[test]

@@ -7,7 +7,9 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::era::{HEADER_MISMATCH, Level, META_CAPABILITIES, META_LOG_LEVEL, META_PREFIX, META_VERSION, MODERN, unsupported};
+use super::era::{
+    HEADER_MISMATCH, Level, META_CAPABILITIES, META_LOG_LEVEL, META_PREFIX, META_VERSION, MODERN, unsupported,
+};
 use super::message::{Fields, INVALID_PARAMS, Raw, failure, fields, text};
 
 pub(super) const VERSION_HEADER: &str = "mcp-protocol-version";
@@ -137,7 +139,9 @@ pub(super) fn repeated(schema: &Value) -> Repeated {
         }
         for (name, property) in properties.into_iter().flatten() {
             way.push(name.clone());
-            if let Some(header) = property.get("x-mcp-header").and_then(Value::as_str).filter(|header| !header.is_empty()) {
+            if let Some(header) =
+                property.get("x-mcp-header").and_then(Value::as_str).filter(|header| !header.is_empty())
+            {
                 all.push((way.clone(), header.to_owned()));
             }
             gather(property, way, all);
@@ -174,7 +178,9 @@ fn says(value: &Value, told: &str) -> bool {
     match value {
         Value::String(text) => text == told,
         Value::Bool(truth) => told == if *truth { "true" } else { "false" },
-        Value::Number(number) => number.as_f64().is_some_and(|number| told.parse::<f64>().is_ok_and(|told| told == number)),
+        Value::Number(number) => {
+            number.as_f64().is_some_and(|number| told.parse::<f64>().is_ok_and(|told| told == number))
+        }
         // No header repeats these, so none can contradict them.
         Value::Null | Value::Array(_) | Value::Object(_) => true,
     }
@@ -229,10 +235,15 @@ mod tests {
     #[test]
     fn a_version_that_nobody_speaks_is_refused_with_those_that_are_spoken() {
         let of = |version: &'static str| {
-            refused(&[(VERSION_HEADER, version), (METHOD_HEADER, "tools/list")], "tools/list", &params(version, json!({})))
+            refused(
+                &[(VERSION_HEADER, version), (METHOD_HEADER, "tools/list")],
+                "tools/list",
+                &params(version, json!({})),
+            )
         };
         assert_eq!((of("1900-01-01"), of("2099-01-01")), (Some(-32022), Some(-32022)));
-        let older_era = check(&headers(&[(VERSION_HEADER, MODERN)]), "x", Some(&params(MODERN, json!({}))), &["2025-11-25"]);
+        let older_era =
+            check(&headers(&[(VERSION_HEADER, MODERN)]), "x", Some(&params(MODERN, json!({}))), &["2025-11-25"]);
         let error = older_era.expect_err("refused");
         assert!(error.get().contains(r#""supported":["2025-11-25"]"#), "{error}");
     }
@@ -251,8 +262,13 @@ mod tests {
     fn a_request_is_modern_by_what_it_says() {
         let none = headers(&[]);
         assert!(is_modern(&none, "tools/list", Some(&params(MODERN, json!({})))));
-        assert!(is_modern(&none, "server/discover", None) && is_modern(&headers(&[(VERSION_HEADER, MODERN)]), "x", None));
-        assert!(!is_modern(&none, "tools/list", None) && !is_modern(&headers(&[(VERSION_HEADER, MODERN)]), "initialize", None));
+        assert!(
+            is_modern(&none, "server/discover", None) && is_modern(&headers(&[(VERSION_HEADER, MODERN)]), "x", None)
+        );
+        assert!(
+            !is_modern(&none, "tools/list", None)
+                && !is_modern(&headers(&[(VERSION_HEADER, MODERN)]), "initialize", None)
+        );
     }
 
     #[test]
@@ -267,7 +283,9 @@ mod tests {
         let call = raw(&json!({ "arguments": { "region": "eu", "deep": { "n": 42 } } }));
         let checked = |all: &[(&'static str, &str)]| check_arguments(&headers(all), Some(&call), &repeated).is_ok();
         assert!(checked(&[("mcp-param-region", "eu"), ("mcp-param-n", "42.0")]));
-        assert!(!checked(&[("mcp-param-region", "us"), ("mcp-param-n", "42")]) && !checked(&[("mcp-param-region", "eu")]));
+        assert!(
+            !checked(&[("mcp-param-region", "us"), ("mcp-param-n", "42")]) && !checked(&[("mcp-param-region", "eu")])
+        );
         let without = raw(&json!({ "arguments": { "region": null } }));
         let extra = headers(&[("mcp-param-region", "eu")]);
         assert!(check_arguments(&extra, Some(&without), &repeated).is_err());

@@ -46,7 +46,8 @@ impl Filter {
 
 /// Whether a resource is the one that was subscribed to, or below it.
 fn is_of(uri: &str, subscribed: &str) -> bool {
-    uri.strip_prefix(subscribed).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || subscribed.ends_with('/'))
+    uri.strip_prefix(subscribed)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || subscribed.ends_with('/'))
 }
 
 /// How a client is told.
@@ -128,7 +129,12 @@ impl Hub {
     }
 
     /// Subscribes a client to a resource; the server is asked for the first one.
-    pub(super) async fn subscribe(&self, child: &Child, owner: Owner, params: Option<&RawValue>) -> Result<Answer, Ended> {
+    pub(super) async fn subscribe(
+        &self,
+        child: &Child,
+        owner: Owner,
+        params: Option<&RawValue>,
+    ) -> Result<Answer, Ended> {
         let uri = match uri_of(params) {
             Ok(uri) => uri,
             Err(error) => return Ok(Err(error)),
@@ -155,7 +161,12 @@ impl Hub {
     }
 
     /// Ends a client's subscription; the server is told when it was the last one.
-    pub(super) async fn unsubscribe(&self, child: &Child, owner: Owner, params: Option<&RawValue>) -> Result<Answer, Ended> {
+    pub(super) async fn unsubscribe(
+        &self,
+        child: &Child,
+        owner: Owner,
+        params: Option<&RawValue>,
+    ) -> Result<Answer, Ended> {
         let uri = match uri_of(params) {
             Ok(uri) => uri,
             Err(error) => return Ok(Err(error)),
@@ -212,7 +223,8 @@ mod tests {
 
     #[test]
     fn a_client_hears_what_it_listens_to() {
-        let news = |method: &str, params: serde_json::Value| News { method: method.to_owned(), params: Some(raw(&params)) };
+        let news =
+            |method: &str, params: serde_json::Value| News { method: method.to_owned(), params: Some(raw(&params)) };
         let updated = |uri: &str| news("notifications/resources/updated", json!({ "uri": uri }));
         let filter = Filter { tools: true, uris: ["file:///a".to_owned()].into(), ..Filter::default() };
         assert!(filter.wants(&news("notifications/tools/list_changed", json!({}))));

@@ -17,9 +17,7 @@ use super::child::{Child, Ended, Group, Logs, Question};
 use super::era::{LEGACY_NEWEST, Level, META_LOG_LEVEL, is_task, legacy_result, negotiated, no_such_method};
 use super::front::{Front, SESSION_HEADER, SessionMode, json_answer};
 use super::hub::Filter;
-use super::message::{
-    self, Answer, Fields, INTERNAL_ERROR, INVALID_PARAMS, Raw, failure, fields, raw, text,
-};
+use super::message::{self, Answer, Fields, INTERNAL_ERROR, INVALID_PARAMS, Raw, failure, fields, raw, text};
 use super::server::{Era, HANDSHAKE_TIMEOUT};
 use super::sessions::{Hello, NoSession, Session, meta_of};
 use super::streams::Stream;
@@ -28,7 +26,12 @@ use super::streams::Stream;
 const ROUNDS_MAX: usize = 16;
 
 /// Begins a session.
-pub(super) async fn begin(front: &Arc<Front>, peer: std::net::IpAddr, id: &RawValue, params: Option<&RawValue>) -> Response {
+pub(super) async fn begin(
+    front: &Arc<Front>,
+    peer: std::net::IpAddr,
+    id: &RawValue,
+    params: Option<&RawValue>,
+) -> Response {
     let hello = Hello::of(params);
     let newest = if front.server.era == Era::Legacy { front.server.protocol() } else { LEGACY_NEWEST.to_owned() };
     let version = negotiated(hello.version.as_deref(), &newest);
@@ -215,11 +218,19 @@ async fn shared(front: &Front, session: &Session, method: &str, params: Option<R
 
 fn level_of(params: Option<&RawValue>) -> Result<Level, Raw> {
     let level = fields(params).and_then(|params| text(&params, "level"));
-    level.and_then(|level| Level::parse(&level)).ok_or_else(|| failure(INVALID_PARAMS, "`level` is none of the log levels"))
+    level
+        .and_then(|level| Level::parse(&level))
+        .ok_or_else(|| failure(INVALID_PARAMS, "`level` is none of the log levels"))
 }
 
 /// Asks a server of the modern era for a session of the older one.
-async fn as_modern(front: &Front, session: &Arc<Session>, method: &str, params: Option<Raw>, stream: &Stream) -> Answer {
+async fn as_modern(
+    front: &Front,
+    session: &Arc<Session>,
+    method: &str,
+    params: Option<Raw>,
+    stream: &Stream,
+) -> Answer {
     let server = &front.server;
     let weak = Arc::downgrade(session);
     match method {

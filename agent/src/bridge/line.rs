@@ -14,7 +14,9 @@ const ROOM_BYTES: usize = 256 * 1024;
 pub(super) enum Line<'a> {
     Whole(&'a [u8]),
     /// It was longer than it may be; with the id of the message, where that is a number.
-    TooLong { id: Option<u64> },
+    TooLong {
+        id: Option<u64>,
+    },
 }
 
 /// Reads lines, each into the room of the one before.

@@ -104,7 +104,8 @@ impl Listening {
             filter.insert("resourceSubscriptions".to_owned(), json!(uris));
         }
         let params = raw(&json!({ "notifications": filter, "_meta": meta_of(&of.hello) }));
-        let question = Question { method: "subscriptions/listen", params: Some(params), owner: of.owner, logs: Logs::Never };
+        let question =
+            Question { method: "subscriptions/listen", params: Some(params), owner: of.owner, logs: Logs::Never };
         let asked = child.ask(question).await.map_err(|ended: Ended| failure(INTERNAL_ERROR, &ended.to_string()))?;
         let (acknowledge, acknowledged) = oneshot::channel();
         let task = tokio::spawn(listen(asked, session.clone(), acknowledge));

@@ -107,7 +107,9 @@ async fn answer(front: &Arc<Front>, asking: Asking, said: Said, stream: &Arc<Str
         // It would make the process one of the older era.
         (Era::Modern, "initialize") => Err(no_such_method("initialize")),
         (Era::Modern, _) => pass(front, owner, asking, said.logs, stream).await,
-        (Era::Legacy, "server/discover") => Ok(front.described.discovered_of_legacy(&front.server.info, &front.versions())),
+        (Era::Legacy, "server/discover") => {
+            Ok(front.described.discovered_of_legacy(&front.server.info, &front.versions()))
+        }
         (Era::Legacy, "subscriptions/listen") => listen(front, owner, &asking, stream).await,
         (Era::Legacy, method) if is_removed(method) => Err(no_such_method(method)),
         (Era::Legacy, _) => translate(front, owner, asking, said.logs, stream).await,
@@ -241,4 +243,3 @@ fn named(news: &News, id: &RawValue) -> String {
     params.insert("_meta".to_owned(), raw(&meta));
     message::notification(&news.method, Some(&raw(&params)))
 }
-

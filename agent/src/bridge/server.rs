@@ -148,7 +148,9 @@ async fn open(child: &Child, opening: Opening) -> Result<Opened> {
         },
         // Some do not bear a question before the handshake.
         Some(Err(_)) if opening == Opening::Both => {
-            tracing::info!("the server ended when it was asked which era of the protocol it speaks; it is started anew");
+            tracing::info!(
+                "the server ended when it was asked which era of the protocol it speaks; it is started anew"
+            );
             Ok(Opened::Again(Opening::Only(Era::Legacy)))
         }
         Some(Err(_)) => bail!(ENDED),

@@ -43,14 +43,20 @@ struct Tool {
 
 impl Tools {
     /// Checks the headers of a call of a tool.
-    pub(super) async fn check(&self, server: &Server, headers: &HeaderMap, params: Option<&RawValue>) -> Result<(), Raw> {
+    pub(super) async fn check(
+        &self,
+        server: &Server,
+        headers: &HeaderMap,
+        params: Option<&RawValue>,
+    ) -> Result<(), Raw> {
         let Some(name) = fields(params).and_then(|params| text(&params, "name")) else { return Ok(()) };
         let mut known = self.0.lock().await;
         let fresh = known.is_none();
         if fresh {
             *known = Some(list(server).await);
         }
-        let of = |known: &Option<BTreeMap<String, Repeated>>| known.as_ref().and_then(|known| known.get(&name)).cloned();
+        let of =
+            |known: &Option<BTreeMap<String, Repeated>>| known.as_ref().and_then(|known| known.get(&name)).cloned();
         let checked = check_arguments(headers, params, &of(&known).unwrap_or_default());
         if checked.is_ok() || fresh {
             return checked;

@@ -50,7 +50,12 @@ pub(super) const BOUNDS: Bounds = Bounds { memory_bytes: 4 << 30, tasks: 512, wr
 
 /// A control group of an install, where this host has any that can be used.
 pub(super) fn group(user: &str, bounds: Bounds) -> Option<Cgroup> {
-    let limits = Resources { memory_bytes: Some(bounds.memory_bytes), cpu_percent: None, tasks: Some(bounds.tasks) };
+    let limits = Resources {
+        memory_bytes: Some(bounds.memory_bytes),
+        cpu_percent: None,
+        tasks: Some(bounds.tasks),
+        disk_bytes: None,
+    };
     let made = Cgroup::named(user).and_then(|group| {
         group.kill_all();
         group.limit(&limits).map(|()| group)
