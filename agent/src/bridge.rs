@@ -143,8 +143,13 @@ async fn serve(
         never = end_idle(&front.sessions) => match never {},
         _ = terminate.recv() => {
             front.closing.cancel();
+            front.sessions.end_all();
             front.server.child.close();
-            let _ = timeout(STOP_TIMEOUT, ended).await;
+            let gone = async {
+                let _ = ended.await;
+                let _ = front.places.acquire_many(u32::from(options.sessions_max)).await;
+            };
+            let _ = timeout(STOP_TIMEOUT, gone).await;
             Ok(ExitCode::from(TERMINATED))
         }
     }
@@ -160,7 +165,7 @@ fn front(server: Server, options: &Options) -> Front {
         let (hub, child) = (hub.clone(), child.clone());
         tokio::spawn(async move { hub.leave(&child, owner).await });
     };
-    Front::new(server, options.sessions, Sessions::new(most, leave))
+    Front::new(server, options.sessions, Sessions::new(most, leave), usize::from(options.sessions_max))
 }
 
 /// From the inside out: a request is read whole only if it may be.

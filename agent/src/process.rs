@@ -111,18 +111,28 @@ const KILL_ROUNDS: u32 = 10;
 
 /// Kills everything that descends from this process.
 pub(crate) fn kill_descendants() {
-    kill_descendants_of(i32::try_from(std::process::id()).unwrap_or(0));
+    kill_descendants_that(|_| true);
 }
 
-/// Kills everything that descends from a process, but not the process itself.
-pub(crate) fn kill_descendants_of(root: i32) {
+/// Kills what descends from this process and has this, `NAME=value`, in the environment that it was started with.
+pub(crate) fn kill_marked(mark: &str) {
+    kill_descendants_that(|pid| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    });
+}
+
+fn kill_descendants_that(are: impl Fn(i32) -> bool) {
+    let root = i32::try_from(std::process::id()).unwrap_or(0);
     for _ in 0..KILL_ROUNDS {
         let mut found = Vec::new();
         let mut parents = vec![root];
         while let Some(parent) = parents.pop() {
             for child in children(parent).into_iter().filter(|child| Process::find(*child).is_some()) {
                 parents.push(child);
-                found.push(child);
+                if are(child) {
+                    found.push(child);
+                }
             }
         }
         if found.is_empty() {

@@ -98,6 +98,11 @@ for line in sys.stdin:
         say(dict(id=message["id"], result=dict()))
     elif method == "large":
         say(dict(id=message["id"], result=dict(text="x" * message["params"]["bytes"])))
+    elif method == "not a number":
+        say(dict(id=message["id"], result=dict(x=float("nan"))))
+    elif method == "log as json":
+        print(json.dumps(dict(level=30, id=message["id"], msg="a line of a log")), flush=True)
+        say(dict(id=message["id"], result=dict(answered=True)))
     elif method == "fail":
         say(dict(id=message["id"], error=dict(code=-32055, message="as asked", data=dict(why=["x"]))))
     elif method == "spawn":
@@ -439,6 +444,12 @@ async fn clients_of_a_shared_server_hear_what_they_have_asked_for_and_nothing_of
     bridge.until_heard(|message| message["method"] == "never").await;
     let unclear = messages(bridge.post(Some(&one), &body).send().await.expect("sent")).await;
     assert_eq!(unclear.iter().filter(|message| message["method"] == "notifications/message").count(), 0);
+    // The same while the server may still be at what was cancelled.
+    let cancel = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": 7 } });
+    bridge.post(Some(&two), &cancel).send().await.expect("sent");
+    bridge.until_heard(|message| message["method"] == "notifications/cancelled").await;
+    let unclear = messages(bridge.post(Some(&one), &body).send().await.expect("sent")).await;
+    assert_eq!(unclear.iter().filter(|message| message["method"] == "notifications/message").count(), 0);
     waiting.abort();
     // The last one that leaves is the last one that listens.
     bridge.http.delete(&bridge.url).header("mcp-session-id", &two).send().await.expect("sent");
@@ -489,6 +500,12 @@ async fn an_answer_whose_stream_broke_can_be_fetched_from_where_it_broke() {
     let all = messages(request.header("mcp-session-id", &session).send().await.expect("sent")).await;
     assert_eq!(all.last().expect("an answer")["result"]["done"], "x", "{all:#?}");
     assert_eq!(all.iter().filter(|message| message["method"] == "notifications/progress").count(), 3, "{all:#?}");
+    // What is there no more is not given, and nothing of another stream in its place.
+    for gone in ["7-0", "rubbish"] {
+        let request = bridge.http.get(&bridge.url).header("accept", "text/event-stream").header("last-event-id", gone);
+        let nothing = request.header("mcp-session-id", &session).send().await.expect("sent");
+        assert_eq!(nothing.status(), StatusCode::NO_CONTENT, "{gone}");
+    }
     let cancelled = bridge.heard().iter().any(|message| message["method"] == "notifications/cancelled");
     assert!(!cancelled, "a connection that breaks cancels nothing in the older era");
 }
@@ -528,11 +545,19 @@ async fn a_session_with_a_server_of_its_own_answers_what_that_server_asks() {
     let third = bridge.session_with(json!({ "sampling": {} })).await;
     let list = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
     assert_eq!(bridge.post(Some(&able), &list).send().await.expect("sent").status(), StatusCode::NOT_FOUND);
+    // What such a server has started ends with it, wherever it has gone.
+    let spawned = bridge.ask(&third, json!(8), "spawn", json!({})).await;
+    let pid = spawned["result"]["pid"].as_i64().expect("a pid");
     // A server that ends takes its session along, and nobody else's.
     let _ = bridge.post(Some(&third), &json!({ "jsonrpc": "2.0", "id": 2, "method": "end" })).send().await;
     let deadline = Instant::now() + PATIENCE;
     while bridge.post(Some(&third), &list).send().await.expect("sent").status() != StatusCode::NOT_FOUND {
         assert!(Instant::now() < deadline, "the session of a server that has ended goes on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let alive = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    while alive() {
+        assert!(Instant::now() < deadline, "what the server of a session has started outlives it");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(bridge.ask(&looks, json!(9), "tools/call", json!({ "name": "x" })).await["result"].is_object());
@@ -579,6 +604,11 @@ async fn an_answer_that_is_too_long_is_an_error_and_the_next_one_comes() {
     assert!(failed["error"]["message"].as_str().is_some_and(|why| why.contains("64 MiB")), "{failed}");
     let large = bridge.ask(&session, json!(2), "large", json!({ "bytes": 32 << 20 })).await;
     assert_eq!(large["result"]["text"].as_str().map(str::len), Some(32 << 20));
+    // What is no JSON ends the wait, and a line of a log that happens to be JSON ends nobody's.
+    let unreadable = bridge.ask(&session, json!(3), "not a number", json!({})).await;
+    assert!(unreadable["error"]["message"].as_str().is_some_and(|why| why.contains("no JSON")), "{unreadable}");
+    let logged = bridge.ask(&session, json!(4), "log as json", json!({})).await;
+    assert_eq!(logged["result"], json!({ "answered": true }));
     let malformed = bridge.post(Some(&session), &json!({})).body("{\"jsonrpc\":").send().await.expect("sent");
     assert_eq!(malformed.status(), StatusCode::BAD_REQUEST);
     assert_eq!(answer(malformed).await["error"]["code"], -32700);

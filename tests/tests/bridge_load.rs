@@ -167,9 +167,8 @@ fn called(id: usize, tool: &str, arguments: Value) -> Value {
 /// The answer in a body, whether it comes alone or as the last event of a stream.
 async fn answer(response: Response) -> Value {
     let text = response.text().await.expect("a body");
-    let events =
-        text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim).filter(|data| !data.is_empty());
-    let last = events.last().unwrap_or(&text);
+    let data = text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim);
+    let last = data.filter(|data| !data.is_empty()).next_back().unwrap_or(&text);
     serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {}", last.chars().take(200).collect::<String>()))
 }
 
@@ -187,7 +186,7 @@ async fn ten_thousand_clients_that_vanish_keep_nobody_out() {
     let vanish = |n: usize| {
         let mut stream = loaded.begin(None, body.len(), &body);
         // Most wait for their session; some are gone before they have it.
-        if n % 10 != 0 {
+        if !n.is_multiple_of(10) {
             let mut head = [0; 12];
             stream.read_exact(&mut head).expect("an answer");
             assert_eq!(&head, b"HTTP/1.1 200", "client {n}");

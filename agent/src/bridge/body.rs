@@ -15,8 +15,10 @@ use tokio::time::timeout;
 const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long the rest of a request may take once its head is there.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Most bytes of all bodies together that are being read, in KiB.
+/// Most bytes of all large bodies together that are being read, in KiB.
 const BODIES_KIB_MAX: usize = 64 * 1024;
+/// A body up to this size needs no room of the large ones: whoever sends those slowly keeps no small one out.
+const SMALL_KIB: usize = 64;
 
 /// The room for bodies that are being read.
 #[derive(Clone)]
@@ -47,7 +49,7 @@ impl Room {
                 return Err((StatusCode::PAYLOAD_TOO_LARGE, message).into_response());
             }
             let before = taken.as_ref().map_or(0, SemaphorePermit::num_permits);
-            let more = (whole.len() + part.len()).div_ceil(1024).saturating_sub(before);
+            let more = (whole.len() + part.len()).div_ceil(1024).saturating_sub(SMALL_KIB).saturating_sub(before);
             let Ok(more) = self.0.try_acquire_many(u32::try_from(more).unwrap_or(u32::MAX)) else {
                 let later = [(RETRY_AFTER, HeaderValue::from_static("1"))];
                 let message = "too much is being sent at once; try again later\n";

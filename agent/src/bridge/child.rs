@@ -1,23 +1,24 @@
 //! A server's process, which speaks JSON-RPC in lines and is asked by many at once. It knows which answer and which news
 //! belong to which request; what belongs to none, whoever started it is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::era::{Level, META_SUBSCRIPTION};
-use super::line::{LINE_BYTES_MAX, Line, Lines};
+use super::line::{LINE_BYTES_MAX, Line, Lines, id_of};
 use super::message::{self, Answer, INTERNAL_ERROR, Message, Raw, failure, fields, number, raw, text};
 use crate::process::{self, KillGroup, OwnChildren};
 
@@ -25,8 +26,17 @@ use crate::process::{self, KillGroup, OwnChildren};
 const LEFTOVER_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a server whose input was closed has to end by itself.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// And how long after it was told to.
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(3);
+/// What marks the processes of one session's server, wherever they have gone.
+const MARK_VARIABLE: &str = "FLEETWRIGHT_BRIDGE_SESSION";
 /// How many lines wait to be written; whoever has more waits too.
 const LINES_MAX: usize = 256;
+/// Most bytes of lines that wait to be written.
+const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a server may still be at a request that was cancelled, and how many of those are remembered.
+const CANCELLED_FOR: Duration = Duration::from_secs(300);
+const CANCELLED_MAX: usize = 1024;
 /// How many notifications of one request wait to be read; more are dropped.
 const NEWS_MAX: usize = 256;
 
@@ -65,6 +75,10 @@ pub(super) struct Child(Arc<Inner>);
 struct Inner {
     lines: Mutex<Option<mpsc::Sender<String>>>,
     pending: Mutex<BTreeMap<u64, Pending>>,
+    /// Requests that were cancelled, whose answers have not come: the server may still be at them.
+    cancelled: Mutex<BTreeMap<u64, (Owner, Instant)>>,
+    /// Bytes that wait to be written.
+    queued: Arc<AtomicUsize>,
     next: AtomicU64,
     end: Arc<Notify>,
 }
@@ -116,20 +130,29 @@ pub(super) struct Asked {
 impl Drop for Asked {
     /// Whoever no longer waits has cancelled, unless the answer has come.
     fn drop(&mut self) {
-        if self.child.pending().remove(&self.id).is_some() {
+        let left = self.child.pending().remove(&self.id);
+        if let Some(left) = left {
+            if left.logs != Logs::Never {
+                self.child.0.note_cancelled(self.id, left.owner);
+            }
             let params = raw(&json!({ "requestId": self.id, "reason": "the client no longer waits" }));
             self.child.try_write(message::notification("notifications/cancelled", Some(&params)));
         }
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("the MCP server behind the bridge has ended")]
-pub(super) struct Ended;
+/// Why a server has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotAsked {
+    #[error("the MCP server behind the bridge has ended")]
+    Ended,
+    #[error("the MCP server behind the bridge does not read what it is sent; try again later")]
+    Busy,
+}
 
-impl Ended {
-    pub(super) fn answer() -> Answer {
-        Err(failure(INTERNAL_ERROR, &Self.to_string()))
+impl NotAsked {
+    pub(super) fn answer(self) -> Answer {
+        Err(failure(INTERNAL_ERROR, &self.to_string()))
     }
 }
 
@@ -147,8 +170,9 @@ impl Child {
         let mut command = Command::new(name);
         command.args(arguments).env_remove(program.hidden);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        if group == Group::Own {
-            command.process_group(0);
+        let mark = (group == Group::Own).then(|| format!("{MARK_VARIABLE}={}", mark()));
+        if let Some((name, value)) = mark.as_deref().and_then(|mark| mark.split_once('=')) {
+            command.process_group(0).env(name, value);
         }
         let mut process = command.spawn().with_context(|| format!("`{name}` could not be started"))?;
         let pid = process.id().and_then(|pid| i32::try_from(pid).ok());
@@ -160,10 +184,12 @@ impl Child {
         let inner = Arc::new(Inner {
             lines: Mutex::new(Some(lines)),
             pending: Mutex::default(),
+            cancelled: Mutex::default(),
+            queued: Arc::default(),
             next: AtomicU64::new(1),
             end: end.clone(),
         });
-        tokio::spawn(write(stdin, to_write));
+        tokio::spawn(write(stdin, to_write, inner.queued.clone()));
         let (tell, ended) = oneshot::channel();
         // Reading holds no part in the server: one that nobody needs any more ends.
         let (reading, own) = (Arc::downgrade(&inner), program.own.clone());
@@ -172,7 +198,7 @@ impl Child {
             tokio::pin!(output);
             let exit = tokio::select! {
                 // Nobody will answer any more, so it is not left running either.
-                () = &mut output => end_of(&mut process, pid, group, LEFTOVER_TIMEOUT).await,
+                () = &mut output => end_of(&mut process, group, LEFTOVER_TIMEOUT).await,
                 exit = process.wait() => {
                     // What it left behind may keep its output open: that is not waited for.
                     let _ = timeout(LEFTOVER_TIMEOUT, output).await;
@@ -182,10 +208,18 @@ impl Child {
                     if let Some(inner) = reading.upgrade() {
                         inner.close();
                     }
-                    end_of(&mut process, pid, group, END_TIMEOUT).await
+                    let mut ending = std::pin::pin!(end_of(&mut process, group, END_TIMEOUT));
+                    // What it still writes is read, so that it does not wait for that.
+                    tokio::select! {
+                        exit = ending.as_mut() => exit,
+                        () = &mut output => ending.await,
+                    }
                 }
             };
             drop(kill_group);
+            if let Some(mark) = mark {
+                process::kill_marked(&mark);
+            }
             own.remove(pid);
             if let Some(inner) = reading.upgrade() {
                 inner.close();
@@ -201,7 +235,7 @@ impl Child {
     }
 
     /// Asks the server.
-    pub(super) async fn ask(&self, question: Question<'_>) -> Result<Asked, Ended> {
+    pub(super) async fn ask(&self, question: Question<'_>) -> Result<Asked, NotAsked> {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         let (news, heard) = mpsc::channel(NEWS_MAX);
@@ -214,9 +248,9 @@ impl Child {
     }
 
     /// Asks the server, and waits for its answer alone.
-    pub(super) async fn ask_plainly(&self, method: &str, params: Option<Raw>) -> Result<Answer, Ended> {
+    pub(super) async fn ask_plainly(&self, method: &str, params: Option<Raw>) -> Result<Answer, NotAsked> {
         let mut asked = self.ask(Question { method, params, owner: 0, logs: Logs::Never }).await?;
-        (&mut asked.answer).await.map_err(|_| Ended)
+        (&mut asked.answer).await.map_err(|_| NotAsked::Ended)
     }
 
     /// Sends a notification.
@@ -242,10 +276,13 @@ impl Child {
     /// The request that log messages are of, where that is certain: all that could have caused them are of one owner. The
     /// newest of them is told.
     pub(super) fn tell_whoever_asked(&self, level: Option<Level>, news: News) -> Attribution {
+        let cancelled = self.0.still_cancelled();
         let pending = self.pending();
         let mut all = pending.values().rev().filter(|pending| pending.logs != Logs::Never);
-        let Some(newest) = all.next() else { return Attribution::NobodyAsks(news) };
-        if all.any(|other| other.owner != newest.owner) {
+        let Some(newest) = all.next() else {
+            return if cancelled.is_empty() { Attribution::NobodyAsks(news) } else { Attribution::Unclear };
+        };
+        if all.any(|other| other.owner != newest.owner) || cancelled.iter().any(|owner| *owner != newest.owner) {
             return Attribution::Unclear;
         }
         if let Logs::From(least) = newest.logs
@@ -256,14 +293,22 @@ impl Child {
         Attribution::Told
     }
 
-    async fn write(&self, line: String) -> Result<(), Ended> {
-        let lines = self.0.lines().ok_or(Ended)?;
-        lines.send(line).await.map_err(|_| Ended)
+    async fn write(&self, line: String) -> Result<(), NotAsked> {
+        let lines = self.0.lines().ok_or(NotAsked::Ended)?;
+        let bytes = line.len();
+        if self.0.queued.fetch_add(bytes, Ordering::Relaxed) > QUEUED_BYTES_MAX {
+            self.0.queued.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(NotAsked::Busy);
+        }
+        lines.send(line).await.map_err(|_| NotAsked::Ended)
     }
 
     fn try_write(&self, line: String) {
-        let full = self.0.lines().is_some_and(|lines| lines.try_send(line).is_err());
-        if full {
+        let Some(lines) = self.0.lines() else { return };
+        let bytes = line.len();
+        self.0.queued.fetch_add(bytes, Ordering::Relaxed);
+        if lines.try_send(line).is_err() {
+            self.0.queued.fetch_sub(bytes, Ordering::Relaxed);
             tracing::warn!("the server does not read what it is sent");
         }
     }
@@ -278,9 +323,9 @@ impl Child {
                 }
             }
             (None, Some(id)) => {
-                let Some(pending) = id.get().parse().ok().and_then(|id: u64| self.pending().remove(&id)) else {
-                    return;
-                };
+                let Ok(id) = id.get().parse::<u64>() else { return };
+                self.0.cancelled().remove(&id);
+                let Some(pending) = self.pending().remove(&id) else { return };
                 let answer = match (message.error, message.result) {
                     (Some(error), _) => Err(error),
                     (None, result) => Ok(result.unwrap_or_else(|| raw(&json!({})))),
@@ -305,6 +350,14 @@ impl Child {
             }
             return None;
         }
+        if news.method == "notifications/cancelled" {
+            // A server of the modern era ends a stream that is listened to with it.
+            let id: Option<u64> = params.get("requestId").and_then(|id| id.get().parse().ok());
+            if let Some(pending) = id.and_then(|id| self.pending().remove(&id)) {
+                let _ = pending.answer.send(Err(failure(INTERNAL_ERROR, "the server has ended the stream")));
+                return None;
+            }
+        }
         let meta = fields(params.get("_meta").map(|meta| &**meta));
         let subscription = meta.as_ref().and_then(|meta| meta.get(META_SUBSCRIPTION));
         let Some(id) = subscription.and_then(|id| id.get().parse::<u64>().ok()) else { return Some(news) };
@@ -312,6 +365,14 @@ impl Child {
             let _ = of.news.try_send(news);
         }
         None
+    }
+
+    /// Ends the wait for an answer that nobody can read: numbers or characters that JSON does not have.
+    fn unreadable(&self, line: &[u8]) {
+        let id = line.trim_ascii_start().starts_with(b"{").then(|| id_of(line)).flatten();
+        if let Some(pending) = id.and_then(|id| self.pending().remove(&id)) {
+            let _ = pending.answer.send(Err(failure(INTERNAL_ERROR, "the server's answer is no JSON")));
+        }
     }
 
     /// Ends the wait for an answer that was too long to be taken.
@@ -337,6 +398,25 @@ pub(super) enum Attribution {
 }
 
 impl Inner {
+    fn cancelled(&self) -> MutexGuard<'_, BTreeMap<u64, (Owner, Instant)>> {
+        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_cancelled(&self, id: u64, owner: Owner) {
+        let mut cancelled = self.cancelled();
+        if cancelled.len() >= CANCELLED_MAX {
+            cancelled.pop_first();
+        }
+        cancelled.insert(id, (owner, Instant::now()));
+    }
+
+    /// Whose cancelled requests the server may still be at.
+    fn still_cancelled(&self) -> BTreeSet<Owner> {
+        let mut cancelled = self.cancelled();
+        cancelled.retain(|_, (_, since)| since.elapsed() < CANCELLED_FOR);
+        cancelled.values().map(|(owner, _)| *owner).collect()
+    }
+
     fn pending(&self) -> MutexGuard<'_, BTreeMap<u64, Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -366,25 +446,31 @@ fn exchange_token(params: Option<Raw>, id: u64) -> (Option<Raw>, Option<Raw>) {
     (Some(raw(&all)), token)
 }
 
-/// Waits for the end of a process, and ends it, with all that it has started, when it takes too long.
-async fn end_of(
-    process: &mut tokio::process::Child,
-    pid: Option<i32>,
-    group: Group,
-    patience: Duration,
-) -> std::io::Result<ExitStatus> {
+/// A number that no other session's server of this bridge has.
+fn mark() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Waits for the end of a process, and ends it when it takes too long: first in words, where it has a group of its own.
+async fn end_of(process: &mut tokio::process::Child, group: Group, patience: Duration) -> std::io::Result<ExitStatus> {
     if let Ok(exit) = timeout(patience, process.wait()).await {
         return exit;
     }
+    let pid = process.id().and_then(|pid| i32::try_from(pid).ok());
     if let Some(pid) = pid.filter(|_| group == Group::Own) {
-        process::kill_descendants_of(pid);
+        process::kill_group(pid, Signal::TERM);
+        if let Ok(exit) = timeout(TERMINATE_TIMEOUT, process.wait()).await {
+            return exit;
+        }
     }
     process.start_kill()?;
     process.wait().await
 }
 
-async fn write(mut stdin: ChildStdin, mut lines: mpsc::Receiver<String>) {
+async fn write(mut stdin: ChildStdin, mut lines: mpsc::Receiver<String>, queued: Arc<AtomicUsize>) {
     while let Some(mut line) = lines.recv().await {
+        queued.fetch_sub(line.len(), Ordering::Relaxed);
         line.push('\n');
         if stdin.write_all(line.as_bytes()).await.is_err() || stdin.flush().await.is_err() {
             return;
@@ -408,7 +494,10 @@ async fn read(stdout: ChildStdout, inner: &std::sync::Weak<Inner>, hearer: &Hear
             Line::TooLong { id } => child.too_long(id),
             Line::Whole(line) => match messages(line) {
                 Some(messages) => messages.into_iter().for_each(|message| child.take(message, hearer)),
-                None => keep(line),
+                None => {
+                    child.unreadable(line);
+                    keep(line);
+                }
             },
         }
     }
@@ -419,10 +508,17 @@ fn messages(line: &[u8]) -> Option<Vec<Message>> {
     if line.iter().all(u8::is_ascii_whitespace) {
         return Some(Vec::new());
     }
-    match line.trim_ascii_start().first() {
-        Some(b'[') => serde_json::from_slice(line).ok(),
-        _ => serde_json::from_slice(line).ok().map(|message| vec![message]),
-    }
+    let messages: Vec<Message> = match line.trim_ascii_start().first() {
+        Some(b'[') => serde_json::from_slice(line).ok()?,
+        _ => vec![serde_json::from_slice(line).ok()?],
+    };
+    messages.iter().all(is_message).then_some(messages)
+}
+
+/// Whether it is a message, and no line of a log that happens to be an object.
+fn is_message(message: &Message) -> bool {
+    let answers = message.id.is_some() && (message.result.is_some() || message.error.is_some());
+    answers || (message.is_version_2() && message.method.is_some())
 }
 
 /// A line that is no message is something that the server has to say: it goes where its errors go, as it is.

@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, RETRY_AFTER};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
 use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
@@ -21,13 +23,17 @@ use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::admission::{Admission, CONNECTIONS_MAX, Open, admit};
 
 /// How long the head of a request may take, from the connection's begin or the end of the request before. No time that
 /// clients like to ask at, so that they do not meet a connection that is just being closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// Most bytes of the head of a request.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// How long a connection that makes room for another may still send its last answer.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long what is sent may stay without an acknowledgement before the connection counts as broken.
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long no connection is taken after one could not be: there are no descriptors left, for example.
@@ -71,10 +77,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router) -> Infallible {
         let leaving = Leaving(all.clone(), id);
         tokio::spawn(async move {
             let _leaving = leaving;
-            tokio::select! {
-                () = converse(stream, router) => {}
-                () = turned_out.notified() => {}
-            }
+            converse(stream, router, turned_out).await;
         });
     }
 }
@@ -83,7 +86,7 @@ fn millis(time: Duration) -> u32 {
     u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
-async fn converse(stream: TcpStream, router: Router) {
+async fn converse(stream: TcpStream, router: Router, turned_out: Arc<Notify>) {
     // Answers are small and somebody waits for each: none is held back to be sent with the next.
     let _ = stream.set_nodelay(true);
     // A client that has gone without a word acknowledges nothing: its streams, which are never silent for long, end.
@@ -91,8 +94,17 @@ async fn converse(stream: TcpStream, router: Router) {
         tracing::debug!(%error, "clients that have gone without a word are noticed late");
     }
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await {
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = turned_out.notified() => {
+            // What was answered is still sent whole.
+            connection.as_mut().graceful_shutdown();
+            timeout(LEAVE_TIMEOUT, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended");
     }
 }
@@ -121,10 +133,12 @@ impl Connections {
         Some((id, turned_out))
     }
 
-    fn set_idle(&self, id: u64, idle_since: Option<Instant>) {
-        if let Some((open, _)) = self.table().open.get_mut(&id) {
-            open.idle_since = idle_since;
-        }
+    /// Says whether a connection is at work; gives whether it is still there.
+    fn set_idle(&self, id: u64, idle_since: Option<Instant>) -> bool {
+        let mut table = self.table();
+        let Some((open, _)) = table.open.get_mut(&id) else { return false };
+        open.idle_since = idle_since;
+        true
     }
 }
 
@@ -148,7 +162,12 @@ impl Drop for AtWork {
 
 /// Notes that a request has come whole, until its answer has gone.
 pub(super) async fn work(Extension(connection): Extension<Connection>, request: Request, next: Next) -> Response {
-    connection.all.set_idle(connection.id, None);
+    // One that has made room for another in the meantime asks the server nothing: its answer would be cut off.
+    if !connection.all.set_idle(connection.id, None) {
+        let headers = [(RETRY_AFTER, "1"), (CONNECTION, "close")];
+        let message = format!("{CONNECTIONS_MAX} connections are open, and that is the most; try again later\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, headers, message).into_response();
+    }
     let at_work = AtWork(connection);
     let response = next.run(request).await;
     response.map(|body| Body::new(Holding { body, _held: at_work }))

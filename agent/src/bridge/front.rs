@@ -11,10 +11,11 @@ use axum::http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::body::Room;
-use super::child::{Child, Ended, News, Question};
+use super::child::{Child, News, NotAsked, Question};
 use super::connections::Connection;
 use super::era::{Described, MODERN, unsupported};
 use super::headers::{VERSION_HEADER, is_modern};
@@ -51,6 +52,8 @@ pub(super) struct Front {
     pub(super) tools: Tools,
     /// That the bridge is about to end.
     pub(super) closing: CancellationToken,
+    /// The places of servers that are of one session.
+    pub(super) places: Arc<Semaphore>,
     room: Room,
 }
 
@@ -81,7 +84,7 @@ impl Accepts {
 }
 
 impl Front {
-    pub(super) fn new(server: Server, mode: SessionMode, sessions: Sessions) -> Self {
+    pub(super) fn new(server: Server, mode: SessionMode, sessions: Sessions, places: usize) -> Self {
         let modern = server.era == Era::Modern || mode == SessionMode::Shared;
         let words = match mode {
             SessionMode::Shared => "shared",
@@ -89,7 +92,8 @@ impl Front {
         };
         let described = Described { protocol: server.protocol(), modern, sessions: words };
         let (tools, closing, room) = (Tools::default(), CancellationToken::new(), Room::default());
-        Self { server, mode, described, sessions, tools, closing, room }
+        let places = Arc::new(Semaphore::new(places));
+        Self { server, mode, described, sessions, tools, closing, places, room }
     }
 
     /// The versions that a client which does not shake hands may name; where there is none, those that begin with a handshake.
@@ -105,7 +109,10 @@ impl Front {
 
 /// Asks a process; `told` gets the news that belong to the request, all of them before the answer.
 pub(super) async fn ask(child: &Child, question: Question<'_>, mut told: impl FnMut(News)) -> Answer {
-    let Ok(mut asked) = child.ask(question).await else { return Ended::answer() };
+    let mut asked = match child.ask(question).await {
+        Ok(asked) => asked,
+        Err(not_asked) => return not_asked.answer(),
+    };
     loop {
         tokio::select! {
             biased;
@@ -114,7 +121,7 @@ pub(super) async fn ask(child: &Child, question: Question<'_>, mut told: impl Fn
                 while let Ok(news) = asked.news.try_recv() {
                     told(news);
                 }
-                return answer.unwrap_or_else(|_| Ended::answer());
+                return answer.unwrap_or_else(|_| NotAsked::Ended.answer());
             }
         }
     }
@@ -234,11 +241,18 @@ fn malformed(id: Option<&RawValue>, code: i64, what: &str) -> Response {
 fn refuse_version(front: &Front, headers: &HeaderMap, id: &RawValue) -> Option<Response> {
     let named = headers.get(VERSION_HEADER)?.to_str().unwrap_or_default();
     let known = super::era::LEGACY_VERSIONS.contains(&named);
-    let error = || unsupported(named, &front.versions());
+    let error = || {
+        let mut versions = front.server.legacy_versions();
+        versions.extend(front.described.modern.then_some(MODERN));
+        unsupported(named, &versions)
+    };
     (!known).then(|| json_answer(StatusCode::BAD_REQUEST, message::answer(id, &Err(error()))))
 }
 
 fn session_of(front: &Front, headers: &HeaderMap, id: Option<&RawValue>) -> Result<Arc<Session>, Box<Response>> {
+    if let Some(refusal) = refuse_version(front, headers, id.unwrap_or(RawValue::NULL)) {
+        return Err(Box::new(refusal));
+    }
     let named = headers.get(SESSION_HEADER).and_then(|id| id.to_str().ok());
     let Some(named) = named else { return Err(Box::new(legacy::no_session(id))) };
     front.sessions.find(named).ok_or_else(|| Box::new(legacy::unknown_session(id)))
@@ -247,8 +261,8 @@ fn session_of(front: &Front, headers: &HeaderMap, id: Option<&RawValue>) -> Resu
 async fn request(front: &Arc<Front>, session: &Arc<Session>, accepts: Accepts, asking: Asking) -> Response {
     let using = session.using();
     let Asking { id, method, params } = asking;
-    let (of, to) = (front.clone(), Arc::downgrade(session));
-    let begun = session.begin(&id, |stream| legacy::answer(of, to, method, params, stream));
+    let (of, to) = (front.clone(), session.clone());
+    let begun = session.begin(&id, accepts.events, |stream| legacy::answer(of, to, method, params, stream));
     let Some(stream) = begun else { return legacy::too_many(&id) };
     if accepts.events {
         let primed = session.version.as_str() >= PRIMED_SINCE;
@@ -269,11 +283,17 @@ fn get(front: &Front, headers: &HeaderMap) -> Response {
         Ok(session) => session,
         Err(refusal) => return *refusal,
     };
-    let place = headers.get(LAST_EVENT_ID).and_then(|place| Place::parse(place.to_str().ok()?));
     let primed = session.version.as_str() >= PRIMED_SINCE;
-    let (stream, from) = match place.and_then(|place| Some((session.stream(place.stream)?, place.event))) {
-        Some((stream, event)) => (stream, From::After(event)),
+    let (stream, from) = match headers.get(LAST_EVENT_ID).map(|place| Place::parse(place.to_str().ok()?)) {
         None => (session.standalone(), From::Unread { primed }),
+        Some(place) => {
+            let of = place.and_then(|place| Some((session.stream(place.stream)?, place.event)));
+            match of.filter(|(stream, event)| stream.has_more(*event)) {
+                Some((stream, event)) => (stream, From::After(event)),
+                // There is nothing more to come of that stream, and what is of another is not given in its place.
+                None => return StatusCode::NO_CONTENT.into_response(),
+            }
+        }
     };
     events(&stream, from, session.using())
 }
@@ -322,17 +342,21 @@ mod tests {
         assert_eq!(Accepts::of(&HeaderMap::new()), Accepts { json: true, events: true });
     }
 
-    #[test]
-    fn what_is_no_message_is_refused_with_the_code_that_says_why() {
+    #[tokio::test]
+    async fn what_is_no_message_is_refused_with_the_code_that_says_why() {
         for (body, code) in [
-            ("rubbish", "-32700"),
-            (r#"{"jsonrpc":"2.0","#, "-32700"),
-            (r#"[{"jsonrpc":"2.0","id":1,"method":"x"}]"#, "-32600"),
-            (r#"{"id":1,"method":"x"}"#, "-32600"),
-            (r#"{"jsonrpc":"2.0","id":1.5,"method":"x"}"#, "-32600"),
-            (r#"{"jsonrpc":"2.0","id":1,"method":7}"#, "-32600"),
+            ("rubbish", PARSE_ERROR),
+            (r#"{"jsonrpc":"2.0","#, PARSE_ERROR),
+            (r#"[{"jsonrpc":"2.0","id":1,"method":"x"}]"#, INVALID_REQUEST),
+            (r#"{"id":1,"method":"x"}"#, INVALID_REQUEST),
+            (r#"{"jsonrpc":"2.0","id":1.5,"method":"x"}"#, INVALID_REQUEST),
+            (r#"{"jsonrpc":"2.0","id":1,"method":7}"#, INVALID_REQUEST),
         ] {
-            assert!(parse(body.as_bytes()).is_err(), "{body} {code}");
+            let refusal = *parse(body.as_bytes()).expect_err("refused");
+            assert_eq!(refusal.status(), StatusCode::BAD_REQUEST);
+            let said = axum::body::to_bytes(refusal.into_body(), 1024).await.expect("a body");
+            let said: serde_json::Value = serde_json::from_slice(&said).expect("JSON");
+            assert_eq!(said["error"]["code"], code, "{body}");
         }
         assert!(parse(br#" {"jsonrpc":"2.0","id":"a","method":"x"}"#).is_ok());
     }

@@ -3,16 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::json;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
-use super::child::{Attribution, Child, Ended, Heard, News, Owner, level_of};
+use super::child::{Attribution, Child, Heard, News, NotAsked, Owner, level_of};
 use super::era::Level;
-use super::message::{Answer, INVALID_PARAMS, METHOD_NOT_FOUND, Raw, failure, fields, raw, text};
+use super::message::{Answer, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, Raw, failure, fields, raw, text};
 
 /// Most resources that one client listens to.
-const RESOURCES_MAX: usize = 256;
+pub(super) const RESOURCES_MAX: usize = 256;
+/// How long the server has to answer what the bridge asks it by itself.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest name of a resource, in bytes.
 const URI_BYTES_MAX: usize = 8 * 1024;
 
@@ -112,7 +116,7 @@ impl Hub {
     }
 
     /// Sets it. The server is told the least of all.
-    pub(super) async fn set_level(&self, child: &Child, owner: Owner, level: Level) -> Result<Answer, Ended> {
+    pub(super) async fn set_level(&self, child: &Child, owner: Owner, level: Level) -> Result<Answer, NotAsked> {
         let mut told = self.turn.lock().await;
         if let Some(listener) = self.listeners().get_mut(&owner) {
             listener.level = Some(level);
@@ -121,7 +125,7 @@ impl Hub {
         if *told == Some(least) {
             return Ok(Ok(raw(&json!({}))));
         }
-        let answer = child.ask_plainly("logging/setLevel", Some(raw(&json!({ "level": least.name() })))).await?;
+        let answer = ask(child, "logging/setLevel", &json!({ "level": least.name() })).await?;
         if answer.is_ok() {
             *told = Some(least);
         }
@@ -134,27 +138,29 @@ impl Hub {
         child: &Child,
         owner: Owner,
         params: Option<&RawValue>,
-    ) -> Result<Answer, Ended> {
+    ) -> Result<Answer, NotAsked> {
         let uri = match uri_of(params) {
             Ok(uri) => uri,
             Err(error) => return Ok(Err(error)),
         };
         let _turn = self.turn.lock().await;
-        let (held, count) = {
+        let (held, full) = {
             let listeners = self.listeners();
-            let own = listeners.get(&owner).map_or(0, |listener| listener.filter.uris.len());
-            (listeners.values().any(|listener| listener.filter.uris.contains(&uri)), own)
+            let own = listeners.get(&owner).map(|listener| &listener.filter.uris);
+            let full = own.is_some_and(|own| own.len() >= RESOURCES_MAX && !own.contains(&uri));
+            (listeners.values().any(|listener| listener.filter.uris.contains(&uri)), full)
         };
-        if count >= RESOURCES_MAX {
+        if full {
             let message = format!("a client listens to at most {RESOURCES_MAX} resources");
             return Ok(Err(failure(INVALID_PARAMS, &message)));
         }
-        let answer = if held { Ok(raw(&json!({}))) } else { ask(child, "resources/subscribe", &uri).await? };
+        let answer =
+            if held { Ok(raw(&json!({}))) } else { ask(child, "resources/subscribe", &json!({ "uri": uri })).await? };
         if answer.is_ok() {
             let entered = self.listeners().get_mut(&owner).map(|listener| listener.filter.uris.insert(uri.clone()));
             // It has left in the meantime.
             if entered.is_none() && !held {
-                ask(child, "resources/unsubscribe", &uri).await?.ok();
+                ask(child, "resources/unsubscribe", &json!({ "uri": uri })).await?.ok();
             }
         }
         Ok(answer)
@@ -166,7 +172,7 @@ impl Hub {
         child: &Child,
         owner: Owner,
         params: Option<&RawValue>,
-    ) -> Result<Answer, Ended> {
+    ) -> Result<Answer, NotAsked> {
         let uri = match uri_of(params) {
             Ok(uri) => uri,
             Err(error) => return Ok(Err(error)),
@@ -174,7 +180,7 @@ impl Hub {
         let _turn = self.turn.lock().await;
         let was = self.listeners().get_mut(&owner).is_some_and(|listener| listener.filter.uris.remove(&uri));
         if was && !self.is_held(&uri) {
-            return ask(child, "resources/unsubscribe", &uri).await;
+            return ask(child, "resources/unsubscribe", &json!({ "uri": uri })).await;
         }
         Ok(Ok(raw(&json!({}))))
     }
@@ -185,12 +191,20 @@ impl Hub {
 
     /// A client that has gone.
     pub(super) async fn leave(&self, child: &Child, owner: Owner) {
-        let _turn = self.turn.lock().await;
-        let left = self.listeners().remove(&owner);
-        for uri in left.into_iter().flat_map(|listener| listener.filter.uris) {
-            if !self.is_held(&uri) && ask(child, "resources/unsubscribe", &uri).await.is_err() {
+        let Some(left) = self.listeners().remove(&owner) else { return };
+        let mut told = self.turn.lock().await;
+        for uri in left.filter.uris {
+            if !self.is_held(&uri) && ask(child, "resources/unsubscribe", &json!({ "uri": uri })).await.is_err() {
                 return;
             }
+        }
+        // The server need not write what nobody wants any more.
+        let least = self.listeners().values().filter_map(|listener| listener.level).min();
+        if let (Some(_), Some(least)) = (left.level, least)
+            && *told != Some(least)
+            && let Ok(Ok(_)) = ask(child, "logging/setLevel", &json!({ "level": least.name() })).await
+        {
+            *told = Some(least);
         }
     }
 }
@@ -204,11 +218,16 @@ fn refused(method: &str) -> Answer {
     Err(failure(METHOD_NOT_FOUND, &message))
 }
 
-async fn ask(child: &Child, method: &str, uri: &str) -> Result<Answer, Ended> {
-    child.ask_plainly(method, Some(raw(&json!({ "uri": uri })))).await
+/// Asks the server. One that does not answer holds nobody else up for long.
+async fn ask(child: &Child, method: &str, params: &serde_json::Value) -> Result<Answer, NotAsked> {
+    let Ok(answer) = timeout(ANSWER_TIMEOUT, child.ask_plainly(method, Some(raw(params)))).await else {
+        let message = format!("the server has not answered `{method}` within {} s", ANSWER_TIMEOUT.as_secs());
+        return Ok(Err(failure(INTERNAL_ERROR, &message)));
+    };
+    answer
 }
 
-fn uri_of(params: Option<&RawValue>) -> Result<String, Raw> {
+pub(super) fn uri_of(params: Option<&RawValue>) -> Result<String, Raw> {
     let uri = fields(params).and_then(|params| text(&params, "uri"));
     match uri {
         Some(uri) if uri.len() <= URI_BYTES_MAX => Ok(uri),

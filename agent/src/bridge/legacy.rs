@@ -2,7 +2,8 @@
 //! the modern era is asked for it in that era's way.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;
@@ -13,7 +14,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::child::{Child, Ended, Group, Logs, Question};
+use super::child::{Child, Group, Logs, NotAsked, Question};
 use super::era::{LEGACY_NEWEST, Level, META_LOG_LEVEL, is_task, legacy_result, negotiated, no_such_method};
 use super::front::{Front, SESSION_HEADER, SessionMode, json_answer};
 use super::hub::Filter;
@@ -22,6 +23,8 @@ use super::server::{Era, HANDSHAKE_TIMEOUT};
 use super::sessions::{Hello, NoSession, Session, meta_of};
 use super::streams::Stream;
 
+/// How long a session waits for the server of one that has ended to be gone.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most times that a server may ask before it answers.
 const ROUNDS_MAX: usize = 16;
 
@@ -89,6 +92,10 @@ async fn first(front: &Arc<Front>, session: &Arc<Session>) -> Result<Raw, Raw> {
 /// Starts the server of one session, and shakes hands with it as the client does. A server of the modern era alone has no
 /// such handshake, and needs no process of its own: there is none then.
 async fn start_own(front: &Arc<Front>, session: &Arc<Session>) -> Result<(Option<Child>, Option<Raw>), Raw> {
+    let place = timeout(PLACE_TIMEOUT, front.places.clone().acquire_owned()).await;
+    let Ok(Ok(place)) = place else {
+        return Err(failure(INTERNAL_ERROR, "as many sessions have a server of their own as may; try again later"));
+    };
     let to = Arc::downgrade(session);
     let hears = move |child: &Child, heard| {
         if let Some(session) = to.upgrade() {
@@ -109,6 +116,7 @@ async fn start_own(front: &Arc<Front>, session: &Arc<Session>) -> Result<(Option
     let (sessions, of) = (front.sessions.clone(), Arc::downgrade(session));
     tokio::spawn(async move {
         let exit = ended.await.unwrap_or_default();
+        drop(place);
         if let Some(session) = of.upgrade() {
             tracing::warn!("the MCP server of a session ended with {exit}");
             drop(session);
@@ -149,12 +157,11 @@ pub(super) async fn notified(front: &Arc<Front>, session: &Arc<Session>, method:
 /// Answers a request of a session.
 pub(super) async fn answer(
     front: Arc<Front>,
-    session: Weak<Session>,
+    session: Arc<Session>,
     method: String,
     params: Option<Raw>,
     stream: Arc<Stream>,
 ) -> Answer {
-    let Some(session) = session.upgrade() else { return Err(failure(INTERNAL_ERROR, "the session has ended")) };
     if front.mode == SessionMode::Own && !is_the_same_for_all(&method) {
         session.own.get_or_try_init(|| start_late(&front, &session)).await?;
     }
@@ -213,7 +220,7 @@ async fn shared(front: &Front, session: &Session, method: &str, params: Option<R
             return pass(child, session, method, params, logs, stream).await;
         }
     };
-    done.unwrap_or_else(|Ended| Ended::answer())
+    done.unwrap_or_else(NotAsked::answer)
 }
 
 fn level_of(params: Option<&RawValue>) -> Result<Level, Raw> {

@@ -69,6 +69,13 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     }
 }
 
+/// The id of a message that is no JSON as a whole, where it is a number.
+pub(super) fn id_of(line: &[u8]) -> Option<u64> {
+    let mut scanner = IdScanner::default();
+    scanner.take(line);
+    scanner.id
+}
+
 /// Finds the field `id` of the outermost object while its text goes by.
 #[derive(Debug, Default)]
 struct IdScanner {

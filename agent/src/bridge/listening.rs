@@ -3,7 +3,7 @@
 //! is opened anew when it changes.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use serde_json::json;
@@ -12,29 +12,55 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::child::{Asked, Child, Ended, Logs, News, Question};
+use super::child::{Asked, Child, Logs, News, NotAsked, Question};
 use super::era::{Level, META_SUBSCRIPTION};
-use super::message::{Answer, Fields, INTERNAL_ERROR, INVALID_PARAMS, failure, fields, raw, text};
+use super::hub::{RESOURCES_MAX, uri_of};
+use super::message::{Answer, Fields, INTERNAL_ERROR, INVALID_PARAMS, failure, fields, raw};
 use super::sessions::{Session, meta_of};
 
 /// How long a server has to say that it has heard.
 const ACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most resources that one client listens to.
-const RESOURCES_MAX: usize = 256;
 
 /// What one session listens to.
 #[derive(Default)]
 pub(super) struct Listening {
     /// One change is made at a time.
     uris: tokio::sync::Mutex<BTreeSet<String>>,
-    stream: Mutex<Option<AbortHandle>>,
+    stream: Mutex<State>,
     level: Mutex<Option<Level>>,
 }
 
+#[derive(Default)]
+struct State {
+    stream: Option<Stream>,
+    begun: bool,
+    ended: bool,
+}
+
+/// A stream that is listened to. It ends when this is dropped.
+struct Stream(AbortHandle);
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl Listening {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends it.
     pub(super) fn end(&self) {
-        self.replace(None);
+        let mut state = self.state();
+        state.ended = true;
+        state.stream = None;
+    }
+
+    /// The stream has ended by itself: nothing is listened to any more.
+    async fn lost(&self) {
+        self.uris.lock().await.clear();
     }
 
     /// The least important log messages that it wants.
@@ -46,19 +72,12 @@ impl Listening {
         *self.level.lock().unwrap_or_else(PoisonError::into_inner) = Some(level);
     }
 
-    fn replace(&self, by: Option<AbortHandle>) {
-        let before = std::mem::replace(&mut *self.stream.lock().unwrap_or_else(PoisonError::into_inner), by);
-        if let Some(before) = before {
-            before.abort();
-        }
-    }
-
     /// Begins to listen to what every session hears, if the server tells anything at all.
     pub(super) async fn begin(&self, child: &Child, session: &Weak<Session>, capabilities: &Fields) {
-        let uris = self.uris.lock().await;
-        if lists(capabilities).is_empty() {
+        if std::mem::replace(&mut self.state().begun, true) || lists(capabilities).is_empty() {
             return;
         }
+        let uris = self.uris.lock().await;
         if let Err(error) = self.open(child, session, capabilities, &uris).await {
             tracing::debug!("a session is not told of changes: {}", error.get());
         }
@@ -73,9 +92,7 @@ impl Listening {
         params: Option<&RawValue>,
         subscribe: bool,
     ) -> Answer {
-        let Some(uri) = fields(params).and_then(|params| text(&params, "uri")) else {
-            return Err(failure(INVALID_PARAMS, "`uri` is missing"));
-        };
+        let uri = uri_of(params)?;
         let mut uris = self.uris.lock().await;
         let mut wanted = uris.clone();
         let changes = if subscribe { wanted.insert(uri) } else { wanted.remove(&uri) };
@@ -106,20 +123,20 @@ impl Listening {
         let params = raw(&json!({ "notifications": filter, "_meta": meta_of(&of.hello) }));
         let question =
             Question { method: "subscriptions/listen", params: Some(params), owner: of.owner, logs: Logs::Never };
-        let asked = child.ask(question).await.map_err(|ended: Ended| failure(INTERNAL_ERROR, &ended.to_string()))?;
+        let asked = child.ask(question).await.map_err(|error: NotAsked| failure(INTERNAL_ERROR, &error.to_string()))?;
         let (acknowledge, acknowledged) = oneshot::channel();
         let task = tokio::spawn(listen(asked, session.clone(), acknowledge));
-        let stream = task.abort_handle();
+        let stream = Stream(task.abort_handle());
         match timeout(ACKNOWLEDGED_TIMEOUT, acknowledged).await {
             Ok(Ok(Ok(()))) => {
-                self.replace(Some(stream));
+                let mut state = self.state();
+                if !state.ended {
+                    state.stream = Some(stream);
+                }
                 Ok(())
             }
             Ok(Ok(Err(error))) => Err(error),
-            Ok(Err(_)) | Err(_) => {
-                stream.abort();
-                Err(failure(INTERNAL_ERROR, "the server does not say what it will tell"))
-            }
+            Ok(Err(_)) | Err(_) => Err(failure(INTERNAL_ERROR, "the server does not say what it will tell")),
         }
     }
 }
@@ -137,13 +154,18 @@ async fn listen(mut asked: Asked, session: Weak<Session>, acknowledge: Acknowled
                     if let Some(acknowledge) = acknowledge.take() {
                         let _ = acknowledge.send(Ok(()));
                     }
-                } else if let Some(session) = session.upgrade() {
+                } else {
+                    let Some(session) = session.upgrade() else { return };
                     session.tell(&legacy(news));
                 }
             }
             answer = &mut asked.answer => {
-                if let (Some(acknowledge), Ok(Err(error))) = (acknowledge, answer) {
-                    let _ = acknowledge.send(Err(error));
+                match (acknowledge, answer, session.upgrade()) {
+                    (Some(acknowledge), Ok(Err(error)), _) => {
+                        let _ = acknowledge.send(Err(error));
+                    }
+                    (None, _, Some(session)) => session.listening.lost().await,
+                    (_, _, _) => {}
                 }
                 return;
             }

@@ -1,25 +1,26 @@
 //! Requests of the modern era: each stands for itself. A server of that era gets them as they came; for one of the older
 //! era they are translated.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
-use super::child::{Ended, Logs, News, Owner, Question};
+use super::child::{Logs, News, Owner, Question};
 use super::era::{
     self, HEADER_MISMATCH, Level, META_SUBSCRIPTION, MISSING_CAPABILITY, UNSUPPORTED_VERSION, is_removed,
     modern_answer, no_such_method, without_modern_meta,
 };
 use super::front::{Accepts, Front, events, json_answer};
 use super::headers::{Said, check};
-use super::hub::Filter;
+use super::hub::{Filter, RESOURCES_MAX};
 use super::message::{self, Answer, INVALID_PARAMS, METHOD_NOT_FOUND, Raw, code, fields, raw};
 use super::server::Era;
 use super::streams::{From, Stream};
@@ -51,6 +52,10 @@ pub(super) async fn serve(front: &Arc<Front>, headers: &HeaderMap, accepts: Acce
         Ok(said) => said,
         Err(error) => return refusal(&asking.id, error),
     };
+    if asking.method == "subscriptions/listen" && !accepts.events {
+        let message = "the answer is text/event-stream\n";
+        return (StatusCode::NOT_ACCEPTABLE, message).into_response();
+    }
     if asking.method == "tools/call"
         && let Err(error) = front.tools.check(&front.server, headers, asking.params.as_deref()).await
     {
@@ -173,6 +178,9 @@ impl Drop for Leaving {
     }
 }
 
+/// Most notifications that wait for that.
+const HELD_MAX: usize = 256;
+
 /// What waits until the client was told what it will hear: nothing may come before.
 type Held = Arc<Mutex<Option<Vec<String>>>>;
 
@@ -204,21 +212,26 @@ async fn listen(front: &Arc<Front>, owner: Owner, asking: &Asking, stream: &Arc<
     let tell = move |news: &News| {
         let line = named(news, &of);
         match &mut *holds.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(held) if held.len() >= HELD_MAX => {}
             Some(held) => held.push(line),
             None => to.push_news(line),
         }
     };
     server.hub.enter(owner, filter, false, Box::new(tell));
     let _leaving = Leaving(front.clone(), owner);
-    let uris: Vec<String> =
+    let uris: BTreeSet<String> =
         wanted.get("resourceSubscriptions").and_then(|uris| serde_json::from_str(uris.get()).ok()).unwrap_or_default();
+    if uris.len() > RESOURCES_MAX {
+        let message = format!("a client listens to at most {RESOURCES_MAX} resources");
+        return Err(message::failure(INVALID_PARAMS, &message));
+    }
     let mut subscribed = Vec::new();
     for uri in uris {
         let params = raw(&json!({ "uri": uri }));
         match server.hub.subscribe(&server.child, owner, Some(&params)).await {
             Ok(Ok(_)) => subscribed.push(uri),
             Ok(Err(_)) => {}
-            Err(Ended) => return Ended::answer(),
+            Err(not_asked) => return not_asked.answer(),
         }
     }
     if !subscribed.is_empty() {

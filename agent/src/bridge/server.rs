@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::child::{Asked, Child, Ended, Group, Logs, Program, Question};
+use super::child::{Asked, Child, Group, Logs, NotAsked, Program, Question};
 use super::era::{LEGACY_NEWEST, LEGACY_VERSIONS, META_CAPABILITIES, META_CLIENT, META_VERSION, MODERN, negotiated};
 use super::hub::Hub;
 use super::message::{Answer, Fields, Raw, fields, raw, text};
@@ -111,15 +111,15 @@ fn own_name() -> serde_json::Value {
     json!({ "name": "fleetwright-bridge", "version": env!("CARGO_PKG_VERSION") })
 }
 
-async fn ask(child: &Child, method: &str, params: serde_json::Value) -> Result<Asked, Ended> {
+async fn ask(child: &Child, method: &str, params: serde_json::Value) -> Result<Asked, NotAsked> {
     child.ask(Question { method, params: Some(raw(&params)), owner: 0, logs: Logs::Never }).await
 }
 
-async fn discover(child: &Child) -> Result<Asked, Ended> {
+async fn discover(child: &Child) -> Result<Asked, NotAsked> {
     ask(child, "server/discover", json!({ "_meta": own_meta() })).await
 }
 
-async fn initialize(child: &Child) -> Result<Asked, Ended> {
+async fn initialize(child: &Child) -> Result<Asked, NotAsked> {
     let params = json!({ "protocolVersion": LEGACY_NEWEST, "capabilities": {}, "clientInfo": own_name() });
     ask(child, "initialize", params).await
 }

@@ -75,9 +75,16 @@ pub(super) struct Session {
 struct Streams {
     next: u64,
     all: BTreeMap<u64, Arc<Stream>>,
-    /// The requests under way, by the ids that the client gave them.
-    running: BTreeMap<String, (u64, AbortHandle)>,
+    /// The requests under way, by their streams, each with the id that the client gave it.
+    running: BTreeMap<u64, Running>,
     ended: bool,
+}
+
+struct Running {
+    id: String,
+    task: AbortHandle,
+    /// Whether its client reads the stream as it comes, and so can be asked something on it.
+    events: bool,
 }
 
 /// Who gets the client's answer.
@@ -118,7 +125,12 @@ impl Session {
     }
 
     /// Begins a request: `serve` makes its answer while its stream is open.
-    pub(super) fn begin<F>(self: &Arc<Self>, id: &RawValue, serve: impl FnOnce(Arc<Stream>) -> F) -> Option<Arc<Stream>>
+    pub(super) fn begin<F>(
+        self: &Arc<Self>,
+        id: &RawValue,
+        events: bool,
+        serve: impl FnOnce(Arc<Stream>) -> F,
+    ) -> Option<Arc<Stream>>
     where
         F: Future<Output = Answer> + Send + 'static,
     {
@@ -133,19 +145,15 @@ impl Session {
         let task = tokio::spawn(async move {
             let answer = serving.await;
             to.finish(message::answer(&own_id, &answer));
-            session.ended(&own_id, &to);
+            session.ended(&to);
         });
-        streams.running.insert(id.get().to_owned(), (stream.number, task.abort_handle()));
+        let running = Running { id: id.get().to_owned(), task: task.abort_handle(), events };
+        streams.running.insert(stream.number, running);
         Some(stream)
     }
 
-    fn ended(self: &Arc<Self>, id: &RawValue, stream: &Arc<Stream>) {
-        {
-            let mut streams = self.streams();
-            if streams.running.get(id.get()).is_some_and(|(number, _)| *number == stream.number) {
-                streams.running.remove(id.get());
-            }
-        }
+    fn ended(self: &Arc<Self>, stream: &Stream) {
+        self.streams().running.remove(&stream.number);
         let session = Arc::downgrade(self);
         let forget = Box::new(move |number| {
             if let Some(session) = session.upgrade() {
@@ -155,11 +163,18 @@ impl Session {
         self.kept.keep(stream, forget);
     }
 
-    /// Cancels a request of this client.
-    pub(super) fn cancel(self: &Arc<Self>, id: &RawValue) {
-        let Some((number, task)) = self.streams().running.remove(id.get()) else { return };
-        task.abort();
-        if let Some(stream) = self.streams().all.remove(&number) {
+    /// Cancels a request of this client: the newest with this id.
+    pub(super) fn cancel(&self, id: &RawValue) {
+        let stream = {
+            let mut streams = self.streams();
+            let newest = streams.running.iter().rev().find(|(_, running)| running.id == id.get());
+            let Some(number) = newest.map(|(number, _)| *number) else { return };
+            if let Some(running) = streams.running.remove(&number) {
+                running.task.abort();
+            }
+            streams.all.remove(&number)
+        };
+        if let Some(stream) = stream {
             stream.end();
         }
     }
@@ -174,12 +189,12 @@ impl Session {
         self.stream(STANDALONE).unwrap_or_else(|| Stream::new(STANDALONE, true))
     }
 
-    /// The stream of the newest request under way; else the one that belongs to none.
+    /// The stream of the newest request under way whose client reads it; else the one that belongs to none.
     fn nearest(&self) -> Arc<Stream> {
         let streams = self.streams();
-        let newest = streams.all.range(STANDALONE + 1..).rev().map(|(_, stream)| stream);
-        let nearest = newest.into_iter().find(|stream| !stream.is_finished());
-        nearest.or_else(|| streams.all.get(&STANDALONE)).cloned().unwrap_or_else(|| Stream::new(STANDALONE, true))
+        let newest = streams.running.iter().rev().find(|(_, running)| running.events).map(|(number, _)| *number);
+        let nearest = newest.and_then(|number| streams.all.get(&number)).or_else(|| streams.all.get(&STANDALONE));
+        nearest.cloned().unwrap_or_else(|| Stream::new(STANDALONE, true))
     }
 
     /// Tells the client what belongs to no request.
@@ -242,7 +257,7 @@ impl Session {
             streams.ended = true;
             (std::mem::take(&mut streams.all), std::mem::take(&mut streams.running))
         };
-        running.into_values().for_each(|(_, task)| task.abort());
+        running.into_values().for_each(|running| running.task.abort());
         streams.into_values().for_each(|stream| stream.end());
         self.questions().clear();
         self.listening.end();
@@ -362,8 +377,15 @@ impl Sessions {
         }
     }
 
-    /// The sessions whose own server nobody has used since then.
+    /// Ends all.
+    pub(super) fn end_all(&self) {
+        let all: Vec<Arc<Session>> = self.all().values().cloned().collect();
+        all.iter().for_each(|session| self.end(session));
+    }
+
+    /// Ends the sessions whose own server nobody has used since then, and lets go of what was kept for long enough.
     pub(super) fn end_idle(&self, since: Instant) {
+        self.0.kept.let_go();
         let idle: Vec<Arc<Session>> = {
             let all = self.all();
             let own = all.values().filter(|session| matches!(session.own.get(), Some(Some(_))));

@@ -19,10 +19,14 @@ const KEEP_ALIVE: &str = ": \n\n";
 const RETRY: Duration = Duration::from_secs(1);
 /// Most notifications of one stream that nobody has read; further ones are dropped. Answers and questions never are.
 const UNREAD_NEWS_MAX: usize = 256;
+/// And most bytes of what nobody has read, beyond which they are dropped too.
+const UNREAD_NEWS_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Most bytes that a stream keeps of what was read already.
 const READ_BYTES_MAX: usize = 1024 * 1024;
 /// How long a stream that has its answer is kept.
 const KEPT_FOR: Duration = Duration::from_secs(120);
+/// What a stream takes besides what it carries, about.
+const KEPT_OVERHEAD_BYTES: usize = 1024;
 /// Most bytes of all streams together that are kept after their answer.
 const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -46,6 +50,8 @@ struct State {
     /// The reader that counts; those before it end.
     reader: u64,
     finished: bool,
+    /// Whether its last message is the answer.
+    answered: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -99,6 +105,7 @@ impl Stream {
     /// Adds the last message.
     pub(super) fn finish(&self, message: String) {
         self.add(message, false);
+        self.state().answered = true;
         self.end();
     }
 
@@ -113,17 +120,14 @@ impl Stream {
         self.state().next == 0
     }
 
-    pub(super) fn is_finished(&self) -> bool {
-        self.state().finished
-    }
-
     fn add(&self, message: String, news: bool) {
         let mut state = self.state();
         if state.finished {
             return;
         }
         let unread = state.events.iter().rev().take_while(|event| event.number >= state.read).count();
-        if news && unread >= UNREAD_NEWS_MAX {
+        let unread_bytes: usize = state.events.iter().rev().take(unread).map(|event| event.data.len()).sum();
+        if news && (unread >= UNREAD_NEWS_MAX || unread_bytes >= UNREAD_NEWS_BYTES_MAX) {
             tracing::debug!("a slow client misses notifications");
             return;
         }
@@ -156,18 +160,25 @@ impl Stream {
         }
     }
 
-    /// Waits for the end, and gives the last message.
+    /// Waits for the end, and gives the answer, if there is one.
     pub(super) async fn last(&self) -> Option<Bytes> {
         loop {
             let changed = self.changed.notified();
             {
                 let state = self.state();
                 if state.finished {
-                    return state.events.back().map(|last| last.data.clone());
+                    return state.events.back().filter(|_| state.answered).map(|last| last.data.clone());
                 }
             }
             changed.await;
         }
+    }
+
+    /// Whether there is, or may come, anything for whoever has read up to this event.
+    pub(super) fn has_more(&self, event: u64) -> bool {
+        let state = self.state();
+        let next = event.wrapping_add(1);
+        !state.finished || state.events.back().is_some_and(|last| last.number >= next)
     }
 
     /// The events as the body of an answer. A reader that began before ends. `held` is dropped with it.
@@ -253,7 +264,13 @@ impl Reading {
 
 /// Streams that have their answer, kept for those whose connection broke.
 #[derive(Clone, Default)]
-pub(super) struct Kept(Arc<Mutex<VecDeque<KeptOne>>>);
+pub(super) struct Kept(Arc<Mutex<AllKept>>);
+
+#[derive(Default)]
+struct AllKept {
+    all: VecDeque<KeptOne>,
+    bytes: usize,
+}
 
 struct KeptOne {
     since: Instant,
@@ -268,22 +285,29 @@ pub(super) type Forget = Box<dyn FnOnce(u64) + Send>;
 impl Kept {
     /// Keeps one, and lets go of those that were kept for long enough, or take more room than there is.
     pub(super) fn keep(&self, stream: &Stream, forget: Forget) {
-        let one = KeptOne { since: Instant::now(), bytes: stream.state().bytes, number: stream.number, forget };
-        let leaving = {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = one.since;
-            all.push_back(one);
-            let mut total: usize = all.iter().map(|one| one.bytes).sum();
-            let mut leaving = Vec::new();
-            while let Some(first) = all.front() {
-                if total <= KEPT_BYTES_MAX && now.duration_since(first.since) < KEPT_FOR {
+        let bytes = stream.state().bytes + KEPT_OVERHEAD_BYTES;
+        {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.bytes += bytes;
+            kept.all.push_back(KeptOne { since: Instant::now(), bytes, number: stream.number, forget });
+        }
+        self.let_go();
+    }
+
+    /// Lets go of those that were kept for long enough, or take more room than there is.
+    pub(super) fn let_go(&self) {
+        let now = Instant::now();
+        let mut leaving = Vec::new();
+        {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            while let Some(first) = kept.all.front() {
+                if kept.bytes <= KEPT_BYTES_MAX && now.duration_since(first.since) < KEPT_FOR {
                     break;
                 }
-                total -= first.bytes;
-                leaving.extend(all.pop_front());
+                kept.bytes -= first.bytes;
+                leaving.extend(kept.all.pop_front());
             }
-            leaving
-        };
+        }
         leaving.into_iter().for_each(|one| (one.forget)(one.number));
     }
 }
@@ -360,6 +384,6 @@ mod tests {
             kept.keep(&stream, forget());
             all.push(stream);
         }
-        assert_eq!(*forgotten.lock().expect("lock"), [0]);
+        assert_eq!(*forgotten.lock().expect("lock"), [0, 1]);
     }
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::headers::{Repeated, check_arguments, repeated};
 use super::message::{Raw, fields, raw, text};
@@ -22,8 +22,17 @@ const PAGES_MAX: usize = 64;
 /// Most tools whose arguments are known.
 const TOOLS_MAX: usize = 4096;
 
+/// How long a list counts at least.
+const LIST_AGE_MIN: Duration = Duration::from_secs(5);
+
+/// The tools that have such arguments, and when they were listed.
 #[derive(Default)]
-pub(super) struct Tools(Mutex<Option<BTreeMap<String, Repeated>>>);
+pub(super) struct Tools(Mutex<Option<Known>>);
+
+struct Known {
+    tools: BTreeMap<String, Repeated>,
+    since: Instant,
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -51,23 +60,22 @@ impl Tools {
     ) -> Result<(), Raw> {
         let Some(name) = fields(params).and_then(|params| text(&params, "name")) else { return Ok(()) };
         let mut known = self.0.lock().await;
-        let fresh = known.is_none();
-        if fresh {
-            *known = Some(list(server).await);
+        let of = |known: &Option<Known>| {
+            let repeated = known.as_ref().and_then(|known| known.tools.get(&name)).cloned().unwrap_or_default();
+            check_arguments(headers, params, &repeated)
+        };
+        let fresh = known.as_ref().is_some_and(|known| known.since.elapsed() < LIST_AGE_MIN);
+        if known.is_some() && (fresh || of(&known).is_ok()) {
+            return of(&known);
         }
-        let of =
-            |known: &Option<BTreeMap<String, Repeated>>| known.as_ref().and_then(|known| known.get(&name)).cloned();
-        let checked = check_arguments(headers, params, &of(&known).unwrap_or_default());
-        if checked.is_ok() || fresh {
-            return checked;
-        }
-        *known = Some(list(server).await);
-        check_arguments(headers, params, &of(&known).unwrap_or_default())
+        // What could not be listed now is asked for again.
+        *known = list(server).await.map(|tools| Known { tools, since: Instant::now() });
+        of(&known)
     }
 }
 
-/// The tools that have such arguments. Those of a server that does not list them have none.
-async fn list(server: &Server) -> BTreeMap<String, Repeated> {
+/// The tools that have such arguments; `None` where the server does not list them all.
+async fn list(server: &Server) -> Option<BTreeMap<String, Repeated>> {
     let (mut all, mut cursor) = (BTreeMap::new(), None::<String>);
     for _ in 0..PAGES_MAX {
         let mut params = json!({});
@@ -78,8 +86,8 @@ async fn list(server: &Server) -> BTreeMap<String, Repeated> {
             params["_meta"] = own_meta();
         }
         let page = timeout(LIST_TIMEOUT, server.child.ask_plainly("tools/list", Some(raw(&params)))).await;
-        let Ok(Ok(Ok(page))) = page else { break };
-        let Ok(page) = serde_json::from_str::<Page>(page.get()) else { break };
+        let Ok(Ok(Ok(page))) = page else { return None };
+        let page = serde_json::from_str::<Page>(page.get()).ok()?;
         let annotated = page.tools.into_iter().map(|tool| (tool.name, repeated(&tool.input_schema)));
         all.extend(annotated.filter(|(_, repeated)| !repeated.is_empty()).take(TOOLS_MAX));
         cursor = page.next_cursor;
@@ -87,5 +95,5 @@ async fn list(server: &Server) -> BTreeMap<String, Repeated> {
             break;
         }
     }
-    all
+    Some(all)
 }
