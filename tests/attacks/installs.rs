@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fleetwright_tests::fleet::{Fleet, Outcome, text};
@@ -28,14 +29,14 @@ def tries():
             file.truncate(9000 * MIB)
         time.sleep(100)
     elif kind == "shared-memory":
-        with open("/dev/shm/fleetwright-attack-%d" % os.getuid(), "wb") as file:
+        with open("/dev/shm/fleetwright-attack-" + MARK, "wb") as file:
             file.truncate(9000 * MIB)
         time.sleep(100)
     elif kind == "processes":
         count = 0
         try:
             for _ in range(2000):
-                subprocess.Popen(["sleep", "876543"], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                subprocess.Popen(["sleep", MARK], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 count += 1
         except OSError as error:
             raise SystemExit("no more than %d processes: %s" % (count, error))
@@ -45,7 +46,7 @@ def tries():
         sys.stdout.flush()
         raise SystemExit("this is the end")
     elif kind == "left-behind":
-        subprocess.Popen(["sleep", "876543"], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.Popen(["sleep", MARK], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 def build_wheel(folder, config_settings=None, metadata_directory=None):
     tries()
     name = "evil-1.0-py3-none-any.whl"
@@ -57,8 +58,16 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
     return name
 "#;
 
-fn publish(fleet: &Fleet, kind: &str) {
-    fleet.write("source/evil-1.0/backend.py", &BACKEND.replace("KIND", &format!("{kind:?}")));
+/// A number that no other attack on this machine has, for what this one leaves: for how long a process of it sleeps.
+fn mark() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(100);
+    format!("{}{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Publishes such a package, whose processes and files have this mark.
+fn publish(fleet: &Fleet, kind: &str, mark: &str) {
+    let backend = BACKEND.replace("KIND", &format!("{kind:?}")).replace("MARK", &format!("{mark:?}"));
+    fleet.write("source/evil-1.0/backend.py", &backend);
     fleet.write(
         "source/evil-1.0/pyproject.toml",
         "[build-system]\nrequires = []\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n[project]\nname = \"evil\"\nversion = \"1.0\"\n",
@@ -100,14 +109,14 @@ fn fails(kind: &str, words: &str) {
     if !have(&[Tool::Python, Tool::Mount]) {
         return;
     }
-    let fleet = Fleet::new();
-    publish(&fleet, kind);
+    let (fleet, mark) = (Fleet::new(), mark());
+    publish(&fleet, kind, &mark);
     let begun = Instant::now();
     let failed = up(&fleet);
     let took = begun.elapsed();
     assert!(failed.code != 0 && failed.stderr.contains(words), "{kind}: {}", failed.stderr);
     assert!(took < PATIENCE, "{kind} went on for {took:?}");
-    is_gone(&fleet);
+    is_gone(&fleet, &mark);
     let release = fleet.host("host-1").join("servers/evil/releases");
     let kept = fs::read_dir(release).into_iter().flatten().flatten().map(|entry| entry.path());
     let kept: Vec<_> = kept.filter(|path| path.join("app").exists() || path.join("installing").exists()).collect();
@@ -116,13 +125,13 @@ fn fails(kind: &str, words: &str) {
 }
 
 #[track_caller]
-fn is_gone(fleet: &Fleet) {
+fn is_gone(fleet: &Fleet, mark: &str) {
     fleet.wait_until("nothing of the package runs", || {
-        let left = Command::new("pgrep").args(["-f", "^sleep 876543$"]).output().expect("pgrep");
+        let left = Command::new("pgrep").args(["-f", &format!("^sleep {mark}$")]).output().expect("pgrep");
         left.stdout.is_empty()
     });
     let shared = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
-    let shared = shared.filter(|entry| entry.file_name().to_string_lossy().starts_with("fleetwright-attack"));
+    let shared = shared.filter(|entry| entry.file_name().to_string_lossy().ends_with(mark));
     assert_eq!(shared.count(), 0, "memory that everybody shares is given back");
 }
 
@@ -157,7 +166,7 @@ fn of_what_a_package_prints_the_end_is_told_and_the_agent_keeps_no_more() {
         return;
     }
     let fleet = Fleet::new();
-    publish(&fleet, "output");
+    publish(&fleet, "output", &mark());
     let failed = up(&fleet);
     assert!(failed.code != 0 && failed.stderr.contains("this is the end"), "{}", failed.stderr);
     assert!(failed.stderr.len() < 1024 * 1024, "{} bytes are told", failed.stderr.len());
@@ -174,11 +183,11 @@ fn what_a_package_leaves_running_is_ended_with_its_install() {
     if !have(&[Tool::Python, Tool::Mount]) {
         return;
     }
-    let fleet = Fleet::new();
-    publish(&fleet, "left-behind");
+    let (fleet, mark) = (Fleet::new(), mark());
+    publish(&fleet, "left-behind", &mark);
     let begun = Instant::now();
     up(&fleet).expect_code(0);
     assert!(begun.elapsed() < PATIENCE, "it took {:?}", begun.elapsed());
-    is_gone(&fleet);
+    is_gone(&fleet, &mark);
     assert_eq!(text(&fleet.servers().values().next().expect("a server")["host"]), "host-1");
 }

@@ -84,6 +84,9 @@ struct InstallUser {
     identity: Identity,
     /// What counts its memory and its processes, where the host has it.
     group: Option<Cgroup>,
+    /// What had been killed in there for want of memory before: a group is the one of an earlier install where that left
+    /// something which took its time to end.
+    killed_before: u64,
     _taken: File,
 }
 
@@ -186,7 +189,7 @@ impl Client {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         let lines = told::lines(&self.door.as_ref().map_or_else(|| text.to_string(), |door| door.cleaned(&text)));
-        let ran_out = self.user.as_ref().and_then(|user| user.group.as_ref()).is_some_and(Cgroup::ran_out_of_memory);
+        let ran_out = self.user.as_ref().is_some_and(InstallUser::ran_out_of_memory);
         let failure = if ran_out || told::is_want_of_memory(&lines) {
             self.watch().too_much_memory()
         } else {
@@ -273,10 +276,15 @@ impl InstallUser {
                 end_all_of(identity.uid).await?;
                 bounds::remove_strays(identity.uid);
                 let group = bounds::group(&format!("install-{number}"), BOUNDS);
-                return Ok(Some(Self { identity, group, _taken: taken }));
+                let killed_before = group.as_ref().map_or(0, Cgroup::killed_for_memory);
+                return Ok(Some(Self { identity, group, killed_before, _taken: taken }));
             }
             sleep(USER_POLL).await;
         }
+    }
+
+    fn ran_out_of_memory(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| group.killed_for_memory() > self.killed_before)
     }
 }
 

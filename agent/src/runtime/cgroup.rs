@@ -79,15 +79,14 @@ impl Cgroup {
         &self.groups
     }
 
-    /// Whether the kernel has killed something in it since it was made, for want of memory.
-    pub(crate) fn ran_out_of_memory(&self) -> bool {
+    /// How many processes in it the kernel has killed since it was made, for want of memory.
+    pub(crate) fn killed_for_memory(&self) -> u64 {
         let file = if self.unified { "memory.events" } else { "memory.oom_control" };
-        let mut texts = self.groups.iter().filter_map(|group| fs::read_to_string(group.join(file)).ok());
-        let killed = |text: String| {
-            let counts = text.lines().filter_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
-            counts.sum::<u64>() > 0
+        let texts = self.groups.iter().filter_map(|group| fs::read_to_string(group.join(file)).ok());
+        let killed = |text: String| -> u64 {
+            text.lines().filter_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok()).sum()
         };
-        texts.any(killed)
+        texts.map(killed).sum()
     }
 
     /// Kills whatever is in it, and removes it.
