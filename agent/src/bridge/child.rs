@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
+use serde::de::IgnoredAny;
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, BufReader};
@@ -369,7 +370,8 @@ impl Child {
 
     /// Ends the wait for an answer that nobody can read: numbers or characters that JSON does not have.
     fn unreadable(&self, line: &[u8]) {
-        let id = line.trim_ascii_start().starts_with(b"{").then(|| id_of(line)).flatten();
+        let is_json = serde_json::from_slice::<IgnoredAny>(line).is_ok();
+        let id = (!is_json && line.trim_ascii_start().starts_with(b"{")).then(|| id_of(line)).flatten();
         if let Some(pending) = id.and_then(|id| self.pending().remove(&id)) {
             let _ = pending.answer.send(Err(failure(INTERNAL_ERROR, "the server's answer is no JSON")));
         }
