@@ -73,7 +73,8 @@ pub(crate) struct Profile {
     data_bytes_max: Option<u64>,
     /// How many processes and threads its user may have.
     tasks_max: Option<u64>,
-    /// The control groups that it is in.
+    /// The control groups that it is in. A supervisor of before names none.
+    #[serde(default)]
     groups: Vec<PathBuf>,
 }
 
