@@ -370,7 +370,8 @@ async def test_trigger_prompt_change(ctx: Context) -> str:
     return "changed"
 
 
-# Resources. Updates of the watched one are told to sessions of the older era that have subscribed to it.
+# Resources. Updates of the watched one are told to whoever listens to it: to sessions of the older era that have
+# subscribed, and to streams of the modern one.
 
 watching = {}
 
@@ -414,6 +415,7 @@ async def touch(uri: str, ctx: Context) -> str:
     """Tells whoever has subscribed to a resource that it was updated."""
     for session in watching.get(uri, []):
         await session.send_resource_updated(uri)
+    await ctx.notify_resource_updated(uri)
     return f"{len(watching.get(uri, []))} told"
 
 
