@@ -75,7 +75,10 @@ export function common(client, modern, told) {
     cancel: async () => {
       const stop = new AbortController();
       setTimeout(() => stop.abort("enough"), 500);
-      return text("wait", { seconds: 600 }, { signal: stop.signal }).catch((error) => error.constructor.name);
+      const why = await text("wait", { seconds: 600 }, { signal: stop.signal }).catch((error) => error.constructor.name);
+      // That it gave up is told before what is asked now.
+      await client.listTools();
+      return why;
     },
   };
 }

@@ -35,8 +35,8 @@ const MARK_VARIABLE: &str = "FLEETWRIGHT_BRIDGE_SESSION";
 const LINES_MAX: usize = 256;
 /// Most bytes of lines that wait to be written.
 const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// How long a server may still be at a request that was cancelled, and how many of those are remembered.
-const CANCELLED_FOR: Duration = Duration::from_secs(300);
+/// How long a server may take to stop what was cancelled, since it does not say when it has; how many of those are remembered.
+const CANCELLED_FOR: Duration = Duration::from_millis(500);
 const CANCELLED_MAX: usize = 1024;
 /// How many notifications of one request wait to be read; more are dropped.
 const NEWS_MAX: usize = 256;
