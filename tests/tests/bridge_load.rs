@@ -167,8 +167,8 @@ fn called(id: usize, tool: &str, arguments: Value) -> Value {
 /// The answer in a body, whether it comes alone or as the last event of a stream.
 async fn answer(response: Response) -> Value {
     let text = response.text().await.expect("a body");
-    let data = text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim);
-    let last = data.filter(|data| !data.is_empty()).next_back().unwrap_or(&text);
+    let mut data = text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim);
+    let last = data.rfind(|data| !data.is_empty()).unwrap_or(&text);
     serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {}", last.chars().take(200).collect::<String>()))
 }
 
