@@ -2,7 +2,7 @@
 
 /// An MCP server over standard input and output, in Python without packages. Its first argument says how it
 /// behaves: `ok`, `mute` (never answers), `wait` (answers once the file that its third argument names
-/// is there), `database` (lists its tool, which fails unless that file is there), `crash` (ends after as many seconds as
+/// is there), `database` (lists its tool, which fails unless that file has something in it), `crash` (ends after as many seconds as
 /// its third argument says). The second names its only tool.
 const PROGRAM: &str = r#"
 import json, os, sys, threading, time
@@ -13,7 +13,7 @@ if mode == "crash":
         print("about to crash", file=sys.stderr, flush=True)
         os._exit(7)
     threading.Thread(target=end, daemon=True).start()
-while mode == "wait" and not os.path.exists(sys.argv[3]):
+while mode == "wait" and not (os.path.exists(sys.argv[3]) and os.path.getsize(sys.argv[3])):
     time.sleep(0.05)
 print("serving as", mode, file=sys.stderr, flush=True)
 for line in sys.stdin:
@@ -28,7 +28,7 @@ for line in sys.stdin:
     elif method == "tools/list":
         schema = dict(type="object")
         result = dict(tools=[dict(name=tool, description="a test", inputSchema=schema)])
-    elif method == "tools/call" and mode == "database" and not os.path.exists(sys.argv[3]):
+    elif method == "tools/call" and mode == "database" and not (os.path.exists(sys.argv[3]) and os.path.getsize(sys.argv[3])):
         result = dict(content=[dict(type="text", text="connection refused: no database")], isError=True)
     elif method == "tools/call":
         result = dict(content=[dict(type="text", text="called " + message["params"]["name"])])

@@ -13,7 +13,7 @@ fn a_server_without_its_database_is_unhealthy_though_it_lists_its_tools() {
     }
     let fleet = Fleet::new();
     let database = fleet.path().join("database");
-    std::fs::write(&database, "").expect("write");
+    std::fs::write(&database, "there").expect("write");
     let server = TestServer::works("alpha", 9501, "query").behaves(&format!("database, query, {}", database.display()));
     let manifest = fleet.configure(std::slice::from_ref(&server), "servers:\n  - { server: alpha }\n");
     let calling = "timeout: 5s, config: { call: { tool: query, contains: called query, interval: 1s } } }";
@@ -21,12 +21,13 @@ fn a_server_without_its_database_is_unhealthy_though_it_lists_its_tools() {
     assert!(definition.contains(calling));
     fleet.write("config/servers/alpha.yaml", &definition);
     fleet.up(&manifest, &["--agents", "1"]).expect_code(0);
-    std::fs::remove_file(&database).expect("remove");
+    // The server may see the file by a mount of its own, so it is emptied in its place.
+    std::fs::write(&database, "").expect("write");
     fleet.wait_until("it is unhealthy", || fleet.servers()["alpha@host-1"]["health"] == "unhealthy");
     let shown = fleet.run(&["servers", "show", "alpha@host-1"]).expect_code(0).stdout;
     assert!(shown.contains("tool `query` answers with an error: connection refused: no database"), "{shown}");
     assert!(shown.contains("tools     1"), "it lists them all the same: {shown}");
-    std::fs::write(&database, "").expect("write");
+    std::fs::write(&database, "there").expect("write");
     fleet.wait_until("it is healthy again", || fleet.servers()["alpha@host-1"]["health"] == "healthy");
     let unknown = fleet.run(&["servers", "show", "beta@host-1"]);
     assert!(unknown.code != 0 && unknown.stderr.contains("hint: "), "{}", unknown.stderr);
