@@ -12,6 +12,7 @@ mod forward;
 mod reports;
 mod rollback;
 mod step;
+mod steps;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,9 +21,11 @@ use serde::{Deserialize, Serialize};
 
 use self::failing::Left;
 use self::rollback::RollbackChoice;
+use self::step::StepStateName;
+use self::waiting::Due;
 use crate::failure::{Failure, FailureKind};
 use crate::ids::{DeploymentId, HostName, InstanceId, PlanId, ServerName};
-use crate::plan::{OnTimeout, Plan, StepAction};
+use crate::plan::{OnTimeout, Plan, PlannedStep, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
 
@@ -33,11 +36,32 @@ pub use event::{
 };
 pub use externals::{Inquiry, InquiryState, no_answer};
 pub use step::{Aside, Step, StepState};
+pub use steps::Steps;
 pub use waiting::{WaitKind, Waiting};
 
 /// One execution of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "KeptDeployment")]
 pub struct Deployment {
+    id: DeploymentId,
+    plan_id: PlanId,
+    plan: Plan,
+    options: Options,
+    started_at: Timestamp,
+    progress_at: Timestamp,
+    phase: Phase,
+    steps: Steps,
+    externals: BTreeMap<ServerName, Inquiry>,
+    unreachable: BTreeSet<HostName>,
+    failures: Vec<Failure>,
+    checkpoints: Vec<Checkpoint>,
+    held: Vec<Hold>,
+    held_since: Option<Timestamp>,
+}
+
+/// A deployment as a snapshot holds it: without what follows from the rest.
+#[derive(Deserialize)]
+struct KeptDeployment {
     id: DeploymentId,
     plan_id: PlanId,
     plan: Plan,
@@ -55,25 +79,44 @@ pub struct Deployment {
     held_since: Option<Timestamp>,
 }
 
+impl From<KeptDeployment> for Deployment {
+    fn from(kept: KeptDeployment) -> Self {
+        Self {
+            steps: Steps::kept(&kept.plan, kept.steps, &kept.unreachable),
+            id: kept.id,
+            plan_id: kept.plan_id,
+            plan: kept.plan,
+            options: kept.options,
+            started_at: kept.started_at,
+            progress_at: kept.progress_at,
+            phase: kept.phase,
+            externals: kept.externals,
+            unreachable: kept.unreachable,
+            failures: kept.failures,
+            checkpoints: kept.checkpoints,
+            held: kept.held,
+            held_since: kept.held_since,
+        }
+    }
+}
+
 impl Deployment {
     /// A deployment of `plan` that has not begun; `connected` are the hosts whose agents are connected.
     pub fn new(plan: Plan, options: Options, connected: &BTreeSet<HostName>, now: Timestamp) -> Self {
         let plan_id = plan.id();
-        let numbered = plan.groups.iter().enumerate().flat_map(|(n, group)| group.steps.iter().map(move |s| (n, s)));
-        let steps: BTreeMap<InstanceId, Step> =
-            numbered.map(|(group, planned)| (planned.instance.clone(), Step::new(group, planned))).collect();
-        let hosts: BTreeSet<HostName> = steps.keys().map(|id| id.host.clone()).collect();
+        let hosts = plan.steps().map(|step| &step.instance.host);
+        let unreachable: BTreeSet<HostName> = hosts.filter(|host| !connected.contains(*host)).cloned().collect();
         Self {
             id: DeploymentId::new(plan.parent.next(), &plan_id),
             plan_id,
-            unreachable: hosts.difference(connected).cloned().collect(),
+            steps: Steps::planned(&plan, &unreachable),
+            unreachable,
             checkpoints: vec![Checkpoint::Ahead; plan.rollout.pauses.len()],
             plan,
             options,
             started_at: now,
             progress_at: now,
             phase: Phase::PreValidation,
-            steps,
             externals: BTreeMap::new(),
             failures: Vec::new(),
             held: Vec::new(),
@@ -111,8 +154,8 @@ impl Deployment {
         &self.phase
     }
 
-    /// Its steps, by instance.
-    pub fn steps(&self) -> &BTreeMap<InstanceId, Step> {
+    /// Its steps.
+    pub fn steps(&self) -> &Steps {
         &self.steps
     }
 
@@ -139,6 +182,37 @@ impl Deployment {
         }
     }
 
+    /// Whether anything can still come of it by itself: it is under way, or has left something for a person or a host to
+    /// settle.
+    pub fn is_open(&self) -> bool {
+        self.outcome().is_none() || self.steps.any(StepStateName::is_unsettled)
+    }
+
+    /// Takes in which of its hosts are connected, before it is undone after it was over.
+    pub(crate) fn reopen(&mut self, connected: impl Fn(&HostName) -> bool) {
+        let hosts = self.steps.iter().map(|(id, _)| &id.host);
+        let away: BTreeSet<HostName> = hosts.filter(|host| !connected(host)).cloned().collect();
+        for host in &away {
+            self.steps.set_away(host, true);
+        }
+        self.unreachable = away;
+    }
+
+    /// Forgets what only counts for a deployment of which something can still come.
+    pub(crate) fn close(&mut self) {
+        for host in std::mem::take(&mut self.unreachable) {
+            self.steps.set_away(&host, false);
+        }
+    }
+
+    /// In what that which is counted differs from what there is, if it does. For tests.
+    pub fn disagreement(&self) -> Option<String> {
+        let due = self.due().map(|due| due.at);
+        let waiting = self.waiting().into_iter().filter_map(|waiting| waiting.until).min();
+        let times = (due != waiting).then(|| format!("it is due at {due:?}, but waits until {waiting:?}"));
+        times.or_else(|| self.steps.disagreement(&self.plan, &self.unreachable))
+    }
+
     /// Whether it works on this instance now, so that no other deployment may.
     pub fn holds(&self, instance: &InstanceId) -> bool {
         let Some(step) = self.steps.get(instance).filter(|step| step.action != StepAction::Unchanged) else {
@@ -148,21 +222,32 @@ impl Deployment {
             Phase::Finished { .. } => false,
             // What is back, or stays, is nothing that a rollback works on.
             Phase::RollingBack { only, .. } => {
-                (only.is_empty() || only.contains(instance)) && !step.state.is_settled_in_rollback()
+                let settled = StepStateName::from(&step.state).is_settled_in_rollback();
+                (only.is_empty() || only.contains(instance)) && !settled
             }
             _ => true,
         }
     }
 
-    /// The orders that are not answered yet, in the order of the instances' names.
+    /// The orders that are not answered yet, in the order of the plan.
     pub fn outstanding(&self) -> impl Iterator<Item = (&InstanceId, u32, Order)> {
-        self.steps.iter().filter_map(|(id, step)| Some((id, step.attempt, self.order_for(id)?)))
+        self.steps.iter().filter_map(|(id, step)| Some((id, step.attempt, self.order_of(id, step)?)))
+    }
+
+    /// The orders to one host that are not answered yet, in the order of the plan.
+    pub fn outstanding_on(&self, host: &HostName) -> impl Iterator<Item = (&InstanceId, u32, Order)> {
+        self.steps.on(host).filter_map(|(id, step)| Some((id, step.attempt, self.order_of(id, step)?)))
+    }
+
+    /// The step of an instance as it was planned.
+    pub fn planned(&self, instance: &InstanceId) -> Option<&PlannedStep> {
+        let (group, place) = self.steps.place(instance)?;
+        self.plan.groups.get(group)?.steps.get(place)
     }
 
     /// The release that a stage order for this instance names.
     pub fn planned_release(&self, instance: &InstanceId) -> Option<&Release> {
-        let group = self.plan.groups.get(self.steps.get(instance)?.group)?;
-        group.steps.iter().find(|step| step.instance == *instance)?.release.as_deref()
+        self.planned(instance)?.release.as_deref()
     }
 
     /// Takes one event in: the new state, and what follows from it.
@@ -186,6 +271,7 @@ impl Deployment {
                 if !self.unreachable.remove(&host) {
                     return Err(self.illegal("host_connected", format!("; {host} is connected already")));
                 }
+                self.steps.set_away(&host, false);
             }
             DeploymentEvent::HostsDisconnected { hosts } => self.hosts_disconnected(hosts, &mut effects)?,
             DeploymentEvent::Held(hold) => self.hold(hold, &mut effects)?,
@@ -222,8 +308,7 @@ impl Deployment {
 
     /// Has every host get its new releases ready.
     fn begin_staging(&mut self, now: Timestamp, effects: &mut Effects) {
-        let ids: Vec<InstanceId> = self.steps.keys().cloned().collect();
-        for id in ids {
+        for id in self.steps.ids_where(|_| true) {
             let state = match self.steps[&id].action {
                 StepAction::Unchanged => continue,
                 StepAction::Remove => StepState::Staged,
@@ -234,7 +319,7 @@ impl Deployment {
     }
 
     fn hosts_disconnected(&mut self, hosts: BTreeSet<HostName>, effects: &mut Effects) -> Result<(), IllegalEvent> {
-        let ours = |host: &HostName| self.steps.keys().any(|id| id.host == *host) && !self.unreachable.contains(host);
+        let ours = |host: &HostName| self.steps.on(host).next().is_some() && !self.unreachable.contains(host);
         let gone: BTreeSet<HostName> = hosts.into_iter().filter(ours).collect();
         if gone.is_empty() {
             return Err(self.illegal("hosts_disconnected", "; it does not wait for them".to_owned()));
@@ -244,30 +329,36 @@ impl Deployment {
                 effects.notes.push(self.note(None, "host_disconnected", format!("{host} is no longer connected")));
             }
         }
+        for host in &gone {
+            self.steps.set_away(host, true);
+        }
         self.unreachable.extend(gone);
         Ok(())
     }
 
     /// A deadline that has passed is dealt with by what waits for it.
     fn deadline_passed(&mut self, now: Timestamp, effects: &mut Effects) -> Result<(), IllegalEvent> {
-        let Some(waiting) = self.deadline().filter(|waiting| waiting.until.is_some_and(|until| until <= now)) else {
+        let Some(Due { kind, instance, .. }) = self.due().filter(|due| due.at <= now) else {
             return Err(self.illegal("deadline_passed", "; no deadline has passed".to_owned()));
         };
-        match (waiting.kind, &waiting.instance) {
+        match (kind, instance) {
             (WaitKind::Bake, _) => self.progress_at = now,
-            (WaitKind::BackOff, Some(id)) => self.try_again(id, now, effects),
+            (WaitKind::BackOff, Some(id)) => self.try_again(&id, now, effects),
             (WaitKind::BackOff, None) => self.ask_again(now, effects),
             (WaitKind::Host, Some(id)) => {
-                self.step_failed(id, waited_too_long(&waiting), Left::Touched, now, effects);
+                let failure = self.waiting_for(&id).map(|waiting| waited_too_long(&waiting));
+                if let Some(failure) = failure {
+                    self.step_failed(&id, failure, Left::Touched, now, effects);
+                }
             }
             (WaitKind::Approval, _) => self.approval_timed_out(now, effects),
             (WaitKind::Rollback, _) => self.give_up_restoring(now, effects),
             (WaitKind::Progress | WaitKind::Person | WaitKind::External | WaitKind::Host, _) => match self.phase {
                 Phase::Stopping { .. } => self.give_up_stopping(now, effects),
-                Phase::Cleanup if self.any(|state| matches!(state, StepState::Cleaning)) => {
+                Phase::Cleanup if self.steps.any(|state| state == StepStateName::Cleaning) => {
                     self.give_up_cleaning(effects);
                 }
-                _ => self.progress_lost(&waiting, now, effects),
+                _ => self.progress_lost(&self.waiting_for_progress(), now, effects),
             },
         }
         Ok(())
@@ -275,8 +366,7 @@ impl Deployment {
 
     /// Begins the next attempt at a step. What was behind it in the plan waits for it again.
     fn try_again(&mut self, id: &InstanceId, now: Timestamp, effects: &mut Effects) {
-        let Some(step) = self.steps.get_mut(id) else { return };
-        step.attempt += 1;
+        let Some(step) = self.steps.begin_attempt(id) else { return };
         let (attempt, group) = (step.attempt, step.group);
         let state = match step.action {
             StepAction::Remove => StepState::Staged,
@@ -316,11 +406,9 @@ impl Deployment {
 
     /// Whatever holds up the deployment has failed.
     fn progress_lost(&mut self, waiting: &Waiting, now: Timestamp, effects: &mut Effects) {
-        let late = self.ids_where(|state| {
-            matches!(
-                state,
-                StepState::Staging { .. } | StepState::SettingAside { .. } | StepState::Testing | StepState::Staged
-            )
+        let late = self.steps.ids_where(|state| {
+            use StepStateName as Is;
+            matches!(state, Is::Staging | Is::SettingAside | Is::Testing | Is::Staged)
         });
         let mut found = false;
         for id in late {
@@ -379,18 +467,17 @@ impl Deployment {
 
     /// Puts a step into a state, and sends the order that belongs to it.
     fn set(&mut self, id: &InstanceId, state: StepState, effects: &mut Effects) {
-        let Some(step) = self.steps.get_mut(id) else { return };
-        step.touched |= state.is_touched();
-        step.state = state;
-        let attempt = step.attempt;
-        if let Some(order) = self.order_for(id) {
-            effects.actions.push(Action::Send { deployment: self.id.clone(), instance: id.clone(), attempt, order });
+        self.steps.set(id, state);
+        let Some(step) = self.steps.get(id) else { return };
+        if let Some(order) = self.order_of(id, step) {
+            let (deployment, attempt) = (self.id.clone(), step.attempt);
+            effects.actions.push(Action::Send { deployment, instance: id.clone(), attempt, order });
         }
     }
 
     /// The order that a step's host has yet to answer.
-    fn order_for(&self, id: &InstanceId) -> Option<Order> {
-        let (step, pace) = (self.steps.get(id)?, self.plan.pace(&id.server));
+    fn order_of(&self, id: &InstanceId, step: &Step) -> Option<Order> {
+        let pace = self.plan.pace(&id.server);
         match &step.state {
             StepState::Staging { .. } => Some(Order::Stage { release: step.release_id.clone()? }),
             StepState::Switching { .. } => Some(Order::Switch {

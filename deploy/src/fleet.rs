@@ -3,154 +3,36 @@
 //! [`Fleet::apply`] takes one event in. What a new deployment must satisfy is checked by [`Fleet::may_start`]
 //! before its event is made.
 
+mod admission;
+mod deployments;
+mod event;
 mod hosts;
+mod instances;
 
-use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-use strum::IntoStaticStr;
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::admission::INTENT_LIFETIME_MAX;
+use self::deployments::Deployments;
+use self::instances::Instances;
 use crate::deployment::{
-    Action, Deployment, DeploymentEvent, Effects, Hold, HoldKind, IllegalEvent, Note, Options, Phase, Step, StepState,
+    Action, Deployment, DeploymentEvent, Effects, Hold, HoldKind, IllegalEvent, Note, Options, Order,
 };
 use crate::failure::{Failure, FailureKind, cut};
 use crate::health::{HealthReport, HealthStatus};
 use crate::host::HostView;
-use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ManifestName, ReleaseId, ServerName};
+use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ReleaseId, ServerName};
 use crate::mutant::{Mutant, is_active};
-use crate::plan::{EXTERNALS_MAX, External, Plan, PlannedStep, RollbackStrategy, StepAction};
+use crate::plan::{External, Plan, PlannedStep, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
 
+pub use event::FleetEvent;
 pub use hosts::{Claim, Host, Introduction, SEEN_TWICE_PAUSE, SeenTwice};
+pub use instances::InstanceRecord;
 
 /// Of how many deployments, the newest first, a host that comes back hears.
 const ANNOUNCEMENTS_MAX: usize = 64;
-
-/// What can happen to a fleet. One of these is one entry of the journal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr)]
-#[serde(rename_all = "snake_case", tag = "type")]
-#[strum(serialize_all = "snake_case")]
-pub enum FleetEvent {
-    /// The coordinator started: no agent is connected yet.
-    CoordinatorStarted,
-    /// A token was made with which one host may enrol once.
-    TokenIssued {
-        /// The host it is for.
-        host: HostName,
-        /// SHA-256 of the token, hexadecimal; the token itself is kept nowhere.
-        token_sha256: String,
-        /// When it expires.
-        not_after: Timestamp,
-        /// What is said of the host.
-        #[serde(default)]
-        introduction: Introduction,
-    },
-    /// A host enrolled with its token, which is used up by that.
-    HostEnrolled {
-        /// The host.
-        host: HostName,
-        /// SHA-256 of its certificate, hexadecimal.
-        certificate_sha256: String,
-        /// What was said of the host with its token.
-        #[serde(default)]
-        introduction: Introduction,
-    },
-    /// A host's agent connected and told about its host.
-    HostConnected {
-        /// The host.
-        host: HostName,
-        /// What it told.
-        view: HostView,
-        /// Whether its labels and its address there are mere claims. In journals of before they counted.
-        #[serde(default)]
-        claimed: bool,
-    },
-    /// A host's agent is no longer connected.
-    HostDisconnected {
-        /// The host.
-        host: HostName,
-    },
-    /// The health of an instance changed.
-    HealthReported {
-        /// The instance.
-        instance: InstanceId,
-        /// The release that was looked at.
-        release: ReleaseId,
-        /// What was found.
-        report: HealthReport,
-        /// The last lines of the server's output, when it is unhealthy.
-        output: Vec<String>,
-    },
-    /// A deployment begins.
-    DeploymentStarted {
-        /// The plan it executes.
-        plan: Box<Plan>,
-        /// What the operator chose besides.
-        options: Options,
-        /// The operator's signed intent for each host, as it goes to that host.
-        intents: BTreeMap<HostName, String>,
-    },
-    /// A rollback of a deployment was asked for and signed.
-    RollbackRequested {
-        /// The deployment.
-        deployment: DeploymentId,
-        /// Who asked.
-        by: String,
-        /// In which order and manner; as the plan says when it is not said.
-        strategy: Option<RollbackStrategy>,
-        /// Only these instances; all that were touched when it is empty.
-        only: BTreeSet<InstanceId>,
-        /// The operator's signed intent for each host.
-        intents: BTreeMap<HostName, String>,
-    },
-    /// Everything stops where it is, in all deployments, and no new one may start.
-    Halted {
-        /// Who said so.
-        by: String,
-        /// Why.
-        reason: String,
-    },
-    /// Everything goes on.
-    Unhalted {
-        /// Who said so.
-        by: String,
-    },
-    /// Something happened to a deployment.
-    Deployment {
-        /// The deployment.
-        deployment: DeploymentId,
-        /// What happened.
-        event: DeploymentEvent,
-    },
-    /// An operator gave a host labels, or took some away.
-    HostLabelled {
-        /// The host.
-        host: HostName,
-        /// The labels that change; those without a value are taken away.
-        labels: BTreeMap<String, Option<String>>,
-        /// Who said so.
-        by: String,
-    },
-    /// An operator said where the servers of a host listen.
-    HostAddressed {
-        /// The host.
-        host: HostName,
-        /// The address.
-        address: String,
-        /// Who said so.
-        by: String,
-    },
-    /// Two connections with the certificate of one host lived at once, and came from two addresses.
-    HostSeenTwice {
-        /// The host.
-        host: HostName,
-        /// From where the older connection came, and from where the newer.
-        addresses: [IpAddr; 2],
-    },
-}
 
 /// A token with which a host may enrol.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,39 +46,82 @@ pub struct Token {
     pub introduction: Introduction,
 }
 
-/// What an instance runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceRecord {
-    /// The manifest it belongs to.
-    pub manifest: ManifestName,
-    /// The group it was deployed in, from 0.
-    pub group: usize,
-    /// The release.
-    pub release: Release,
-    /// The hash of the release.
-    pub release_id: ReleaseId,
-    /// The deployment that made it so.
-    pub deployment: DeploymentId,
-    /// Since when.
-    pub since: Timestamp,
-    /// How it is doing.
-    pub health: HealthReport,
-    /// What is wrong with it, when a person should look.
-    pub trouble: Option<Failure>,
-}
-
 /// The whole fleet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "KeptFleet")]
 pub struct Fleet {
     name: FleetName,
     generation: Generation,
     hosts: BTreeMap<HostName, Host>,
     tokens: BTreeMap<String, Token>,
-    instances: BTreeMap<InstanceId, InstanceRecord>,
+    instances: Instances,
+    deployments: Deployments,
+    halted: Option<Halt>,
+}
+
+/// A fleet as a snapshot holds it.
+#[derive(Deserialize)]
+struct KeptFleet {
+    name: FleetName,
+    generation: Generation,
+    hosts: BTreeMap<HostName, Host>,
+    tokens: BTreeMap<String, Token>,
+    instances: Instances,
     deployments: BTreeMap<DeploymentId, Deployment>,
     intents: BTreeMap<DeploymentId, BTreeMap<HostName, String>>,
     order: Vec<DeploymentId>,
     halted: Option<Halt>,
+}
+
+impl From<KeptFleet> for Fleet {
+    fn from(mut kept: KeptFleet) -> Self {
+        let mut deployments = Deployments::default();
+        for id in kept.order {
+            if let Some(deployment) = kept.deployments.remove(&id) {
+                deployments.keep(deployment, kept.intents.remove(&id).unwrap_or_default());
+            }
+        }
+        Self {
+            name: kept.name,
+            generation: kept.generation,
+            hosts: kept.hosts,
+            tokens: kept.tokens,
+            instances: kept.instances,
+            deployments,
+            halted: kept.halted,
+        }
+    }
+}
+
+impl Serialize for Fleet {
+    /// As [`KeptFleet`] reads it.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Kept<'a> {
+            name: &'a FleetName,
+            generation: Generation,
+            hosts: &'a BTreeMap<HostName, Host>,
+            tokens: &'a BTreeMap<String, Token>,
+            instances: &'a BTreeMap<InstanceId, InstanceRecord>,
+            deployments: BTreeMap<&'a DeploymentId, &'a Deployment>,
+            intents: BTreeMap<&'a DeploymentId, &'a BTreeMap<HostName, String>>,
+            order: Vec<&'a DeploymentId>,
+            halted: &'a Option<Halt>,
+        }
+        let order: Vec<&DeploymentId> = self.deployments().map(Deployment::id).collect();
+        Kept {
+            name: &self.name,
+            generation: self.generation,
+            hosts: &self.hosts,
+            tokens: &self.tokens,
+            instances: self.instances.by_id(),
+            deployments: self.deployments().map(|deployment| (deployment.id(), deployment)).collect(),
+            intents: order.iter().filter_map(|id| Some((*id, self.deployments.intents(id)?))).collect(),
+            order,
+            halted: &self.halted,
+        }
+        .serialize(serializer)
+    }
 }
 
 /// Why nothing new starts in the whole fleet.
@@ -219,7 +144,7 @@ impl Halt {
 }
 
 /// An order for a host, with the deployment it belongs to.
-pub type OrderFor<'a> = (&'a Deployment, &'a InstanceId, u32, crate::deployment::Order);
+pub type OrderFor<'a> = (&'a Deployment, &'a InstanceId, u32, Order);
 
 /// What a fleet does not take in. The state is as it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -243,10 +168,8 @@ impl Fleet {
             generation: Generation::default(),
             hosts: BTreeMap::new(),
             tokens: BTreeMap::new(),
-            instances: BTreeMap::new(),
-            deployments: BTreeMap::new(),
-            intents: BTreeMap::new(),
-            order: Vec::new(),
+            instances: Instances::default(),
+            deployments: Deployments::default(),
             halted: None,
         }
     }
@@ -268,7 +191,12 @@ impl Fleet {
 
     /// What runs on them.
     pub fn instances(&self) -> &BTreeMap<InstanceId, InstanceRecord> {
-        &self.instances
+        self.instances.by_id()
+    }
+
+    /// The servers that run on a host.
+    pub fn running_on(&self, host: &HostName) -> impl ExactSizeIterator<Item = &ServerName> {
+        self.instances.on(host)
     }
 
     /// Why nothing new starts, if it does not.
@@ -283,12 +211,12 @@ impl Fleet {
 
     /// Every deployment, the oldest first.
     pub fn deployments(&self) -> impl DoubleEndedIterator<Item = &Deployment> {
-        self.order.iter().filter_map(|id| self.deployments.get(id))
+        self.deployments.iter()
     }
 
     /// The operator's signed intent of a deployment for a host.
     pub fn intent(&self, deployment: &DeploymentId, host: &HostName) -> Option<&str> {
-        self.intents.get(deployment)?.get(host).map(String::as_str)
+        self.deployments.intents(deployment)?.get(host).map(String::as_str)
     }
 
     /// What a host is to know about the operator's intents for it that still count: each with its deployment, and whether
@@ -298,13 +226,10 @@ impl Fleet {
         host: &'a HostName,
         now: Timestamp,
     ) -> impl Iterator<Item = (&'a DeploymentId, &'a str, bool)> {
-        let counts = move |deployment: &&Deployment| match deployment.phase() {
-            Phase::Finished { at, .. } => now <= at.after(INTENT_LIFETIME_MAX),
-            _ => true,
-        };
-        let counting = self.deployments().rev().filter(counts);
-        let told = counting
-            .filter_map(move |of| self.announcement(of.id(), host).map(|(intent, ended)| (of.id(), intent, ended)));
+        let told = self.deployments.announced(now).filter_map(|(of, intents)| {
+            let intent = intents.get(host)?;
+            Some((of.id(), intent.as_str(), of.outcome().is_some()))
+        });
         told.take(ANNOUNCEMENTS_MAX)
     }
 
@@ -317,27 +242,21 @@ impl Fleet {
 
     /// The hosts that the operator has signed an intent for in a deployment.
     pub fn intended(&self, deployment: &DeploymentId) -> impl Iterator<Item = &HostName> {
-        self.intents.get(deployment).into_iter().flat_map(BTreeMap::keys)
+        self.deployments.intents(deployment).into_iter().flat_map(BTreeMap::keys)
     }
 
     /// Whether a host is to stage a release that is made of this artifact, and so may have it.
     pub fn may_fetch(&self, host: &HostName, sha256: &str) -> bool {
-        let wants = |step: &PlannedStep| {
-            step.instance.host == *host
-                && step.release.as_ref().and_then(|release| release.package.artifact()) == Some(sha256)
-        };
-        self.steps_under_way().any(wants)
-    }
-
-    fn steps_under_way(&self) -> impl Iterator<Item = &PlannedStep> {
-        let running = self.deployments().filter(|deployment| deployment.outcome().is_none());
-        running.flat_map(|deployment| deployment.plan().steps())
+        let wants =
+            |step: &PlannedStep| step.release.as_ref().and_then(|release| release.package.artifact()) == Some(sha256);
+        self.deployments.under_way().any(|of| of.steps().on(host).filter_map(|(id, _)| of.planned(id)).any(wants))
     }
 
     /// The artifacts that what runs, and what is being deployed, is made of.
     pub fn artifacts(&self) -> BTreeSet<&str> {
-        let planned = self.steps_under_way().filter_map(|step| step.release.as_deref());
-        let present = self.instances.values().map(|record| &record.release);
+        let steps = self.deployments.under_way().flat_map(|deployment| deployment.plan().steps());
+        let planned = steps.filter_map(|step| step.release.as_deref());
+        let present = self.instances().values().map(|record| &record.release);
         planned.chain(present).filter_map(|release| release.package.artifact()).collect()
     }
 
@@ -353,8 +272,8 @@ impl Fleet {
 
     /// The servers that a host has, or is to have.
     pub fn servers_of(&self, host: &HostName) -> BTreeSet<&ServerName> {
-        let planned = self.steps_under_way().map(|step| &step.instance);
-        self.instances.keys().chain(planned).filter(|id| id.host == *host).map(|id| &id.server).collect()
+        let planned = self.deployments.under_way().flat_map(|of| of.steps().on(host)).map(|(id, _)| &id.server);
+        self.instances.on(host).chain(planned).collect()
     }
 
     /// A token that lets a host enrol now.
@@ -364,131 +283,30 @@ impl Fleet {
 
     /// The orders to a host that are not answered yet.
     pub fn outstanding<'a>(&'a self, host: &'a HostName) -> impl Iterator<Item = OrderFor<'a>> {
-        self.deployments().flat_map(move |deployment| {
-            let orders = deployment.outstanding().filter(move |(id, _, _)| id.host == *host);
+        self.deployments.open().flat_map(move |deployment| {
+            let orders = deployment.outstanding_on(host);
             orders.map(move |(id, attempt, order)| (deployment, id, attempt, order))
         })
     }
 
     /// Externals that deployments wait for, each with the deployment and the attempt.
     pub fn questions(&self) -> impl Iterator<Item = (&DeploymentId, &External, u32)> {
-        let live = self.deployments().filter(|deployment| deployment.outcome().is_none());
-        live.flat_map(|of| of.questions().map(move |(external, attempt)| (of.id(), external, attempt)))
+        self.deployments
+            .under_way()
+            .flat_map(|of| of.questions().map(move |(external, attempt)| (of.id(), external, attempt)))
     }
 
     /// The earliest deadline of any deployment.
     pub fn deadline(&self) -> Option<(DeploymentId, Timestamp)> {
-        let live = self.deployments().filter(|deployment| deployment.outcome().is_none());
-        live.filter_map(|deployment| Some((deployment.id().clone(), deployment.deadline()?.until?)))
-            .min_by_key(|(_, at)| *at)
+        let due = self.deployments.under_way().filter_map(|of| Some((of.id(), of.deadline()?)));
+        due.min_by_key(|(_, at)| *at).map(|(id, at)| (id.clone(), at))
     }
 
-    /// What a plan must satisfy now to be executed (the pre_validation phase).
-    pub fn may_start(&self, plan: &Plan) -> Result<(), Box<Failure>> {
-        let refuse =
-            |kind, message: String, hint: &str| Err(Box::new(Failure::new(kind, "pre_validation", message).hint(hint)));
-        if let Some(halt) = &self.halted {
-            return Err(Box::new(halt.refusal("pre_validation")));
-        }
-        if plan.summary().changes() == 0 {
-            return refuse(
-                FailureKind::ConfigurationError,
-                "the plan changes nothing".to_owned(),
-                "there is nothing to do",
-            );
-        }
-        if plan.externals.len() > EXTERNALS_MAX {
-            let message = format!("the plan has {} externals; at most {EXTERNALS_MAX} are asked", plan.externals.len());
-            return refuse(FailureKind::ConfigurationError, message, "plan again, with fewer of them");
-        }
-        for (_, step) in plan.changes() {
-            let id = &step.instance;
-            let owner = self.deployments().find(|deployment| deployment.holds(id));
-            if let Some(owner) = owner.filter(|_| !is_active(Mutant::TwoOwners)) {
-                let (name, by, since) = (owner.id(), &owner.options().started_by, owner.started_at());
-                let message = format!("deployment {name}, started by {by} at {since}, works on {id}");
-                let hint = format!(
-                    "wait for it (`--wait`), end it (`fleetwright deploy cancel {name}`), or undo it (`fleetwright rollback {name}`)"
-                );
-                return refuse(FailureKind::DeploymentError, message, &hint);
-            }
-            if self.instances.get(id).map(|record| &record.release_id) != step.previous.as_ref() {
-                return refuse(
-                    FailureKind::ConfigurationError,
-                    format!("{id} has changed since the plan was made"),
-                    "plan again",
-                );
-            }
-            match self.hosts.get(&id.host) {
-                None => {
-                    let message = format!("host {} is not enrolled", id.host);
-                    return refuse(
-                        FailureKind::DependencyError,
-                        message,
-                        "enrol it: `fleetwright hosts token HOST` prints how",
-                    );
-                }
-                Some(host) if !host.connected => {
-                    let message = format!("host {} is not connected", id.host);
-                    return refuse(
-                        FailureKind::NetworkError,
-                        message,
-                        "look at the agent on that host, or place the servers elsewhere",
-                    );
-                }
-                Some(_) => {}
-            }
-        }
-        if plan.parent != self.generation {
-            let message =
-                format!("the plan was made at generation {}, the fleet is at {}", plan.parent, self.generation);
-            return refuse(FailureKind::ConfigurationError, message, "plan again");
-        }
-        Ok(())
-    }
-
-    /// What must hold for a deployment to be rolled back now.
-    pub fn may_roll_back(&self, id: &DeploymentId, only: &BTreeSet<InstanceId>) -> Result<&Deployment, Box<Failure>> {
-        let Some(deployment) = self.deployments.get(id) else {
-            let failure =
-                Failure::new(FailureKind::ConfigurationError, "rollback", format!("there is no deployment {id}"));
-            return Err(Box::new(failure.hint("`fleetwright deploy list` shows all of them")));
-        };
-        let newer: Vec<&Deployment> = self.deployments().rev().take_while(|other| other.id() != id).collect();
-        if let Some(halt) = self.halted.as_ref().filter(|_| deployment.outcome().is_some()) {
-            return Err(Box::new(halt.refusal("rollback")));
-        }
-        let meant = |id: &InstanceId| only.is_empty() || only.contains(id);
-        for (_, step) in deployment.plan().changes().filter(|(_, step)| meant(&step.instance)) {
-            // What is back already, or was taken on from there, is no obstacle.
-            if !deployment.steps().get(&step.instance).is_some_and(|step| step.state.is_touched()) {
-                continue;
-            }
-            let owner = self.deployments().find(|other| other.id() != id && other.holds(&step.instance));
-            if let Some(owner) = owner.filter(|_| !is_active(Mutant::TwoOwners)) {
-                let message = format!("deployment {} works on {}", owner.id(), step.instance);
-                let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
-                return Err(Box::new(failure.hint(format!("wait for it, or roll back {} first", owner.id()))));
-            }
-            let back = |state: &StepState| matches!(state, StepState::Restored | StepState::LeftOut { .. });
-            let changed = |step: &Step| step.touched && !back(&step.state);
-            if let Some(other) = newer.iter().find(|other| other.steps().get(&step.instance).is_some_and(changed)) {
-                let message = format!("deployment {} has changed {} since", other.id(), step.instance);
-                let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
-                // What a later one has taken on from there is no longer that deployment's to undo.
-                let undone_first = other.steps().get(&step.instance).is_some_and(|step| step.state.is_touched());
-                let hint = if undone_first {
-                    format!("roll back {} first", other.id())
-                } else {
-                    format!(
-                        "`fleetwright rollback {} --to DEPLOYMENT` takes it to what one had planned",
-                        step.instance.server
-                    )
-                };
-                return Err(Box::new(failure.hint(hint)));
-            }
-        }
-        Ok(deployment)
+    /// In what that which is counted or remembered differs from what there is, if it does. For tests.
+    pub fn disagreement(&self) -> Option<String> {
+        let instances = Instances::from(self.instances().clone());
+        let hosts = (instances != self.instances).then(|| "what hosts have is not what runs".to_owned());
+        hosts.or_else(|| self.deployments.disagreement())
     }
 
     /// Takes one event in.
@@ -519,12 +337,22 @@ impl Fleet {
             FleetEvent::Halted { by, reason } => self.halt(by, reason, now),
             FleetEvent::Unhalted { by } => self.unhalt(by, now),
             FleetEvent::RollbackRequested { deployment, by, strategy, only, intents } => {
-                self.may_roll_back(&deployment, &only)?;
+                let over = !self.may_roll_back(&deployment, &only)?.is_open();
+                let hosts = &self.hosts;
+                let connected = |host: &HostName| hosts.get(host).is_some_and(|host| host.connected);
                 let event = DeploymentEvent::RollbackRequested { by, strategy, only };
-                let mut effects = self.tell(&deployment, event, now)?;
+                let told = self.deployments.change(&deployment, |of| {
+                    if over {
+                        of.reopen(connected);
+                    }
+                    of.apply(event, now)
+                });
+                let told = told.ok_or(Refused::NoChange)??;
+                let mut effects = Effects::default();
+                effects.actions.push(Action::Announce { deployment: deployment.clone() });
+                self.take_in(&deployment, told, &mut effects, now);
                 self.generation = self.generation.next();
-                effects.actions.insert(0, Action::Announce { deployment: deployment.clone() });
-                self.intents.entry(deployment).or_default().extend(intents);
+                self.deployments.sign(&deployment, intents);
                 Ok(effects)
             }
             FleetEvent::Deployment { deployment, event } => {
@@ -534,21 +362,6 @@ impl Fleet {
                 self.tell(&deployment, event, now)
             }
         }
-    }
-
-    /// What is stuck may be declared to be in order unless another deployment works on it.
-    fn may_resolve(&self, id: &DeploymentId, instances: &BTreeSet<InstanceId>) -> Result<(), Box<Failure>> {
-        let steps = self.deployments.get(id).map(Deployment::steps);
-        let stuck = |step: &Step| matches!(step.state, StepState::Stuck { .. });
-        let meant = steps.into_iter().flatten().filter(|(_, step)| stuck(step)).map(|(instance, _)| instance);
-        for instance in meant.filter(|instance| instances.is_empty() || instances.contains(*instance)) {
-            if let Some(owner) = self.deployments().find(|other| other.id() != id && other.holds(instance)) {
-                let message = format!("deployment {} works on {instance}", owner.id());
-                let failure = Failure::new(FailureKind::DeploymentError, "resolve", message);
-                return Err(Box::new(failure.hint(format!("wait for {} to end", owner.id()))));
-            }
-        }
-        Ok(())
     }
 
     fn halt(&mut self, by: String, reason: String, now: Timestamp) -> Result<Effects, Refused> {
@@ -583,8 +396,10 @@ impl Fleet {
 
     /// Hosts are no longer connected, all of them at once.
     fn disconnected(&mut self, hosts: BTreeSet<HostName>, now: Timestamp, effects: &mut Effects) {
-        for (_, host) in self.hosts.iter_mut().filter(|(name, _)| hosts.contains(*name)) {
-            (host.connected, host.since) = (false, now);
+        for name in &hosts {
+            if let Some(host) = self.hosts.get_mut(name) {
+                (host.connected, host.since) = (false, now);
+            }
         }
         self.tell_all(&DeploymentEvent::HostsDisconnected { hosts }, now, effects);
     }
@@ -647,9 +462,7 @@ impl Fleet {
         effects.notes[0].deployment = Some(id.clone());
         let started = deployment.apply(DeploymentEvent::Started, now)?;
         self.generation = self.generation.next();
-        self.deployments.insert(id.clone(), deployment);
-        self.order.push(id.clone());
-        self.intents.insert(id.clone(), intents);
+        self.deployments.add(deployment, intents, now);
         effects.actions.push(Action::Announce { deployment: id.clone() });
         self.take_in(&id, started, &mut effects, now);
         Ok(effects)
@@ -668,10 +481,12 @@ impl Fleet {
     }
 
     fn tell(&mut self, id: &DeploymentId, event: DeploymentEvent, now: Timestamp) -> Result<Effects, Refused> {
-        let Some(deployment) = self.deployments.get_mut(id) else { return Err(Refused::NoChange) };
-        let was_under_way = deployment.outcome().is_none();
-        let from_deployment = deployment.apply(event, now)?;
-        let ends = was_under_way && deployment.outcome().is_some();
+        let told = self.deployments.change(id, |deployment| {
+            let was_under_way = deployment.outcome().is_none();
+            let from_deployment = deployment.apply(event, now)?;
+            Ok::<_, IllegalEvent>((from_deployment, was_under_way && deployment.outcome().is_some()))
+        });
+        let (from_deployment, ends) = told.ok_or(Refused::NoChange)??;
         let mut effects = Effects::default();
         self.take_in(id, from_deployment, &mut effects, now);
         if ends {
@@ -680,9 +495,10 @@ impl Fleet {
         Ok(effects)
     }
 
-    /// Lets every deployment that can use an event have it.
+    /// Lets every deployment of which something can still come have an event, if it can use it.
     fn tell_all(&mut self, event: &DeploymentEvent, now: Timestamp, effects: &mut Effects) {
-        for id in self.order.clone() {
+        let open: Vec<DeploymentId> = self.deployments.open().map(|deployment| deployment.id().clone()).collect();
+        for id in open {
             if let Ok(more) = self.tell(&id, event.clone(), now) {
                 effects.actions.extend(more.actions);
                 effects.notes.extend(more.notes);
@@ -701,14 +517,14 @@ impl Fleet {
         effects.notes.extend(from.notes);
     }
 
-    /// A release that some deployment has planned.
-    fn release(&self, id: &ReleaseId) -> Option<Release> {
-        let running = self.instances.values().find(|record| record.release_id == *id).map(|record| &record.release);
+    /// A release that an instance runs, or that some deployment has planned for it.
+    fn release(&self, instance: &InstanceId, id: &ReleaseId) -> Option<Release> {
+        let running = self.instances.get(instance).filter(|record| record.release_id == *id);
         let planned = || {
-            let mut steps = self.deployments().rev().flat_map(|deployment| deployment.plan().steps());
-            steps.find(|step| step.release_id.as_ref() == Some(id)).and_then(|step| step.release.as_deref())
+            let steps = self.deployments().rev().filter_map(|deployment| deployment.planned(instance));
+            steps.filter(|step| step.release_id.as_ref() == Some(id)).find_map(|step| step.release.as_deref())
         };
-        running.or_else(planned).cloned()
+        running.map(|record| &record.release).or_else(planned).cloned()
     }
 
     fn settle(
@@ -721,8 +537,9 @@ impl Fleet {
     ) {
         // From here on it is known what the instance runs: what older deployments left unsettled there is history.
         if trouble.is_none() {
-            for other in self.deployments.values_mut().filter(|other| other.id() != id) {
-                other.supersede(&instance, id);
+            let others = self.deployments.open().map(Deployment::id).filter(|other| *other != id).cloned();
+            for other in others.collect::<Vec<_>>() {
+                self.deployments.change(&other, |other| other.supersede(&instance, id));
             }
         }
         let Some(release) = release else {
@@ -731,11 +548,10 @@ impl Fleet {
         };
         let Some(deployment) = self.deployments.get(id) else { return };
         let release_id = release;
-        let Some(release) = self.release(&release_id).filter(|release| release.server == instance.server) else {
+        let Some(release) = self.release(&instance, &release_id) else {
             // A host's word decides what its instances run, but only of what was planned for them.
             if let Some(record) = self.instances.get_mut(&instance) {
-                let message =
-                    format!("its host runs release {}, which was planned for no such server", release_id.short());
+                let message = format!("its host runs release {}, which was never planned for it", release_id.short());
                 let failure = Failure::new(FailureKind::DeploymentError, "restore", message);
                 let failure = failure.hint("look at the host; deploying again takes it on");
                 record.trouble = Some(failure.at(&instance.host, &instance.server));

@@ -114,7 +114,7 @@ impl HostRow {
             labels: host.labels.clone(),
             address: host.address.clone(),
             view: host.view.clone(),
-            instances: fleet.instances().keys().filter(|id| id.host == *name).count(),
+            instances: fleet.running_on(name).len(),
             seen_twice: host.seen_twice.clone(),
             troubles: host.troubles(name),
             over_budget: over.get(name).cloned(),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::rollback::RollbackChoice;
-use super::step::Aside;
+use super::step::{Aside, StepStateName};
 use super::{Deployment, Effects, Hold, HoldKind, IllegalEvent, Outcome, Phase, StepState};
 use crate::failure::{Failure, FailureKind};
 use crate::ids::{DeploymentId, InstanceId};
@@ -194,7 +194,7 @@ impl Deployment {
         if self.outcome() == Some(Outcome::RolledBack) {
             return Err(self.illegal(EVENT, "; it was rolled back already".to_owned()));
         }
-        if self.outcome().is_some() && !self.any(StepState::is_touched) {
+        if self.outcome().is_some() && !self.steps.any(StepStateName::is_touched) {
             return Err(self.illegal(EVENT, "; it has nothing to put back".to_owned()));
         }
         if !choice.only.is_empty() && self.outcome().is_none() {
@@ -204,7 +204,7 @@ impl Deployment {
             return Err(self.illegal(EVENT, format!("; it has nothing to put back for {id}")));
         }
         let meant = |id: &InstanceId| choice.only.is_empty() || choice.only.contains(id);
-        for id in self.ids_where(|state| matches!(state, StepState::Stuck { .. })).iter().filter(|id| meant(id)) {
+        for id in self.steps.ids_where(|state| state == StepStateName::Stuck).iter().filter(|id| meant(id)) {
             let failure = Failure::new(FailureKind::DeploymentError, "rollback", "it was stuck before");
             self.set(id, StepState::Failed { failure }, effects);
         }
@@ -279,9 +279,9 @@ impl Deployment {
 
     /// The instances about which a person has to decide before a deployment that waits for it can go on.
     pub(super) fn undecided(&self) -> impl Iterator<Item = &InstanceId> {
-        let failed =
-            |state: &StepState| matches!(state, StepState::Failed { .. } | StepState::Untouched | StepState::Restored);
-        self.steps.iter().filter(move |(_, step)| failed(&step.state)).map(|(id, _)| id)
+        use StepStateName as Is;
+        let failed = |state| matches!(state, Is::Failed | Is::Untouched | Is::Restored);
+        self.steps.backwards(failed).map(|(id, _)| id)
     }
 
     pub(super) fn resolve_requested(
@@ -293,7 +293,7 @@ impl Deployment {
     ) -> Result<(), IllegalEvent> {
         const EVENT: &str = "resolve_requested";
         let stuck: BTreeSet<InstanceId> =
-            self.ids_where(|state| matches!(state, StepState::Stuck { .. })).into_iter().collect();
+            self.steps.ids_where(|state| state == StepStateName::Stuck).into_iter().collect();
         if stuck.is_empty() {
             return Err(self.illegal(EVENT, "; none of its instances is stuck".to_owned()));
         }
@@ -310,9 +310,9 @@ impl Deployment {
     /// A later deployment has taken an instance on from where this one, which has ended, left it.
     pub(crate) fn supersede(&mut self, id: &InstanceId, by: &DeploymentId) {
         let ended = self.outcome().is_some();
-        let Some(step) = self.steps.get_mut(id).filter(|_| ended) else { return };
-        if matches!(step.state, StepState::Stuck { .. } | StepState::Failed { .. } | StepState::Resolving { .. }) {
-            step.state = StepState::Superseded { by: by.clone() };
+        let Some(step) = self.steps.get(id).filter(|_| ended) else { return };
+        if StepStateName::from(&step.state).is_unsettled() {
+            self.steps.set(id, StepState::Superseded { by: by.clone() });
         }
     }
 
@@ -336,7 +336,7 @@ impl Deployment {
             moves.push(format!("fleetwright deploy retry {id}"));
             moves.push(format!("fleetwright deploy skip {id}"));
         }
-        if self.any(|state| matches!(state, StepState::Stuck { .. })) {
+        if self.steps.any(|state| state == StepStateName::Stuck) {
             moves.push(format!("fleetwright deploy resolve {id}"));
         }
         if self.outcome().is_none() && !paused && !waits_for_decision {
@@ -345,7 +345,7 @@ impl Deployment {
         if self.is_forward() || waits_for_decision {
             moves.push(format!("fleetwright deploy cancel {id}"));
         }
-        let touched = self.any(StepState::is_touched);
+        let touched = self.steps.any(StepStateName::is_touched);
         if !matches!(self.phase, Phase::RollingBack { .. }) && (self.outcome().is_none() || touched) {
             moves.push(format!("fleetwright rollback {id}"));
         }

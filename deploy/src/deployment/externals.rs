@@ -161,6 +161,16 @@ impl Deployment {
         }
     }
 
+    /// When the first of the externals that did not answer is asked again.
+    pub(super) fn externals_asked_again(&self) -> Option<Timestamp> {
+        let open = matches!(self.phase, Phase::DependencyResolution);
+        let again = self.externals.values().filter_map(|inquiry| match inquiry.state {
+            InquiryState::BackingOff { until, .. } => Some(until),
+            InquiryState::Asked { .. } | InquiryState::Failed | InquiryState::Over => None,
+        });
+        again.min().filter(|_| open)
+    }
+
     /// The externals that are waited for.
     pub(super) fn waiting_for_externals(&self) -> Vec<Waiting> {
         if !matches!(self.phase, Phase::DependencyResolution) {

@@ -1,7 +1,7 @@
 //! What follows when a step fails: it is tried again, or left out, or ends the way forward.
 
-use super::step::Aside;
-use super::{Deployment, Effects, Outcome, Phase, StepState};
+use super::step::{Aside, StepStateName};
+use super::{Deployment, Effects, Outcome, Phase, Step, StepState};
 use crate::failure::{Failure, FailureKind};
 use crate::ids::InstanceId;
 use crate::plan::{OnFailure, RollbackStrategy};
@@ -29,9 +29,7 @@ impl Deployment {
         effects: &mut Effects,
     ) {
         let failure = failure.at(&id.host, &id.server);
-        if let Some(step) = self.steps.get_mut(id) {
-            step.failed_at.get_or_insert(now);
-        }
+        self.steps.failed(id, now);
         let forward = self.is_forward();
         let next = match (self.goes_on_with(id, &failure, left, now).filter(|_| forward), left) {
             (Some(next), Left::Touched) => StepState::SettingAside { since: now, failure: failure.clone(), next },
@@ -84,10 +82,10 @@ impl Deployment {
         if step.attempt < policy.retry.attempts_for(failure) && in_time {
             return Some(Aside::Retry);
         }
-        let out = |state: &StepState| {
-            matches!(state, StepState::LeftOut { .. } | StepState::SettingAside { next: Aside::LeaveOut, .. })
-        };
-        let left_out = self.steps.values().filter(|step| out(&step.state)).count();
+        let leaving = |step: &Step| matches!(step.state, StepState::SettingAside { next: Aside::LeaveOut, .. });
+        let leaving =
+            self.steps.backwards(|state| state == StepStateName::SettingAside).filter(|(_, step)| leaving(step));
+        let left_out = self.steps.count(|state| state == StepStateName::LeftOut) + leaving.count();
         let tolerated = policy.on_failure == OnFailure::Continue || left_out < policy.failure_threshold as usize;
         tolerated.then_some(Aside::LeaveOut)
     }
@@ -123,10 +121,7 @@ impl Deployment {
     /// Without one healthy instance of a server, nothing that depends on it can be deployed.
     pub(super) fn group_is_lost(&self, group: usize) -> Option<Failure> {
         let servers = &self.plan.groups[group].servers;
-        let lost = servers.iter().find(|server| {
-            let mut steps = self.steps.iter().filter(|(id, _)| id.server == **server).peekable();
-            steps.peek().is_some() && steps.all(|(_, step)| matches!(step.state, StepState::LeftOut { .. }))
-        })?;
+        let lost = servers.iter().find(|server| self.steps.is_left_out(server))?;
         let message = format!("every instance of {lost} was left out; what depends on it cannot be deployed");
         Some(Failure::new(FailureKind::DependencyError, "server_deployment", message))
     }

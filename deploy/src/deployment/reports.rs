@@ -1,7 +1,7 @@
 //! What agents tell, and what it does to their steps.
 
 use super::failing::Left;
-use super::step::{Aside, StepState};
+use super::step::{Aside, StepState, StepStateName};
 use super::{Action, Deployment, Effects, IllegalEvent, OrderName, Outcome, Phase};
 use crate::failure::{Failure, FailureKind};
 use crate::health::HealthStatus;
@@ -110,7 +110,7 @@ impl Deployment {
         effects: &mut Effects,
     ) -> Result<(), IllegalEvent> {
         let state = self.step_at(id, attempt, "order_refused")?.clone();
-        if self.order_for(id).is_none_or(|outstanding| OrderName::from(&outstanding) != order) {
+        if self.order_of(id, &self.steps[id]).is_none_or(|outstanding| OrderName::from(&outstanding) != order) {
             let name: &'static str = order.into();
             return Err(self.illegal("order_refused", format!("; {id} is {} and refuses {name}", state.name())));
         }
@@ -155,8 +155,8 @@ impl Deployment {
     ) -> Result<(), IllegalEvent> {
         let confirmed = self.steps.get(id).is_some_and(|step| step.state.is_confirmed());
         let baking = matches!(self.phase, Phase::HealthValidation { .. } | Phase::ServerDeployment { .. });
-        let mut ours = self.steps.iter().filter(|(other, step)| other.host == id.host && step.state.is_confirmed());
-        let neighbour = baking && was.is_available() && !self.holds(id) && ours.next().is_some();
+        let changed_here = || self.steps.on(&id.host).any(|(_, step)| step.state.is_confirmed());
+        let neighbour = baking && was.is_available() && !self.holds(id) && changed_here();
         if status != HealthStatus::Unhealthy || !self.is_forward() || !(confirmed || neighbour) {
             return Err(self.illegal("health_changed", format!("; the health of {id} decides nothing now")));
         }
@@ -237,7 +237,7 @@ impl Deployment {
 
     /// Whether anything is left that the outcome of a deployment that ended would have to tell anew.
     pub(super) fn any_left_out(&self) -> bool {
-        self.any(|state| matches!(state, StepState::LeftOut { .. }))
+        self.steps.any(|state| state == StepStateName::LeftOut)
     }
 
     /// How a deployment that came to its end has ended.

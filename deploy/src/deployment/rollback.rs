@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::step::StepStateName;
 use super::{Deployment, Effects, Outcome, Phase, StepState};
 use crate::failure::{Failure, FailureKind};
 use crate::ids::InstanceId;
@@ -33,14 +34,14 @@ impl Deployment {
 
     /// What was only staged is discarded at once: nothing runs from it.
     pub(super) fn discard_unused(&mut self, now: Timestamp, effects: &mut Effects) {
-        for id in self.ids_where(|state| matches!(state, StepState::Pending)) {
+        for id in self.steps.ids_where(|state| state == StepStateName::Pending) {
             self.set(&id, StepState::Untouched, effects);
         }
-        for id in self.ids_where(|state| matches!(state, StepState::BackingOff { .. })) {
+        for id in self.steps.ids_where(|state| state == StepStateName::BackingOff) {
             let rest = if self.steps[&id].touched { StepState::Restored } else { StepState::Untouched };
             self.set(&id, rest, effects);
         }
-        for id in self.ids_where(|state| matches!(state, StepState::Staging { .. } | StepState::Staged)) {
+        for id in self.steps.ids_where(|state| matches!(state, StepStateName::Staging | StepStateName::Staged)) {
             // Nothing is got ready for a removal, so there is nothing to discard.
             let removal = self.steps[&id].action == StepAction::Remove;
             let rest = if self.steps[&id].touched { StepState::Restored } else { StepState::Untouched };
@@ -53,32 +54,22 @@ impl Deployment {
         let Phase::RollingBack { strategy, only, .. } = &self.phase else { return };
         let (strategy, only) = (*strategy, only.clone());
         self.discard_unused(now, effects);
-        let reverse: Vec<(usize, InstanceId)> = self
-            .plan
-            .changes()
-            .map(|(group, step)| (group, step.instance.clone()))
-            .filter(|(_, id)| needs_restore(&self.steps[id].state) && is_meant(&only, id))
-            .collect::<Vec<_>>()
-            .into_iter()
-            .rev()
-            .collect();
-        let busy: Vec<usize> = self
-            .steps
-            .values()
-            .filter(|step| matches!(step.state, StepState::Restoring { .. }))
-            .map(|step| step.group)
-            .collect();
+        // The last of the plan is the first to be put back.
+        let open = self.steps.backwards(needs_restore).filter(|(id, _)| is_meant(&only, id));
+        let busy = |state| state == StepStateName::Restoring;
         let next: Vec<InstanceId> = match strategy {
             RollbackStrategy::Immediate | RollbackStrategy::Aggressive | RollbackStrategy::Manual => {
-                reverse.into_iter().map(|(_, id)| id).collect()
+                open.map(|(id, _)| id.clone()).collect()
             }
             RollbackStrategy::Batch => {
-                let room = (self.plan.rollback.batch_size.max(1) as usize).saturating_sub(busy.len());
-                reverse.into_iter().take(room).map(|(_, id)| id).collect()
+                let room = (self.plan.rollback.batch_size.max(1) as usize).saturating_sub(self.steps.count(busy));
+                open.map(|(id, _)| id.clone()).take(room).collect()
             }
             RollbackStrategy::Graceful => {
-                let last = reverse.iter().map(|(group, _)| *group).chain(busy).max();
-                reverse.into_iter().filter(|(group, _)| Some(*group) == last).map(|(_, id)| id).collect()
+                let mut open = open.peekable();
+                let last_busy = self.steps.backwards(busy).next().map(|(_, step)| step.group);
+                let last = open.peek().map(|(_, step)| step.group).max(last_busy);
+                open.take_while(|(_, step)| Some(step.group) == last).map(|(id, _)| id.clone()).collect()
             }
         };
         for id in next {
@@ -90,24 +81,16 @@ impl Deployment {
     /// The end of a rollback, once nothing is left to put back.
     pub(super) fn rolled_back(&self, now: Timestamp) -> Option<Phase> {
         let Phase::RollingBack { cause, only, .. } = &self.phase else { return None };
-        let open = self.steps.iter().any(|(id, step)| {
-            matches!(step.state, StepState::Restoring { .. }) || (needs_restore(&step.state) && is_meant(only, id))
-        });
+        let open = self.steps.any(|state| state == StepStateName::Restoring)
+            || self.steps.backwards(needs_restore).any(|(id, _)| is_meant(only, id));
         (!open).then(|| Phase::Finished { outcome: self.rollback_outcome(), at: now, cause: Some(cause.clone()) })
     }
 
     fn rollback_outcome(&self) -> Outcome {
-        let stuck = self.any(|state| {
-            matches!(
-                state,
-                StepState::Stuck { .. }
-                    | StepState::Resolving { .. }
-                    | StepState::Failed { .. }
-                    | StepState::Superseded { .. }
-            )
-        });
-        let kept = self.any(StepState::is_confirmed);
-        let restored = self.any(|state| matches!(state, StepState::Restored));
+        use StepStateName as Is;
+        let stuck = self.steps.any(|state| state.is_unsettled() || state == Is::Superseded);
+        let kept = self.steps.any(Is::is_confirmed);
+        let restored = self.steps.any(|state| state == Is::Restored);
         match (stuck || kept, restored) {
             (false, _) => Outcome::RolledBack,
             (true, true) => Outcome::PartlyRolledBack,
@@ -119,9 +102,9 @@ impl Deployment {
     /// The end of a deployment that goes no further, once nothing is in motion.
     pub(super) fn stopped(&self, now: Timestamp) -> Option<Phase> {
         let Phase::Stopping { cause, outcome } = &self.phase else { return None };
-        let moving = self.any(|state| state.is_in_motion() || matches!(state, StepState::Restoring { .. }));
-        let stuck = self.any(|state| matches!(state, StepState::Stuck { .. } | StepState::Resolving { .. }));
-        let failed = self.any(|state| matches!(state, StepState::Failed { .. }));
+        let moving = self.steps.any(is_moving);
+        let stuck = self.steps.any(|state| matches!(state, StepStateName::Stuck | StepStateName::Resolving));
+        let failed = self.steps.any(|state| state == StepStateName::Failed);
         let outcome = match outcome {
             Outcome::Failed => Outcome::Failed,
             _ if stuck => Outcome::Stuck,
@@ -135,8 +118,8 @@ impl Deployment {
     pub(super) fn give_up_restoring(&mut self, now: Timestamp, effects: &mut Effects) {
         let Phase::RollingBack { only, .. } = &self.phase else { return };
         let only = only.clone();
-        let open = |state: &StepState| matches!(state, StepState::Restoring { .. }) || needs_restore(state);
-        for id in self.ids_where(open).iter().filter(|id| is_meant(&only, id)) {
+        let open = |state| state == StepStateName::Restoring || needs_restore(state);
+        for id in self.steps.ids_where(open).iter().filter(|id| is_meant(&only, id)) {
             self.give_up(id, "rollback", effects);
         }
         self.progress_at = now;
@@ -144,8 +127,7 @@ impl Deployment {
 
     /// What has not settled by the deadline needs a person.
     pub(super) fn give_up_stopping(&mut self, now: Timestamp, effects: &mut Effects) {
-        let moving = |state: &StepState| state.is_in_motion() || matches!(state, StepState::Restoring { .. });
-        for id in self.ids_where(moving) {
+        for id in self.steps.ids_where(is_moving) {
             self.give_up(&id, "stopping", effects);
         }
         self.progress_at = now;
@@ -180,8 +162,13 @@ fn is_meant(only: &BTreeSet<InstanceId>, id: &InstanceId) -> bool {
     only.is_empty() || only.contains(id)
 }
 
+/// Whether its host is doing something that has to settle.
+fn is_moving(state: StepStateName) -> bool {
+    state.is_in_motion() || state == StepStateName::Restoring
+}
+
 /// Whether a rollback has to put an instance back.
-pub(super) fn needs_restore(state: &StepState) -> bool {
+fn needs_restore(state: StepStateName) -> bool {
     let half = is_active(Mutant::RollBackHalf) && state.is_confirmed();
-    state.is_touched() && !matches!(state, StepState::Stuck { .. }) && !half
+    state.is_touched() && state != StepStateName::Stuck && !half
 }

@@ -41,7 +41,7 @@ pub enum Aside {
 
 /// Where a step stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, EnumDiscriminants)]
-#[strum_discriminants(name(StepStateName), derive(IntoStaticStr), strum(serialize_all = "snake_case"))]
+#[strum_discriminants(name(StepStateName), derive(PartialOrd, Ord, IntoStaticStr), strum(serialize_all = "snake_case"))]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum StepState {
     /// The plan changes nothing here.
@@ -141,37 +141,76 @@ impl StepState {
         StepStateName::from(self).into()
     }
 
-    /// Between the order to switch and the confirmation.
+    /// See [`StepStateName::is_switching`].
     pub fn is_switching(&self) -> bool {
-        matches!(self, Self::Switching { .. } | Self::Verifying { .. } | Self::Confirming { .. })
+        StepStateName::from(self).is_switching()
+    }
+
+    /// See [`StepStateName::is_in_motion`].
+    pub fn is_in_motion(&self) -> bool {
+        StepStateName::from(self).is_in_motion()
+    }
+
+    /// See [`StepStateName::is_confirmed`].
+    pub fn is_confirmed(&self) -> bool {
+        StepStateName::from(self).is_confirmed()
+    }
+
+    /// See [`StepStateName::is_touched`].
+    pub fn is_touched(&self) -> bool {
+        StepStateName::from(self).is_touched()
+    }
+}
+
+impl StepStateName {
+    /// Between the order to switch and the confirmation.
+    pub fn is_switching(self) -> bool {
+        matches!(self, Self::Switching | Self::Verifying | Self::Confirming)
     }
 
     /// Whether it may be out of service because of what its host is doing.
-    pub fn is_in_motion(&self) -> bool {
-        self.is_switching() || matches!(self, Self::SettingAside { .. })
+    pub fn is_in_motion(self) -> bool {
+        self.is_switching() || self == Self::SettingAside
     }
 
     /// Whether its host, or a pause that ends by itself, is waited for on the way forward.
-    pub fn is_on_the_way(&self) -> bool {
-        self.is_in_motion() || matches!(self, Self::Staging { .. } | Self::BackingOff { .. })
+    pub fn is_on_the_way(self) -> bool {
+        self.is_in_motion() || matches!(self, Self::Staging | Self::BackingOff)
     }
 
     /// Confirmed, whatever came after that.
-    pub fn is_confirmed(&self) -> bool {
-        matches!(self, Self::Confirmed { .. } | Self::Testing | Self::Tested | Self::Cleaning | Self::Done)
+    pub fn is_confirmed(self) -> bool {
+        matches!(self, Self::Confirmed | Self::Testing | Self::Tested | Self::Cleaning | Self::Done)
+    }
+
+    /// Whether nothing is left to do for it on the way forward through its group.
+    pub fn came_through(self) -> bool {
+        self.is_confirmed() || matches!(self, Self::Unchanged | Self::LeftOut)
+    }
+
+    /// Whether what starts after it may start.
+    pub fn has_started(self) -> bool {
+        self.came_through() || matches!(self, Self::Verifying | Self::Confirming)
+    }
+
+    /// Whether its release is ready, as far as it needs one.
+    pub fn is_set_up(self) -> bool {
+        matches!(self, Self::Staged | Self::Unchanged | Self::LeftOut)
     }
 
     /// Whether a rollback has nothing more to do about it.
-    pub(super) fn is_settled_in_rollback(&self) -> bool {
-        matches!(
-            self,
-            Self::Unchanged | Self::LeftOut { .. } | Self::Untouched | Self::Restored | Self::Superseded { .. }
-        )
+    pub fn is_settled_in_rollback(self) -> bool {
+        matches!(self, Self::Unchanged | Self::LeftOut | Self::Untouched | Self::Restored | Self::Superseded)
     }
 
     /// Whether a rollback has to do something about it.
-    pub fn is_touched(&self) -> bool {
-        self.is_in_motion() || self.is_confirmed() || matches!(self, Self::Failed { .. } | Self::Stuck { .. })
+    pub fn is_touched(self) -> bool {
+        self.is_in_motion() || self.is_confirmed() || matches!(self, Self::Failed | Self::Stuck)
+    }
+
+    /// Whether a person or a host still has to settle it after its deployment has ended.
+    pub fn is_unsettled(self) -> bool {
+        matches!(self, Self::Failed | Self::Stuck | Self::Resolving)
     }
 }
 

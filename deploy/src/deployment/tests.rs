@@ -170,7 +170,7 @@ impl Driver {
 
     /// Lets time pass until the next deadline.
     fn wait(&mut self) {
-        let deadline = self.live.deadline().and_then(|waiting| waiting.until).expect("something is waited for");
+        let deadline = self.live.deadline().expect("something is waited for");
         self.now = self.now.max(deadline.unix_ms());
         self.apply(DeploymentEvent::DeadlinePassed).expect("due");
     }
@@ -199,9 +199,10 @@ impl Driver {
 
     /// What must hold after every event.
     fn check_invariants(&self) {
+        assert_eq!(self.live.disagreement(), None);
         let steps = self.live.steps();
         let mut per_server: BTreeMap<&ServerName, usize> = BTreeMap::new();
-        for (id, step) in steps {
+        for (id, step) in steps.iter() {
             *per_server.entry(&id.server).or_default() += usize::from(step.state.is_switching());
         }
         for (server, in_motion) in per_server {
@@ -209,7 +210,7 @@ impl Driver {
             assert!(in_motion <= most, "{in_motion} instances of {server} are in motion");
         }
         if let Some(outcome) = self.live.outcome() {
-            for (id, step) in steps {
+            for (id, step) in steps.iter() {
                 let back = matches!(step.state, StepState::Restored | StepState::Untouched | StepState::LeftOut { .. });
                 let stuck = matches!(step.state, StepState::Stuck { .. } | StepState::Resolving { .. });
                 let fits = match outcome {
@@ -548,7 +549,7 @@ fn a_person_decides_what_becomes_of_what_has_failed() {
 #[test]
 fn time_on_hold_counts_against_no_deadline() {
     let mut driver = Driver::start(&Shape::of(&[&[1]]));
-    let due = |driver: &Driver| driver.live.deadline().and_then(|waiting| waiting.until).map(Timestamp::unix_ms);
+    let due = |driver: &Driver| driver.live.deadline().map(Timestamp::unix_ms);
     let before = due(&driver).expect("a deadline");
     driver.now = 1_000;
     let hold = Hold { kind: HoldKind::Pause, by: "op".to_owned(), reason: String::new(), since: at(1_000) };

@@ -4,14 +4,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::step::StepStateName;
 use super::{Deployment, HoldKind, Phase, StepState};
 use crate::ids::InstanceId;
 use crate::mutant::{Mutant, is_active};
 use crate::plan::OnTimeout;
-use crate::time::{Length, Timestamp};
-
-/// How much longer than a host's own dead-man deadline the coordinator waits for its word.
-const HOST_GRACE: Length = Length::from_secs(30);
+use crate::time::Timestamp;
 
 /// What the end of a wait means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,15 +75,74 @@ impl Waiting {
     }
 }
 
+/// The end of a wait, without words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) at: Timestamp,
+    pub(super) kind: WaitKind,
+    /// The instance that is waited for, where it is one.
+    pub(super) instance: Option<InstanceId>,
+}
+
 impl Deployment {
-    /// The earliest thing that is waited for with an end.
-    pub fn deadline(&self) -> Option<Waiting> {
-        self.waiting().into_iter().filter(|waiting| waiting.until.is_some()).min_by_key(|waiting| waiting.until)
+    /// Until when something is waited for, if anything is that has an end.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        Some(self.due()?.at)
+    }
+
+    /// The earliest thing that is waited for with an end: the same as the earliest of [`Self::waiting`], but without words.
+    pub(super) fn due(&self) -> Option<Due> {
+        if self.outcome().is_some() || !self.held.is_empty() {
+            return None;
+        }
+        let due = |kind, at| Due { at, kind, instance: None };
+        match &self.phase {
+            Phase::AwaitingOperator { .. } => return None,
+            Phase::RollingBack { since, .. } => {
+                return Some(due(WaitKind::Rollback, since.after(self.plan.rollback.deadline)));
+            }
+            _ => {}
+        }
+        let on_the_way = self.steps.any(StepStateName::is_on_the_way);
+        if let Some(at) = self.baked_at().filter(|_| !on_the_way) {
+            return Some(due(WaitKind::Bake, at));
+        }
+        let step = self.steps.deadline().map(|(at, id, step)| {
+            let backs_off = matches!(step.state, StepState::BackingOff { .. });
+            Due { at, kind: if backs_off { WaitKind::BackOff } else { WaitKind::Host }, instance: Some(id.clone()) }
+        });
+        let external = self.externals_asked_again().map(|at| due(WaitKind::BackOff, at));
+        let bake = self.canaries_baking().map(|(_, _, until)| until).min().map(|at| due(WaitKind::Bake, at));
+        let asked = self.is_forward() && self.waiting_points().next().is_some();
+        let approval = self.waiting_points().filter_map(|(n, since, _)| self.approval_until(n, since)).min();
+        let approval = approval.filter(|_| asked).map(|at| due(WaitKind::Approval, at));
+        let covered = bake.is_some() || (asked && !on_the_way);
+        let progress = self.progress_until().filter(|_| !covered).map(|at| due(WaitKind::Progress, at));
+        [step, external, bake, approval, progress].into_iter().flatten().min_by_key(|due| due.at)
+    }
+
+    /// When every check has held for the bake time at the end, where that is waited for.
+    fn baked_at(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::HealthValidation { since } if self.unreachable.is_empty() => {
+                Some(since.after(self.plan.rollout.bake))
+            }
+            _ => None,
+        }
+    }
+
+    fn progress_until(&self) -> Option<Timestamp> {
+        let until = self.progress_at.after(self.plan.rollout.progress_deadline);
+        (!is_active(Mutant::NoProgressDeadline)).then_some(until)
+    }
+
+    fn approval_until(&self, point: usize, since: Timestamp) -> Option<Timestamp> {
+        Some(since.after(self.plan.rollout.pauses[point].timeout?))
     }
 
     /// Everything that is waited for.
     pub fn waiting(&self) -> Vec<Waiting> {
-        let steps = self.steps.iter().filter_map(|(id, step)| self.waiting_for(id, &step.state));
+        let steps = self.steps.iter().filter_map(|(id, _)| self.waiting_for(id));
         let mut waiting: Vec<Waiting> = steps.chain(self.waiting_for_externals()).collect();
         if self.outcome().is_some() {
             // What still goes on after the end has no deadline.
@@ -105,6 +162,7 @@ impl Deployment {
             }));
             return waiting;
         }
+        let on_the_way = self.steps.any(StepStateName::is_on_the_way);
         match &self.phase {
             Phase::AwaitingOperator { since, .. } => {
                 waiting.iter_mut().for_each(|w| w.until = None);
@@ -118,19 +176,20 @@ impl Deployment {
                 waiting.push(Waiting::new(WaitKind::Rollback, "everything to be put back", *since, until));
                 return waiting;
             }
-            Phase::HealthValidation { since } if self.unreachable.is_empty() => {
-                let until = since.after(self.plan.rollout.bake);
-                if !self.any(StepState::is_on_the_way) {
+            Phase::HealthValidation { since } => {
+                if let Some(until) = self.baked_at().filter(|_| !on_the_way) {
                     let what = "the bake time to pass with every check holding";
                     waiting.push(Waiting::new(WaitKind::Bake, what, *since, Some(until)));
                     return waiting;
                 }
             }
-            Phase::ServerDeployment { group } => waiting.extend(self.canary_bake(*group)),
-            _ => {}
+            _ => waiting.extend(self.canaries_baking().map(|(id, since, until)| {
+                let what = "(canary) to stay healthy for the bake time";
+                Waiting::new(WaitKind::Bake, what, since, Some(until)).of(id)
+            })),
         }
         let approvals = self.approvals();
-        let asked = !approvals.is_empty() && !self.any(StepState::is_on_the_way);
+        let asked = !approvals.is_empty() && !on_the_way;
         waiting.extend(approvals);
         if !asked && !waiting.iter().any(|w| w.kind == WaitKind::Bake) {
             waiting.push(self.waiting_for_progress());
@@ -138,10 +197,9 @@ impl Deployment {
         waiting
     }
 
-    fn waiting_for_progress(&self) -> Waiting {
+    pub(super) fn waiting_for_progress(&self) -> Waiting {
         let away: Vec<&str> = self.unreachable.iter().map(|host| host.as_str()).collect();
-        let until = Some(self.progress_at.after(self.plan.rollout.progress_deadline));
-        let until = until.filter(|_| !is_active(Mutant::NoProgressDeadline));
+        let until = self.progress_until();
         if away.is_empty() {
             return Waiting::new(WaitKind::Progress, "the next step to make progress", self.progress_at, until);
         }
@@ -150,24 +208,22 @@ impl Deployment {
             .unblocked_by(format!("bring the agent on {} back", away.join(", ")))
     }
 
-    fn waiting_for(&self, id: &InstanceId, state: &StepState) -> Option<Waiting> {
-        let pace = self.plan.pace(&id.server);
-        let host_deadline = pace.healthy_deadline.plus(self.plan.rollout.confirm_timeout).plus(HOST_GRACE);
-        let (what, since, until) = match state {
-            StepState::Staging { since } => ("to get its release ready", *since, None),
-            StepState::BackingOff { since, until } => {
-                return Some(Waiting::new(WaitKind::BackOff, "to be tried again", *since, Some(*until)).of(id));
+    /// What is waited for of an instance.
+    pub(super) fn waiting_for(&self, id: &InstanceId) -> Option<Waiting> {
+        let until = self.steps.deadline_of(id);
+        let (what, since) = match &self.steps.get(id)?.state {
+            StepState::Staging { since } => ("to get its release ready", *since),
+            StepState::BackingOff { since, .. } => {
+                return Some(Waiting::new(WaitKind::BackOff, "to be tried again", *since, until).of(id));
             }
-            StepState::Switching { since } => ("to switch", *since, Some(since.after(host_deadline))),
-            StepState::Verifying { since } => ("to become healthy", *since, Some(since.after(host_deadline))),
-            StepState::Confirming { since } => {
-                ("to confirm over a fresh connection", *since, Some(since.after(host_deadline)))
-            }
-            StepState::SettingAside { since, .. } => ("to be put back, so that the others go on", *since, None),
-            StepState::Restoring { since } => ("to be put back", *since, None),
-            StepState::Resolving { since } => ("to take in that it was put in order by hand", *since, None),
-            StepState::Testing => ("to answer the integration test", self.progress_at, None),
-            StepState::Cleaning => ("to prune old releases", self.progress_at, None),
+            StepState::Switching { since } => ("to switch", *since),
+            StepState::Verifying { since } => ("to become healthy", *since),
+            StepState::Confirming { since } => ("to confirm over a fresh connection", *since),
+            StepState::SettingAside { since, .. } => ("to be put back, so that the others go on", *since),
+            StepState::Restoring { since } => ("to be put back", *since),
+            StepState::Resolving { since } => ("to take in that it was put in order by hand", *since),
+            StepState::Testing => ("to answer the integration test", self.progress_at),
+            StepState::Cleaning => ("to prune old releases", self.progress_at),
             StepState::Unchanged
             | StepState::Pending
             | StepState::Staged
@@ -197,7 +253,7 @@ impl Deployment {
         }
         let points = self.waiting_points().map(|(n, since, approved_by)| {
             let point = &self.plan.rollout.pauses[n];
-            let until = point.timeout.map(|timeout| since.after(timeout));
+            let until = self.approval_until(n, since);
             let then = match (until, point.on_timeout) {
                 (None, _) => "",
                 (Some(_), OnTimeout::Approve) => "; then it goes on by itself",
@@ -211,22 +267,25 @@ impl Deployment {
         points.collect()
     }
 
-    /// Canaries that are confirmed but must stay healthy for the bake time before the others of their server.
-    fn canary_bake(&self, group: usize) -> Vec<Waiting> {
-        let held = |id: &InstanceId| {
-            self.steps.iter().any(|(other, step)| other.server == id.server && matches!(step.state, StepState::Staged))
-        };
-        let in_group =
-            self.steps.iter().filter(|(id, step)| step.group == group && self.plan.pace(&id.server).canary > 0);
-        let baking = in_group.filter_map(|(id, step)| match &step.state {
-            StepState::Confirmed { since } if held(id) => {
-                let until = since.after(self.plan.pace(&id.server).bake);
-                let what = "(canary) to stay healthy for the bake time";
-                // A bake that is over waits for nothing: what holds the others then is another bound.
-                (until > self.progress_at).then(|| Waiting::new(WaitKind::Bake, what, *since, Some(until)).of(id))
-            }
+    /// Canaries that are confirmed but must stay healthy for the bake time before the others of their server, each since
+    /// when, and until when.
+    fn canaries_baking(&self) -> impl Iterator<Item = (&InstanceId, Timestamp, Timestamp)> {
+        let group = match &self.phase {
+            Phase::ServerDeployment { group } => Some(*group),
             _ => None,
-        });
-        baking.collect()
+        };
+        let ready = group.into_iter().flat_map(|group| self.steps.ready(group));
+        ready.map(|lane| self.steps.lane(lane)).flat_map(move |lane| {
+            let bake = self.plan.pace(lane.server()).bake;
+            let canaries = self.steps.in_lane(lane, 0..lane.end_of(self.canaries(lane)));
+            canaries.filter_map(move |(id, step)| match &step.state {
+                StepState::Confirmed { since } => {
+                    let until = since.after(bake);
+                    // A bake that is over waits for nothing: what holds the others then is another bound.
+                    (until > self.progress_at).then_some((id, *since, until))
+                }
+                _ => None,
+            })
+        })
     }
 }

@@ -68,6 +68,7 @@ impl Story {
         self.now += 1;
         let before = self.fleet.clone();
         let result = self.fleet.apply(event.clone(), at(self.now));
+        assert_eq!(self.fleet.disagreement(), None);
         match &result {
             Ok(_) => self.journal.push((at(self.now), serde_json::to_string(&event).expect("JSON"))),
             Err(_) => assert_eq!(self.fleet, before, "a refused event changed the fleet"),
@@ -191,6 +192,38 @@ fn a_rollback_brings_back_the_release_before_and_raises_the_generation() {
     assert_eq!(story.fleet.instances()[&instance()].release, release(1));
     assert_eq!(story.fleet.generation(), Generation(3));
     story.tell(of(&first)).expect("the second is undone");
+    story.finish(&first);
+    assert_eq!(story.fleet.instances(), &BTreeMap::new());
+}
+
+#[test]
+fn what_has_ended_hears_nothing_of_hosts_and_a_rollback_still_knows_who_is_away() {
+    let mut story = Story::begin();
+    story.enrol();
+    story.connect();
+    let first = story.start(1).expect("it starts");
+    story.finish(&first);
+    let before = story.fleet.deployment(&first).cloned();
+    story.tell(FleetEvent::HostDisconnected { host: host() }).expect("it goes");
+    assert_eq!(story.fleet.deployment(&first).cloned(), before);
+    let undo = |only| FleetEvent::RollbackRequested {
+        strategy: None,
+        only,
+        deployment: first.clone(),
+        by: "op".to_owned(),
+        intents: BTreeMap::new(),
+    };
+    let elsewhere = BTreeSet::from(["s@h2".parse().expect("instance")]);
+    story.tell(undo(elsewhere)).expect_err("it has nothing on that host");
+    assert_eq!(story.fleet.deployment(&first).cloned(), before, "a refused rollback leaves no trace");
+    story.tell(undo(BTreeSet::new())).expect("it is undone");
+    let undone = story.fleet.deployment(&first).expect("it");
+    assert_eq!(undone.unreachable(), &BTreeSet::from([host()]));
+    let waits: Vec<String> = undone.waiting().iter().map(ToString::to_string).collect();
+    assert_eq!(waits[0], "s@h1 to be put back (its host is not connected)");
+    let kept = serde_json::to_string(&story.fleet).expect("JSON");
+    assert_eq!(serde_json::from_str::<Fleet>(&kept).expect("a fleet"), story.fleet);
+    story.connect();
     story.finish(&first);
     assert_eq!(story.fleet.instances(), &BTreeMap::new());
 }

@@ -290,7 +290,7 @@ fn outcome(deployment: &Deployment) -> Checked {
         let seen = format!("{} has not ended; it waits for {}", deployment.id(), waiting.join("; "));
         return Err(Violation::new("every deployment ends", seen));
     };
-    for (id, step) in deployment.steps() {
+    for (id, step) in deployment.steps().iter() {
         let back = matches!(
             step.state,
             StepState::Restored | StepState::Untouched | StepState::LeftOut { .. } | StepState::Unchanged

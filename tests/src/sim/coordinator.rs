@@ -95,6 +95,9 @@ impl Coordinator {
             Ok(effects) => effects,
             Err(refused) => return Ok(Took::Refused(refused)),
         };
+        if let Some(wrong) = ahead.disagreement() {
+            return Err(Violation::new("what is counted is what there is", wrong));
+        }
         let doom = self.doom.take();
         if let Some(doom) = doom.filter(|doom| doom.torn) {
             let (last, hash) = self.disk.head();

@@ -153,8 +153,8 @@ impl World<'_> {
     ) -> Result<bool, Violation> {
         let Some(live) = &self.coordinator.live else { return Ok(false) };
         let Some(found) = live.fleet.deployment(&deployment) else { return Ok(false) };
-        let mut touched = found.steps().iter().filter(|(_, step)| step.state.is_touched()).map(|(id, _)| id.clone());
-        let only = if part { touched.next().into_iter().collect() } else { BTreeSet::new() };
+        let touched = found.steps().iter().filter(|(_, step)| step.state.is_touched()).map(|(id, _)| id.clone());
+        let only: BTreeSet<InstanceId> = touched.take(usize::from(part)).collect();
         let begin_by = self.coordinator.clock(self.now).after(found.plan().begin_within(Purpose::RollBack));
         let intents = self.coordinator.intents(live.fleet.generation().next(), begin_by);
         let event = FleetEvent::RollbackRequested { deployment, by: "p1".to_owned(), strategy, only, intents };

@@ -1,0 +1,521 @@
+//! The steps of a deployment, and what is counted of them, so that an event costs the same on ten hosts and on ten
+//! thousand.
+//!
+//! [`Steps::set`] is the only way to put a step into a state. Everything else in an [`Index`] follows from the steps and
+//! is made anew when they are read; [`Steps::disagreement`] compares the two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use serde::{Serialize, Serializer};
+
+use super::step::{Step, StepState, StepStateName};
+use crate::ids::{HostName, InstanceId, ServerName};
+use crate::mutant::{Mutant, is_active};
+use crate::plan::{Plan, StepAction};
+use crate::time::{Length, Timestamp};
+
+/// How much longer than a host's own dead-man deadline the coordinator waits for its word.
+const HOST_GRACE: Length = Length::from_secs(30);
+
+/// The steps of a deployment, in the order of its plan.
+#[derive(Clone, Debug)]
+pub struct Steps {
+    list: Vec<Entry>,
+    index: Index,
+}
+
+/// A step, and where it belongs.
+#[derive(Clone, Debug)]
+struct Entry {
+    id: InstanceId,
+    step: Step,
+    /// Its place among the steps of its group in the plan.
+    planned: usize,
+    lane: usize,
+    /// Its place among those of its lane that change.
+    place: usize,
+    server: usize,
+    /// Whether its host is not connected.
+    away: bool,
+    /// How long its host may take from the switch on.
+    patience: Length,
+}
+
+/// What is counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Index {
+    /// The numbers of all steps, by the names of their instances.
+    by_id: Vec<usize>,
+    /// The numbers of all steps, by host.
+    by_host: Vec<usize>,
+    by_state: BTreeMap<StepStateName, BTreeSet<usize>>,
+    /// Until when a step may stay as it is.
+    deadlines: BTreeSet<(Timestamp, usize)>,
+    lanes: Vec<Lane>,
+    lane_of: BTreeMap<(usize, usize), usize>,
+    servers: Vec<OfServer>,
+    server_of: BTreeMap<ServerName, usize>,
+    /// For each group, how many of its steps have not come through.
+    behind: BTreeMap<usize, usize>,
+    /// The lanes of each group that have staged steps.
+    ready: BTreeSet<(usize, usize)>,
+}
+
+/// The steps of one server in one group. Places count those that change, in the order of the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lane {
+    group: usize,
+    server: ServerName,
+    changing: Vec<usize>,
+    left_out: BTreeSet<usize>,
+    /// Those that are neither confirmed nor left out.
+    unconfirmed: BTreeSet<usize>,
+    staged: BTreeSet<usize>,
+}
+
+/// The steps of one server in all groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct OfServer {
+    steps: usize,
+    left_out: usize,
+    not_started: usize,
+    unavailable: usize,
+}
+
+impl Steps {
+    /// The steps of a plan, of which nothing has been asked.
+    pub(super) fn planned(plan: &Plan, away: &BTreeSet<HostName>) -> Self {
+        Self::new(plan, |_| None, away)
+    }
+
+    /// The steps of a plan as they were kept.
+    pub(super) fn kept(plan: &Plan, mut kept: BTreeMap<InstanceId, Step>, away: &BTreeSet<HostName>) -> Self {
+        Self::new(plan, |id| kept.remove(id), away)
+    }
+
+    fn new(plan: &Plan, mut kept: impl FnMut(&InstanceId) -> Option<Step>, away: &BTreeSet<HostName>) -> Self {
+        let mut steps = Self { list: Vec::new(), index: Index::default() };
+        for (group, of_group) in plan.groups.iter().enumerate() {
+            for (planned, step) in of_group.steps.iter().enumerate() {
+                let pace = plan.pace(&step.instance.server);
+                let server = steps.index.server(&step.instance.server);
+                let lane = steps.index.lane(group, server, &step.instance.server);
+                let id = step.instance.clone();
+                let step = kept(&id).unwrap_or_else(|| Step::new(group, step));
+                steps.list.push(Entry {
+                    planned,
+                    lane,
+                    place: steps.index.lanes[lane].add(steps.list.len(), &step),
+                    server,
+                    away: away.contains(&id.host),
+                    patience: pace.healthy_deadline.plus(plan.rollout.confirm_timeout).plus(HOST_GRACE),
+                    id,
+                    step,
+                });
+            }
+        }
+        for (number, entry) in steps.list.iter().enumerate() {
+            steps.index.count(number, entry, 1);
+        }
+        let list = &steps.list;
+        let mut numbers: Vec<usize> = (0..list.len()).collect();
+        numbers.sort_by(|a, b| list[*a].id.cmp(&list[*b].id));
+        steps.index.by_id.clone_from(&numbers);
+        numbers.sort_by(|a, b| (&list[*a].id.host, a).cmp(&(&list[*b].id.host, b)));
+        steps.index.by_host = numbers;
+        steps
+    }
+
+    fn number(&self, id: &InstanceId) -> Option<usize> {
+        let found = self.index.by_id.binary_search_by(|number| self.list[*number].id.cmp(id)).ok()?;
+        Some(self.index.by_id[found])
+    }
+
+    /// The step of an instance.
+    pub fn get(&self, id: &InstanceId) -> Option<&Step> {
+        Some(&self.list[self.number(id)?].step)
+    }
+
+    /// All steps, in the order of the plan.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&InstanceId, &Step)> {
+        self.list.iter().map(|entry| (&entry.id, &entry.step))
+    }
+
+    /// All steps without their instances, in the order of the plan.
+    pub fn values(&self) -> impl DoubleEndedIterator<Item = &Step> {
+        self.list.iter().map(|entry| &entry.step)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    fn of_host(&self, host: &HostName) -> &[usize] {
+        let numbers = &self.index.by_host;
+        let first = numbers.partition_point(|number| self.list[*number].id.host < *host);
+        let end = first + numbers[first..].partition_point(|number| self.list[*number].id.host == *host);
+        &numbers[first..end]
+    }
+
+    /// The steps on a host, in the order of the plan.
+    pub fn on(&self, host: &HostName) -> impl Iterator<Item = (&InstanceId, &Step)> {
+        self.of_host(host).iter().map(|number| (&self.list[*number].id, &self.list[*number].step))
+    }
+
+    /// Where the plan has the step of an instance: the number of its group, and its place among the steps of that.
+    pub(super) fn place(&self, id: &InstanceId) -> Option<(usize, usize)> {
+        let entry = &self.list[self.number(id)?];
+        Some((entry.step.group, entry.planned))
+    }
+
+    /// Puts a step into a state.
+    pub(super) fn set(&mut self, id: &InstanceId, state: StepState) {
+        let Some(number) = self.number(id) else { return };
+        self.change(number, |entry| {
+            entry.step.touched |= state.is_touched();
+            entry.step.state = state;
+        });
+    }
+
+    /// Begins the next attempt at a step, which is in the state that it is in until it is set anew.
+    pub(super) fn begin_attempt(&mut self, id: &InstanceId) -> Option<&Step> {
+        let number = self.number(id)?;
+        self.list[number].step.attempt += 1;
+        Some(&self.list[number].step)
+    }
+
+    /// Remembers when a step failed first.
+    pub(super) fn failed(&mut self, id: &InstanceId, now: Timestamp) {
+        if let Some(number) = self.number(id) {
+            self.list[number].step.failed_at.get_or_insert(now);
+        }
+    }
+
+    /// Takes in that a host is connected, or that it is not.
+    pub(super) fn set_away(&mut self, host: &HostName, away: bool) {
+        for number in self.of_host(host).to_vec() {
+            self.change(number, |entry| entry.away = away);
+        }
+    }
+
+    fn change(&mut self, number: usize, change: impl FnOnce(&mut Entry)) {
+        self.index.count(number, &self.list[number], -1);
+        change(&mut self.list[number]);
+        self.index.count(number, &self.list[number], 1);
+    }
+
+    /// How many are in certain states.
+    pub(super) fn count(&self, which: impl Fn(StepStateName) -> bool) -> usize {
+        self.index.by_state.iter().filter(|(name, _)| which(**name)).map(|(_, numbers)| numbers.len()).sum()
+    }
+
+    /// Whether any is in certain states.
+    pub(super) fn any(&self, which: impl Fn(StepStateName) -> bool) -> bool {
+        self.index.by_state.keys().any(|name| which(*name))
+    }
+
+    /// Those in certain states, the last of the plan first.
+    pub(super) fn backwards(
+        &self,
+        which: impl Fn(StepStateName) -> bool,
+    ) -> impl Iterator<Item = (&InstanceId, &Step)> {
+        let sets = self.index.by_state.iter().filter(|(name, _)| which(**name));
+        let sets: Vec<&BTreeSet<usize>> = sets.map(|(_, numbers)| numbers).collect();
+        let mut end = self.list.len();
+        std::iter::from_fn(move || {
+            end = *sets.iter().filter_map(|numbers| numbers.range(..end).next_back()).max()?;
+            let entry = &self.list[end];
+            Some((&entry.id, &entry.step))
+        })
+    }
+
+    /// Those in certain states, in the order of the plan.
+    pub(super) fn ids_where(&self, which: impl Fn(StepStateName) -> bool) -> Vec<InstanceId> {
+        let sets = self.index.by_state.iter().filter(|(name, _)| which(**name));
+        let mut numbers: Vec<usize> = sets.flat_map(|(_, numbers)| numbers.iter().copied()).collect();
+        numbers.sort_unstable();
+        numbers.into_iter().map(|number| self.list[number].id.clone()).collect()
+    }
+
+    /// The earliest deadline of any step.
+    pub(super) fn deadline(&self) -> Option<(Timestamp, &InstanceId, &Step)> {
+        let (at, number) = self.index.deadlines.first()?;
+        Some((*at, &self.list[*number].id, &self.list[*number].step))
+    }
+
+    /// Until when a step may stay in the state that it is in.
+    pub(super) fn deadline_of(&self, id: &InstanceId) -> Option<Timestamp> {
+        self.list[self.number(id)?].deadline()
+    }
+
+    /// The first group of which not every step has come through.
+    pub(super) fn first_behind(&self) -> Option<usize> {
+        self.index.behind.keys().next().copied()
+    }
+
+    /// The numbers of the lanes of a group that have steps which are ready to be switched, in the order of the plan.
+    pub(super) fn ready(&self, group: usize) -> impl Iterator<Item = usize> {
+        self.index.ready.range((group, 0)..(group + 1, 0)).map(|(_, lane)| *lane)
+    }
+
+    /// A lane by its number.
+    pub(super) fn lane(&self, lane: usize) -> &Lane {
+        &self.index.lanes[lane]
+    }
+
+    /// The steps of a lane that change, from one place up to another, but for those that were left out.
+    pub(super) fn in_lane<'a>(
+        &'a self,
+        lane: &'a Lane,
+        places: Range<usize>,
+    ) -> impl Iterator<Item = (&'a InstanceId, &'a Step)> {
+        let counts = move |place: &usize| !lane.left_out.contains(place);
+        let entries = places.filter(counts).map(|place| &self.list[lane.changing[place]]);
+        entries.map(|entry| (&entry.id, &entry.step))
+    }
+
+    /// Those of the first places of a lane that are ready, and whose hosts are connected.
+    pub(super) fn switchable<'a>(&'a self, lane: &'a Lane, end: usize) -> impl Iterator<Item = &'a InstanceId> {
+        let staged = lane.staged.range(..end).map(|place| &self.list[lane.changing[*place]]);
+        staged.filter(|entry| !entry.away).map(|entry| &entry.id)
+    }
+
+    fn of_server(&self, server: &ServerName) -> Option<&OfServer> {
+        Some(&self.index.servers[*self.index.server_of.get(server)?])
+    }
+
+    /// How many instances of a server are out of service, or may be: in motion, failed, or on a host that cannot be
+    /// reached. An instance that is still to be created was never in service.
+    pub(super) fn unavailable(&self, server: &ServerName) -> usize {
+        self.of_server(server).map_or(0, |of| of.unavailable)
+    }
+
+    /// Whether every instance of a server has been started, or has none to start.
+    pub(super) fn is_started(&self, server: &ServerName) -> bool {
+        self.of_server(server).is_none_or(|of| of.not_started == 0)
+    }
+
+    /// Whether a server has instances, all of which were left out.
+    pub(super) fn is_left_out(&self, server: &ServerName) -> bool {
+        self.of_server(server).is_some_and(|of| of.steps > 0 && of.left_out == of.steps)
+    }
+
+    /// The lanes of a group.
+    pub(super) fn lanes(&self, group: usize) -> impl Iterator<Item = &Lane> {
+        self.index.lane_of.range((group, 0)..(group + 1, 0)).map(|(_, lane)| &self.index.lanes[*lane])
+    }
+
+    /// In what the index differs from the steps, if it does.
+    pub(super) fn disagreement(&self, plan: &Plan, away: &BTreeSet<HostName>) -> Option<String> {
+        let kept = self.list.iter().map(|entry| (entry.id.clone(), entry.step.clone())).collect();
+        let right = Self::kept(plan, kept, away);
+        (right.index != self.index).then(|| format!("it has {:?}\nbut should have {:?}", self.index, right.index))
+    }
+}
+
+impl Entry {
+    fn deadline(&self) -> Option<Timestamp> {
+        match &self.step.state {
+            StepState::BackingOff { until, .. } => Some(*until),
+            StepState::Switching { since } | StepState::Verifying { since } | StepState::Confirming { since } => {
+                Some(since.after(self.patience))
+            }
+            StepState::Unchanged
+            | StepState::Pending
+            | StepState::Staging { .. }
+            | StepState::Staged
+            | StepState::Confirmed { .. }
+            | StepState::Testing
+            | StepState::Tested
+            | StepState::Cleaning
+            | StepState::Done
+            | StepState::Failed { .. }
+            | StepState::SettingAside { .. }
+            | StepState::LeftOut { .. }
+            | StepState::Restoring { .. }
+            | StepState::Resolving { .. }
+            | StepState::Untouched
+            | StepState::Restored
+            | StepState::Stuck { .. }
+            | StepState::Superseded { .. } => None,
+        }
+    }
+
+    fn is_unavailable(&self) -> bool {
+        let name = StepStateName::from(&self.step.state);
+        let existed = self.step.action != StepAction::Create || name.is_confirmed();
+        let failed = matches!(name, StepStateName::Failed | StepStateName::Stuck);
+        name.is_in_motion() || failed || (existed && self.away && !is_active(Mutant::ForgetUnreachable))
+    }
+}
+
+impl Index {
+    /// The number of a server.
+    fn server(&mut self, server: &ServerName) -> usize {
+        if let Some(number) = self.server_of.get(server) {
+            return *number;
+        }
+        let number = self.servers.len();
+        self.servers.push(OfServer::default());
+        self.server_of.insert(server.clone(), number);
+        number
+    }
+
+    /// The number of the lane of a server in a group.
+    fn lane(&mut self, group: usize, server: usize, name: &ServerName) -> usize {
+        let next = self.lanes.len();
+        let lane = *self.lane_of.entry((group, server)).or_insert(next);
+        if lane == next {
+            self.lanes.push(Lane {
+                group,
+                server: name.clone(),
+                changing: Vec::new(),
+                left_out: BTreeSet::new(),
+                unconfirmed: BTreeSet::new(),
+                staged: BTreeSet::new(),
+            });
+        }
+        lane
+    }
+
+    /// Counts a step in as it is, or out.
+    fn count(&mut self, number: usize, entry: &Entry, by: isize) {
+        let name = StepStateName::from(&entry.step.state);
+        let (lane, of) = (&mut self.lanes[entry.lane], &mut self.servers[entry.server]);
+        let same = self.by_state.entry(name).or_default();
+        put(same, number, by);
+        if same.is_empty() {
+            self.by_state.remove(&name);
+        }
+        if let Some(at) = entry.deadline() {
+            put(&mut self.deadlines, (at, number), by);
+        }
+        let left_out = name == StepStateName::LeftOut;
+        let staged = name == StepStateName::Staged;
+        if entry.step.action != StepAction::Unchanged {
+            for (set, belongs) in [
+                (&mut lane.left_out, left_out),
+                (&mut lane.staged, staged),
+                (&mut lane.unconfirmed, !left_out && !name.is_confirmed()),
+            ] {
+                if belongs {
+                    put(set, entry.place, by);
+                }
+            }
+        }
+        if lane.staged.is_empty() {
+            self.ready.remove(&(lane.group, entry.lane));
+        } else {
+            self.ready.insert((lane.group, entry.lane));
+        }
+        of.steps = of.steps.saturating_add_signed(by);
+        for (count, counts) in [
+            (&mut of.left_out, left_out),
+            (&mut of.not_started, !name.has_started()),
+            (&mut of.unavailable, entry.is_unavailable()),
+        ] {
+            *count = count.saturating_add_signed(if counts { by } else { 0 });
+        }
+        if !name.came_through() {
+            let behind = self.behind.entry(lane.group).or_default();
+            *behind = behind.saturating_add_signed(by);
+            if *behind == 0 {
+                self.behind.remove(&lane.group);
+            }
+        }
+    }
+}
+
+impl Lane {
+    /// Adds a step, and gives its place.
+    fn add(&mut self, number: usize, step: &Step) -> usize {
+        let place = self.changing.len();
+        if step.action != StepAction::Unchanged {
+            self.changing.push(number);
+        }
+        place
+    }
+
+    /// The server.
+    pub(super) fn server(&self) -> &ServerName {
+        &self.server
+    }
+
+    /// How many steps change, but for those that were left out.
+    pub(super) fn changing(&self) -> usize {
+        self.changing.len() - self.left_out.len()
+    }
+
+    /// Whether any step changes.
+    pub(super) fn changes(&self) -> bool {
+        !self.changing.is_empty()
+    }
+
+    /// The place after so many steps that were not left out.
+    pub(super) fn end_of(&self, steps: usize) -> usize {
+        let mut end = steps;
+        for place in &self.left_out {
+            if *place < end {
+                end += 1;
+            } else {
+                break;
+            }
+        }
+        end.min(self.changing.len())
+    }
+
+    /// Whether every step of the first places is confirmed or was left out.
+    pub(super) fn is_confirmed(&self, end: usize) -> bool {
+        self.unconfirmed.first().is_none_or(|place| *place >= end)
+    }
+
+    /// How many steps are in the batches that have begun or may begin: those before the first batch that is not
+    /// confirmed, and that batch.
+    pub(super) fn open(&self, canaries: usize, batch: usize) -> usize {
+        let all = self.changing();
+        let after_canaries = self.end_of(canaries);
+        let Some(first) = self.unconfirmed.range(after_canaries..).next().filter(|_| batch > 0) else { return all };
+        let rank = first - self.left_out.range(..first).count();
+        all.min(canaries + (rank.saturating_sub(canaries) / batch + 1) * batch)
+    }
+}
+
+fn put<T: Ord>(set: &mut BTreeSet<T>, value: T, by: isize) {
+    if by > 0 {
+        set.insert(value);
+    } else {
+        set.remove(&value);
+    }
+}
+
+impl PartialEq for Steps {
+    /// What is counted follows from the steps.
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Steps {}
+
+impl std::ops::Index<&InstanceId> for Steps {
+    type Output = Step;
+
+    fn index(&self, id: &InstanceId) -> &Step {
+        #[expect(clippy::expect_used, reason = "as with the maps of the standard library")]
+        self.get(id).expect("the instance has a step")
+    }
+}
+
+impl Serialize for Steps {
+    /// As a map, by the names of the instances.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.index.by_id.iter().map(|number| &self.list[*number]).map(|of| (&of.id, &of.step)))
+    }
+}
