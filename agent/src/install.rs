@@ -18,7 +18,7 @@ use std::path::Path;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::release::interpreter::fits_node;
-use fleetwright_deploy::release::{Package, Registry, Release, is_artifact};
+use fleetwright_deploy::release::{Package, Registry, Release, index_name, is_artifact};
 use fleetwright_registries::{Door, Kind};
 
 pub use self::archive::unpack;
@@ -184,26 +184,38 @@ fn npm_words(what: &str, app: &Path) -> Vec<String> {
 
 /// Says what it means that a client has failed: the registry of the package's own may have, before it.
 fn explain(failure: Failure, wanted: &str, registry: &str, client: &Client) -> Failure {
-    told_by_registry(failure, client, |failure, shown| told::explain(failure, wanted, shown.unwrap_or(registry)))
+    told_by_registry(failure, wanted, client, |failure, shown| {
+        told::explain(failure, wanted, shown.unwrap_or(registry))
+    })
 }
 
 fn explain_lock(failure: Failure, wanted: &str, client: &Client) -> Failure {
-    told_by_registry(failure, client, |failure, shown| {
+    told_by_registry(failure, wanted, client, |failure, shown| {
         told::explain_lock(failure, wanted, shown.unwrap_or("the registry"))
     })
 }
 
 fn told_by_registry(
     failure: Failure,
+    wanted: &str,
     client: &Client,
     otherwise: impl FnOnce(Failure, Option<&str>) -> Failure,
 ) -> Failure {
-    match client.registry() {
-        (_, Some(trouble)) => {
-            let lines = failure.output;
-            trouble.output(lines.iter().map(String::as_str))
-        }
-        (shown, None) => otherwise(failure, shown),
+    let Some(door) = client.door() else { return otherwise(failure, None) };
+    // A client that says itself what is wrong is right, whatever else has gone wrong on the way.
+    if told::is_reason_of_its_own(&failure.output) {
+        return otherwise(failure, Some(door.shown()));
+    }
+    let lines = [door.left_out(), failure.output.clone()].concat();
+    let with_lines = |failure: Failure| failure.output(lines.iter().map(String::as_str));
+    if let Some(trouble) = door.trouble() {
+        return with_lines(registry::trouble(&trouble));
+    }
+    let missing = door.missing();
+    let (sought, is_package) = told::sought(&failure.output, wanted);
+    match missing.iter().find(|name| index_name(name) == index_name(&sought)) {
+        Some(name) => with_lines(registry::without(name, is_package, door.shown(), door.asks_public())),
+        None => with_lines(otherwise(failure, Some(door.shown()))),
     }
 }
 

@@ -69,6 +69,7 @@ pub(crate) async fn stage(
         if runtime::chosen(&release)? == RuntimeKind::Agent {
             handover::check(server, &release, &layout).await?;
         }
+        on_disk(&layout).await?;
         let bytes = fs::read(incoming.join("release.json")).map_err(|error| file_failure(&incoming, &error))?;
         store::write_private(&layout.manifest(), &bytes)
             .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))?;
@@ -76,6 +77,16 @@ pub(crate) async fn stage(
         preflight::check(&release, server, running).await?;
     }
     remove_folder(&incoming)
+}
+
+/// Waits until everything of a release is on the disk: once its manifest is, it counts as whole, also after a power cut.
+async fn on_disk(layout: &ReleaseLayout) -> Result<(), Failure> {
+    let folder = layout.folder().to_owned();
+    aside(move || {
+        let synced = fs::File::open(&folder).and_then(|opened| Ok(rustix::fs::syncfs(&opened)?));
+        synced.map_err(|error| file_failure(&folder, &error))
+    })
+    .await
 }
 
 /// Keeps on the disk only once what the new release and the current one have in common.

@@ -2,13 +2,15 @@
 //! taken from the registry, so that the lock counts for whatever platform a host has.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fleetwright_deploy::config::PackageWritten;
-use fleetwright_registries::{Door, OTHER_SETTINGS};
+use fleetwright_deploy::release::index_name;
+use fleetwright_registries::{Door, Error};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::Client;
 use reqwest::header::ACCEPT;
@@ -19,6 +21,9 @@ use tokio::process::Command;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How many projects are asked for at once.
 const QUESTIONS_MAX: usize = 8;
+/// What a client that asks through a door needs of the environment.
+const NEEDED: [&str; 9] =
+    ["PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYENV_ROOT", "PYENV_VERSION"];
 /// The index that is asked unless pip is told of another.
 pub(crate) const INDEX: &str = "https://pypi.org/simple";
 /// The registry of npm's.
@@ -110,32 +115,32 @@ enum Index<'a> {
 
 impl Index<'_> {
     /// The names of the files of a project, each with its digest.
-    async fn files(&self, name: &str) -> Vec<(String, Option<String>)> {
-        match self {
+    async fn files(&self, name: &str) -> Result<Vec<(String, Option<String>)>> {
+        Ok(match self {
             Self::Door(door) => {
-                let project = door.project(name).await.unwrap_or_default();
+                let project = match door.project(name).await {
+                    Err(Error::Missing(_)) => Default::default(),
+                    other => other.context("the package's registry")?,
+                };
                 project.files.into_iter().map(|file| (file.filename, file.sha256)).collect()
             }
             Self::Public(index, http) => {
                 let asked = http.get(format!("{index}/{name}/")).header(ACCEPT, SIMPLE_JSON).send().await;
-                let Ok(answer) = asked.and_then(reqwest::Response::error_for_status) else { return Vec::new() };
+                let Ok(answer) = asked.and_then(reqwest::Response::error_for_status) else { return Ok(Vec::new()) };
                 let files = answer.json::<Project>().await.map(|project| project.files).unwrap_or_default();
                 files.into_iter().map(|file| (file.filename, file.hashes.sha256)).collect()
             }
-        }
+        })
     }
 }
 
-/// Makes a client ask through a door, and nobody else.
+/// Makes a client ask through a door, and nobody else. It sees nothing of the environment but what it needs: a variable
+/// may hold the registry's password, and what is built runs programs of others.
 fn through(client: &mut Command, door: Option<&Door>, folder: &Path) {
     let Some(door) = door else { return };
-    for (name, _) in std::env::vars_os() {
-        let plain = name.to_string_lossy().to_ascii_lowercase();
-        if OTHER_SETTINGS.iter().any(|setting| plain.starts_with(setting)) {
-            client.env_remove(&name);
-        }
-    }
-    client.envs(door.settings(&folder.join("no-settings")));
+    client.env_clear();
+    let needed = std::env::vars_os().filter(|(name, _)| NEEDED.contains(&&*name.to_string_lossy()));
+    client.envs(needed).envs(door.settings(&folder.join("no-settings")));
 }
 
 /// What a client said, with the registry in the place of the door; where the registry itself is what failed, that.
@@ -157,10 +162,10 @@ async fn requirement(installed: Installed, index: &Index<'_>) -> Result<String> 
         };
         bail!("{name} {version} comes from {url}, which has no digest");
     };
-    let normal = name.to_ascii_lowercase().replace(['_', '.'], "-");
+    let normal = index_name(&name);
     let mut digests = BTreeSet::from([own]);
     // An index that gives no digests leaves the one of the file that was looked at.
-    let files = index.files(&normal).await;
+    let files = index.files(&normal).await?;
     let files = files.into_iter().filter(|(filename, _)| version_of(filename) == Some(version.as_str()));
     digests.extend(files.filter_map(|(_, sha256)| sha256));
     let digests: Vec<String> = digests.iter().map(|digest| format!(" \\\n    --hash=sha256:{digest}")).collect();
@@ -236,7 +241,9 @@ impl Scratch {
         let mut random = [0; 8];
         getrandom::fill(&mut random).context("random numbers")?;
         let path = std::env::temp_dir().join(format!("fleetwright-lock-{}", hex::encode(random)));
-        std::fs::create_dir(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+        // What is in it names the door.
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("{} cannot be made", path.display()))?;
         Ok(Self(path))
     }
 }

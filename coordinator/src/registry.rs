@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fleetwright_deploy::config::{ENTRY_BYTES_MAX, Found, ImportQuestion, without_secrets};
 use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::release::index_name;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::ACCEPT;
 use reqwest::redirect::Policy;
@@ -215,7 +216,7 @@ async fn npm(name: &str, version: &str, registry: Option<&str>) -> Result<Found,
 
 /// The programs that a wheel installs, from the index that pip asks.
 async fn pypi(name: &str, version: &str, index: &str) -> Result<Found, Unanswered> {
-    let normal = name.to_ascii_lowercase().replace(['_', '.'], "-");
+    let normal = index_name(name);
     let (shown, base) = (without_secrets(index), format!("{index}/{normal}/"));
     let base = Url::parse(&base).map_err(|_| format!("pip's index {shown} is no URL"))?;
     let http = client(|builder| builder)?;

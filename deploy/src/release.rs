@@ -5,6 +5,7 @@
 
 mod bridge;
 mod container;
+mod index_name;
 pub mod interpreter;
 mod kept;
 mod registry;
@@ -22,6 +23,7 @@ use crate::time::{Length, Timestamp};
 
 pub use bridge::{BRIDGE_NAME_BYTES_MAX, BRIDGE_NAMES_MAX, Bridge, OWN_SESSIONS_MAX, OWN_SESSIONS_USUAL, Sessions};
 pub use container::{Container, Volume};
+pub use index_name::index_name;
 pub use kept::Database;
 pub use registry::Registry;
 pub use run::{BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};

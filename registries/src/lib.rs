@@ -6,9 +6,10 @@
 
 mod door;
 mod npm;
+mod peer;
 mod simple;
 mod upstream;
 
-pub use self::door::{Door, OTHER_SETTINGS};
+pub use self::door::Door;
 pub use self::simple::{Listed, Project};
 pub use self::upstream::{Credentials, Error, Kind, Registry};

@@ -3,8 +3,9 @@
 use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
 use serde::Deserialize;
+use tokio::task::spawn_blocking;
 
-use super::upstream::{Error, Upstream, is_web, normal, read, shown};
+use super::upstream::{Error, Upstream, Wanted, is_named_safely, normal, read, shown};
 
 /// Largest list of the files of a project, in bytes, and most files of it.
 const PAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -68,21 +69,30 @@ pub(crate) async fn project(upstream: &Upstream, name: &str) -> Result<Project, 
     let mut missing = Error::Missing(name.to_owned());
     for base in upstream.bases(name) {
         let url = base.join(&format!("{}/", normal(name))).map_err(|_| Error::NoUrl(name.to_owned()))?;
-        match upstream.get(&url, ACCEPTED).await {
-            Err(Error::Missing(url)) => missing = Error::Missing(url),
+        match upstream.get(&url, ACCEPTED, Wanted::List).await {
+            Err(not_here @ (Error::Missing(_) | Error::PassesOn { .. })) => missing = not_here,
             Err(other) => return Err(other),
             Ok(answer) => {
                 let is_json = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
                 let is_json = is_json.is_some_and(|value| value.contains("json"));
                 let at = answer.url().clone();
                 let bytes = read(answer, PAGE_BYTES_MAX).await?;
-                let wrong = |why: &str| Error::Unreachable { url: shown(&at), why: why.to_owned() };
-                let mut project = if is_json {
-                    from_json(&bytes, &at).ok_or_else(|| wrong("it is no simple index"))?
-                } else {
-                    from_html(&String::from_utf8_lossy(&bytes), &at)
+                let asked = shown(&at);
+                let taken_apart = move || {
+                    if is_json {
+                        from_json(&bytes, &at)
+                    } else {
+                        Some(from_html(&String::from_utf8_lossy(&bytes), &at))
+                    }
                 };
-                project.files.truncate(FILES_MAX);
+                // A page may be large, and others are asked meanwhile.
+                let project = spawn_blocking(taken_apart).await.ok().flatten();
+                let no_index = || Error::NoRegistry { url: asked.clone(), why: "is no simple index".to_owned() };
+                let project = project.ok_or_else(no_index)?;
+                if project.files.len() > FILES_MAX {
+                    let why = format!("lists {} files; {FILES_MAX} are taken", project.files.len());
+                    return Err(Error::NoRegistry { url: asked, why });
+                }
                 return Ok(project);
             }
         }
@@ -93,7 +103,7 @@ pub(crate) async fn project(upstream: &Upstream, name: &str) -> Result<Project, 
 fn from_json(bytes: &[u8], at: &Url) -> Option<Project> {
     let page: Page = serde_json::from_slice(bytes).ok()?;
     let file = |file: PageFile| {
-        let url = at.join(&file.url).ok().filter(is_web)?;
+        let url = at.join(&file.url).ok().filter(|url| is_named_safely(url, at))?;
         let is_said = |value: &serde_json::Value| value.is_object() || value == true;
         let yanked = match &file.yanked {
             serde_json::Value::String(why) => Some(why.clone()),
@@ -110,14 +120,21 @@ fn from_json(bytes: &[u8], at: &Url) -> Option<Project> {
 fn from_html(text: &str, at: &Url) -> Project {
     let mut files = Vec::new();
     let mut rest = text;
-    while let Some(start) = rest.find("<a ").or_else(|| rest.find("<A ")) {
-        rest = &rest[start + 3..];
+    while let Some(start) = rest.find('<') {
+        rest = &rest[start + 1..];
+        let Some(after) = rest.strip_prefix(['a', 'A']).filter(|after| after.starts_with(char::is_whitespace)) else {
+            continue;
+        };
+        rest = after;
         let Some((attributes, end)) = attributes(rest) else { break };
         rest = &rest[end..];
         let inside = rest.split('<').next().unwrap_or_default();
         let of = |name: &str| attributes.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
-        let Some(url) = of("href").and_then(|href| at.join(&href).ok()).filter(is_web) else { continue };
-        let sha256 = url.fragment().and_then(|fragment| fragment.strip_prefix("sha256=")).map(str::to_owned);
+        let Some(url) = of("href").and_then(|href| at.join(&href).ok()).filter(|url| is_named_safely(url, at)) else {
+            continue;
+        };
+        let digest = |part: &str| part.strip_prefix("sha256=").map(str::to_owned);
+        let sha256 = url.fragment().and_then(|fragment| fragment.split('&').find_map(digest));
         let mut bare = url.clone();
         bare.set_fragment(None);
         let listed = Listed {
@@ -200,12 +217,14 @@ fn escaped(text: &str) -> String {
 }
 
 /// The page of a project as clients of all ages read it. `href` says where each file is for them.
-pub(crate) fn page(project: &Project, mut href: impl FnMut(&Listed) -> String) -> String {
+/// One that is nowhere is left out.
+pub(crate) fn page(project: &Project, mut href: impl FnMut(&Listed) -> Option<String>) -> String {
     let mut text =
         "<!DOCTYPE html><html><head><meta name=\"pypi:repository-version\" content=\"1.0\"></head><body>\n".to_owned();
     for file in &project.files {
+        let Some(href) = href(file) else { continue };
         let digest = file.sha256.as_ref().map(|digest| format!("#sha256={digest}")).unwrap_or_default();
-        text.push_str(&format!("<a href=\"{}{digest}\"", escaped(&href(file))));
+        text.push_str(&format!("<a href=\"{}{digest}\"", escaped(&href)));
         if let Some(spec) = &file.requires_python {
             text.push_str(&format!(" data-requires-python=\"{}\"", escaped(spec)));
         }
@@ -242,9 +261,20 @@ mod tests {
         assert_eq!(one.files.len(), 1);
         assert_eq!(one.files[0].url.as_str(), "https://h/files/a-1-py3-none-any.whl");
         assert_eq!(one, from_html(&html, &at));
-        let again = page(&one, |file| file.url.to_string());
+        let again = page(&one, |file| Some(file.url.to_string()));
         assert_eq!(from_html(&again, &at), one);
         assert!(!again.contains("=\">=3.8"), "{again}");
+    }
+
+    #[test]
+    fn a_page_of_tags_without_end_is_gone_through_once() {
+        let at = Url::parse("https://h/").expect("a URL");
+        // Looked through anew for each tag, this would take hours.
+        let tags = "<A >".repeat(2 * 1024 * 1024);
+        let page = format!("<abbr href=x>no</abbr>{tags}<A\nHREF='b.whl#sha256={}&x=1'>b.whl</A>", "ab".repeat(32));
+        let project = from_html(&page, &at);
+        assert_eq!(project.files.len(), 1);
+        assert_eq!(project.files[0].sha256, Some("ab".repeat(32)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_registries::Door;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncRead;
 use tokio::process::Command;
@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::bounds::{self, BOUNDS, Kept, Watch};
-use super::{STEP, file_failure, registry, told, write};
+use super::{STEP, file_failure, told, write};
 use crate::confine::{self, Profile};
 use crate::layout::ReleaseLayout;
 use crate::process::{KillGroup, Process, kill_group};
@@ -101,6 +101,9 @@ impl Client {
     ) -> Result<Self, Failure> {
         let (app, scratch) = (layout.app(), layout.scratch());
         let user = InstallUser::take().await?;
+        if let (Some(user), Some(door)) = (&user, &door) {
+            door.only_for(user.identity.uid);
+        }
         remove_folder(&scratch)?;
         for folder in [&app, &scratch] {
             fs::create_dir_all(folder).map_err(|error| file_failure(folder, &error))?;
@@ -169,10 +172,9 @@ impl Client {
         Ok(to)
     }
 
-    /// What the packages' registry is called, where it is not the one that the host is set to; and what went wrong with it.
-    pub(super) fn registry(&self) -> (Option<&str>, Option<Failure>) {
-        let door = self.door.as_ref();
-        (door.map(Door::shown), door.and_then(Door::trouble).map(|error| registry::trouble(&error)))
+    /// The door to the package's registry, where it is not the one that the host is set to.
+    pub(super) fn door(&self) -> Option<&Door> {
+        self.door.as_ref()
     }
 
     /// Runs a client to its end, and gives its standard output.
@@ -365,9 +367,15 @@ fn take_over(path: &Path, maker: u32) -> std::io::Result<()> {
         if found.uid() != maker {
             return Err(std::io::Error::other(format!("{} is a file of somebody else", path.display())));
         }
-        let fresh = path.with_extension("fleetwright-own");
-        fs::copy(path, &fresh)?;
-        fs::rename(&fresh, path)?;
+        // The folder is root's by now; what was put into it before that must not lead anywhere.
+        let folder = path.parent().ok_or_else(|| std::io::Error::other("it is in no folder"))?;
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
+        let own = folder.join(format!(".own-{}", hex::encode(random)));
+        let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
+        let mut kept = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        std::io::copy(&mut kept, &mut File::create_new(&own)?)?;
+        fs::rename(&own, path)?;
     }
     lchown(path, Some(0), Some(0))?;
     if found.is_symlink() {
@@ -385,7 +393,7 @@ fn take_over(path: &Path, maker: u32) -> std::io::Result<()> {
 
 /// Reads a file that an install has left, and nothing that it points to instead.
 pub(super) fn read_kept(path: &Path) -> Result<Vec<u8>, Failure> {
-    let flags = i32::try_from((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let read = opened.and_then(|file| {
         let found = file.metadata()?;
@@ -523,6 +531,36 @@ mod tests {
         let found = fs::metadata(app.join("bin/linked")).expect("file");
         assert_eq!((found.uid(), found.nlink(), found.mode() & 0o7777), (0, 1, 0o755));
         assert_eq!(fs::metadata(&other).expect("file").uid(), 4_000_000, "the other name is left alone");
+    }
+
+    #[test]
+    fn what_is_taken_over_is_written_through_no_link_that_was_put_there() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        let (app, host) = (folder.path().join("app"), folder.path().join("host"));
+        fs::create_dir_all(&app).expect("folder");
+        fs::write(&host, "the host's").expect("write");
+        fs::set_permissions(&host, fs::Permissions::from_mode(0o600)).expect("mode");
+        fs::write(app.join("x"), "evil").expect("write");
+        fs::set_permissions(app.join("x"), fs::Permissions::from_mode(0o755)).expect("mode");
+        fs::hard_link(app.join("x"), app.join("y")).expect("link");
+        for name in ["x", "y"] {
+            // The names that a copy has had, and what a copy could be mistaken for.
+            for planted in [format!("{name}.fleetwright-own"), format!(".own-{name}")] {
+                std::os::unix::fs::symlink(&host, app.join(planted)).expect("link");
+            }
+        }
+        lchown(app.join("x"), Some(4_000_000), Some(4_000_000)).expect("owner");
+        take_over(&app, 4_000_000).expect("take over");
+        assert_eq!(fs::read_to_string(&host).expect("read"), "the host's");
+        assert_eq!(fs::metadata(&host).expect("file").mode() & 0o7777, 0o600);
+        for name in ["x", "y"] {
+            let found = fs::symlink_metadata(app.join(name)).expect("file");
+            assert!(found.is_file() && found.uid() == 0, "{name}");
+            assert_eq!(fs::read_to_string(app.join(name)).expect("read"), "evil");
+        }
     }
 
     #[tokio::test]

@@ -3,18 +3,22 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use reqwest::header::RANGE;
 use reqwest::{Client, Response, StatusCode};
+use rustix::fs::{OFlags, statvfs};
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
 use super::{STEP, file_failure};
 use crate::check::chain;
 
+/// Answers of a server that may answer otherwise soon.
+const PASSING: [StatusCode; 2] = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
 /// Largest file that is fetched, in bytes.
 const BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// How often fetching goes on after a cut, and the first pause before it does; it doubles.
@@ -22,11 +26,16 @@ const ATTEMPTS_MAX: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long nothing may arrive.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long all of it may take.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
+/// What is left free on the disk, in bytes, and after how many bytes that is looked at.
+const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
+const ROOM_LOOKED_AT: u64 = 8 * 1024 * 1024;
 
 /// Fetches `url` to `path`, and checks its SHA-256.
 pub(super) async fn download(url: &str, sha256: &str, path: &Path) -> Result<(), Failure> {
     if let Some(local) = url.strip_prefix("file://") {
-        fs::copy(local, path).map_err(|error| file_failure(Path::new(local), &error))?;
+        copy(Path::new(local), path)?;
     } else {
         fetch(url, path).await?;
     }
@@ -41,18 +50,49 @@ pub(super) async fn check_digest(url: &str, sha256: &str, path: &Path) -> Result
     checked.unwrap_or_else(|error| Err(Failure::new(FailureKind::DeploymentError, STEP, error.to_string())))
 }
 
+/// Copies a file of the host's. Only a plain file has an end.
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    let of = |error: std::io::Error| {
+        file_failure(from, &error).hint("see that the file is there on every host, and that the agent may read it")
+    };
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let mut opened = OpenOptions::new().read(true).custom_flags(flags).open(from).map_err(of)?;
+    if !opened.metadata().map_err(of)?.is_file() {
+        return Err(of(std::io::Error::other("it is no plain file")));
+    }
+    let mut made = File::create(to).map_err(|error| file_failure(to, &error))?;
+    std::io::copy(&mut opened, &mut made).map_err(|error| file_failure(to, &error))?;
+    made.sync_all().map_err(|error| file_failure(to, &error))
+}
+
 async fn fetch(url: &str, path: &Path) -> Result<(), Failure> {
+    let failed = |kind, why: String| Failure::new(kind, STEP, format!("{url}: {why}"));
+    let took_too_long = |_| {
+        let why = format!("it has not come whole in {} hours", TOTAL_TIMEOUT.as_secs() / 3_600);
+        failed(FailureKind::NetworkError, why).hint("fetch it yourself, and push it: `fleetwright artifacts push`")
+    };
+    timeout(TOTAL_TIMEOUT, fetch_in_parts(url, path)).await.map_err(took_too_long)?
+}
+
+async fn fetch_in_parts(url: &str, path: &Path) -> Result<(), Failure> {
     let failed = |kind, why: String| Failure::new(kind, STEP, format!("{url}: {why}"));
     let client = Client::builder().connect_timeout(STALL_TIMEOUT).build();
     let client = client.map_err(|error| failed(FailureKind::NetworkError, chain(&error)))?;
-    let mut pause = PAUSE;
-    let mut last = String::new();
-    for _ in 0..ATTEMPTS_MAX {
+    let have = || fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let (mut pause, mut last) = (PAUSE, String::new());
+    let mut attempt = 0;
+    while attempt < ATTEMPTS_MAX {
+        let before = have();
         match go_on(&client, url, path).await {
             Ok(()) => return Ok(()),
             Err(Cut::Final(failure)) => return Err(*failure),
             Err(Cut::Again(why)) => last = why,
         }
+        // What comes in many small parts comes all the same.
+        if have() > before.saturating_add(ROOM_LOOKED_AT) {
+            (attempt, pause) = (0, PAUSE);
+        }
+        attempt += 1;
         sleep(pause).await;
         pause *= 2;
     }
@@ -68,9 +108,31 @@ enum Cut {
     Final(Box<Failure>),
 }
 
+impl Cut {
+    fn hinted(self, hint: &str) -> Self {
+        match self {
+            Self::Final(failure) => Self::Final(Box::new(failure.hint(hint))),
+            again @ Self::Again(_) => again,
+        }
+    }
+}
+
+/// Whether the disk has room for more, besides what other servers and the agent itself need.
+fn has_room(path: &Path) -> Result<(), Failure> {
+    let folder = path.parent().unwrap_or(path);
+    let stat = statvfs(folder).map_err(|error| file_failure(folder, &error.into()))?;
+    if stat.f_bavail.saturating_mul(stat.f_frsize) >= FREE_BYTES_MIN {
+        return Ok(());
+    }
+    let _ = fs::remove_file(path);
+    let message = format!("the download leaves less than {} MiB free on the disk", FREE_BYTES_MIN >> 20);
+    Err(Failure::new(FailureKind::ResourceError, STEP, message).hint("free some space on the host; then deploy again"))
+}
+
 /// Fetches what is still missing.
 async fn go_on(client: &Client, url: &str, path: &Path) -> Result<(), Cut> {
-    let again = |error: &reqwest::Error| Cut::Again(chain(error));
+    // Where a redirection leads may be signed.
+    let again = |error: reqwest::Error| Cut::Again(chain(&error.without_url()));
     let stop = |kind, why: String| Cut::Final(Box::new(Failure::new(kind, STEP, format!("{url}: {why}"))));
     let have = fs::metadata(path).map_or(0, |metadata| metadata.len());
     let mut request = client.get(url);
@@ -78,25 +140,37 @@ async fn go_on(client: &Client, url: &str, path: &Path) -> Result<(), Cut> {
         request = request.header(RANGE, format!("bytes={have}-"));
     }
     let answered = timeout(STALL_TIMEOUT, request.send()).await.map_err(|_| Cut::Again("no answer".to_owned()))?;
-    let mut response: Response = answered.map_err(|error| again(&error))?;
+    let mut response: Response = answered.map_err(again)?;
     let status = response.status();
     let mut file = match status {
         StatusCode::PARTIAL_CONTENT => OpenOptions::new().append(true).open(path),
         // All of it is there already.
         StatusCode::RANGE_NOT_SATISFIABLE if have > 0 => return Ok(()),
         status if status.is_success() => File::create(path),
-        status if status.is_server_error() => return Err(Cut::Again(format!("the server answers {status}"))),
-        status => return Err(stop(FailureKind::DependencyError, format!("the server answers {status}"))),
+        status if status.is_server_error() || PASSING.contains(&status) => {
+            return Err(Cut::Again(format!("the server answers {status}")));
+        }
+        status => {
+            let refused = stop(FailureKind::DependencyError, format!("the server answers {status}"));
+            return Err(refused
+                .hinted("see that the URL in the definition is right, and that it can be read without logging in"));
+        }
     }
     .map_err(|error| Cut::Final(Box::new(file_failure(path, &error))))?;
     let mut total = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut looked_at = total;
     loop {
         let chunk =
             timeout(STALL_TIMEOUT, response.chunk()).await.map_err(|_| Cut::Again("nothing arrives".to_owned()))?;
-        let Some(chunk) = chunk.map_err(|error| again(&error))? else { break };
+        let Some(chunk) = chunk.map_err(again)? else { break };
         total = total.saturating_add(chunk.len() as u64);
         if total > BYTES_MAX {
-            return Err(stop(FailureKind::ResourceError, format!("it is larger than {} MiB", BYTES_MAX >> 20)));
+            let large = stop(FailureKind::ResourceError, format!("it is larger than {} MiB", BYTES_MAX >> 20));
+            return Err(large.hinted("deploy something smaller: nothing larger is fetched"));
+        }
+        if total >= looked_at {
+            has_room(path).map_err(|failure| Cut::Final(Box::new(failure)))?;
+            looked_at = total.saturating_add(ROOM_LOOKED_AT);
         }
         file.write_all(&chunk).map_err(|error| Cut::Final(Box::new(file_failure(path, &error))))?;
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::release::{Package, Release, RuntimeChoice};
+use fleetwright_deploy::release::{Package, Release, RuntimeChoice, index_name};
 
 use super::client::read_kept;
 use super::{STEP, write};
@@ -76,7 +76,7 @@ pub(crate) fn check(release: &Release, server: &ServerLayout, layout: &ReleaseLa
 fn chosen<'a>(package: &Package, names: &'a [String]) -> Result<&'a str, Failure> {
     let package = package.itself();
     let own = match package {
-        Package::Pypi { name, .. } => normal(name),
+        Package::Pypi { name, .. } => index_name(name),
         Package::Npm { name, .. } => name.rsplit('/').next().unwrap_or(name).to_owned(),
         Package::None
         | Package::Archive { .. }
@@ -85,7 +85,7 @@ fn chosen<'a>(package: &Package, names: &'a [String]) -> Result<&'a str, Failure
         | Package::Private { .. } => String::new(),
     };
     let is_own =
-        |name: &&String| if matches!(package, Package::Pypi { .. }) { normal(name) == own } else { **name == own };
+        |name: &&String| if matches!(package, Package::Pypi { .. }) { index_name(name) == own } else { **name == own };
     let one = match names {
         [one] => Some(one),
         several => several.iter().find(is_own),
@@ -128,7 +128,7 @@ fn of_distribution(app: &Path, name: &str) -> Vec<String> {
     let is_own = |path: &PathBuf| {
         let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let stem = file.strip_suffix(".dist-info").and_then(|stem| stem.split('-').next());
-        stem.is_some_and(|stem| normal(stem) == normal(name))
+        stem.is_some_and(|stem| index_name(stem) == index_name(name))
     };
     let records = sites.flat_map(folders).filter(is_own).filter_map(|info| read_kept(&info.join("RECORD")).ok());
     let programs = records.flat_map(|record| {
@@ -152,11 +152,6 @@ fn of_npm(app: &Path, name: &str) -> Vec<String> {
 pub(super) fn package_json(app: &Path, name: &str) -> serde_json::Value {
     let read = read_kept(&app.join("node_modules").join(name).join("package.json"));
     read.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
-}
-
-/// A name as indexes compare it (PEP 503).
-fn normal(name: &str) -> String {
-    name.to_ascii_lowercase().replace(['_', '.'], "-")
 }
 
 #[cfg(test)]

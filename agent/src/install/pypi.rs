@@ -112,6 +112,8 @@ impl Pip<'_> {
     }
 }
 
+/// Most characters of a URL that are shown.
+const URL_SHOWN_MAX: usize = 200;
 const QUIET: [&str; 4] = ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--quiet"];
 /// A source is built by programs that come with it, and so is nothing but a program that runs here unasked.
 const WHEELS_ONLY: [&str; 2] = ["--only-binary", ":all:"];
@@ -151,7 +153,16 @@ async fn newest(pip: &Pip<'_>, wanted: &Wanted<'_>) -> Result<String, Refused> {
         };
         return Err(Refused { failure, requires_python });
     }
-    let told = if reports { client::read_kept(&report).ok().and_then(|report| with_digests(&report)) } else { None };
+    let report = if reports { client::read_kept(&report).ok() } else { None };
+    if let (Some(door), Some(report)) = (pip.client.door(), &report)
+        && let Some((name, url)) = past(report, |url| door.has_given(url))
+    {
+        let message =
+            format!("{name}, which comes with {}, comes from {url} and not from {}", wanted.package, door.shown());
+        let failure = Failure::new(FailureKind::PermissionError, STEP, message);
+        return Err(failure.hint("put it into the package's registry: what is there counts, and nothing else").into());
+    }
+    let told = report.and_then(|report| with_digests(&report));
     match told {
         Some(told) => Ok(told),
         None => Ok(pip.run("freeze", &["--disable-pip-version-check"]).await?),
@@ -187,6 +198,16 @@ async fn supports_reports(pip: &Pip<'_>) -> bool {
     let said = pip.run("--version", &[]).await;
     let version = said.ok().and_then(|said| Version::try_from(said.split(' ').nth(1)?.to_owned()).ok());
     version.is_some_and(|version| version >= Version::from([22, 2]))
+}
+
+/// What pip says that it has installed from somewhere else, and from where.
+fn past(report: &[u8], is_own: impl Fn(&str) -> bool) -> Option<(String, String)> {
+    let report: serde_json::Value = serde_json::from_slice(report).ok()?;
+    report["install"].as_array()?.iter().find_map(|of| {
+        let url = of["download_info"]["url"].as_str()?;
+        let shown = url.split(['?', '#']).next().unwrap_or_default().chars().take(URL_SHOWN_MAX).collect();
+        (!is_own(url)).then(|| (of["metadata"]["name"].as_str().unwrap_or("something").to_owned(), shown))
+    })
 }
 
 /// What pip says that it has installed, as a requirements file with digests.
@@ -232,4 +253,21 @@ fn no_python(release: &Release, of_package: Option<&str>) -> Failure {
     let message = format!("no interpreter on this host is {wanted} and has venv");
     Failure::new(FailureKind::DependencyError, STEP, message)
         .hint("install it, on Debian for example with `apt-get install python3 python3-venv`; with `requires`, only hosts that have it are taken")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_past_the_door_is_named_with_its_place() {
+        let of = |url: &str| {
+            let installed = serde_json::json!({ "metadata": { "name": "x" }, "download_info": { "url": url } });
+            serde_json::json!({ "install": [installed] }).to_string()
+        };
+        let is_own = |url: &str| url.starts_with("http://127.0.0.1:1/key/files/");
+        assert_eq!(past(of("http://127.0.0.1:1/key/files/0/x.whl").as_bytes(), is_own), None);
+        let elsewhere = past(of("https://elsewhere/x.whl?token=hunter2#sha256=0").as_bytes(), is_own);
+        assert_eq!(elsewhere, Some(("x".to_owned(), "https://elsewhere/x.whl".to_owned())));
+    }
 }

@@ -1,6 +1,7 @@
 //! What package clients say, in words for whoever deploys.
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::release::index_name;
 
 use super::STEP;
 
@@ -160,6 +161,36 @@ pub(crate) fn hint_of_what_came_with(output: &[String]) -> Option<String> {
     ))
 }
 
+/// Whether a client says why it has failed in a way that no registry could be the reason of.
+pub(super) fn is_reason_of_its_own(output: &[String]) -> bool {
+    let words = [
+        "DO NOT MATCH THE HASHES",
+        "EINTEGRITY",
+        "ResolutionImpossible",
+        "ERESOLVE",
+        "conflicting dependencies",
+        "Failed building wheel",
+        "Failed to build",
+        "No space left",
+        "ENOSPC",
+    ];
+    output.iter().any(|line| words.iter().any(|word| line.contains(word)))
+}
+
+/// The name that a client has sought in vain, and whether it is the package itself.
+pub(super) fn sought(output: &[String], wanted: &str) -> (String, bool) {
+    match dependency(output, wanted) {
+        Some(name) => (name, false),
+        None => (name_of(wanted).to_owned(), true),
+    }
+}
+
+/// The name in a requirement, or in a package with its version.
+fn name_of(wanted: &str) -> &str {
+    let end = wanted.find("==").or_else(|| wanted.rfind('@').filter(|at| *at > 0)).unwrap_or(wanted.len());
+    &wanted[..end]
+}
+
 /// What failed of the things that come with a package, where it was one of them and not the package itself.
 fn dependency(output: &[String], wanted: &str) -> Option<String> {
     let (name, _) = not_found(output).or_else(|| not_built(output)).or_else(|| not_in_npm(output))?;
@@ -168,10 +199,7 @@ fn dependency(output: &[String], wanted: &str) -> Option<String> {
 
 /// Whether a requirement or a package with its version is of this name.
 fn is_of(name: &str, wanted: &str) -> bool {
-    let plain = |name: &str| name.to_ascii_lowercase().replace(['_', '.'], "-");
-    let end = wanted.find("==").or_else(|| wanted.rfind('@').filter(|at| *at > 0)).unwrap_or(wanted.len());
-    let own = wanted[..end].split('[').next().unwrap_or_default();
-    plain(name) == plain(own)
+    index_name(name) == index_name(name_of(wanted))
 }
 
 /// The distribution that pip did not find, and the version where it was one alone.
@@ -222,6 +250,24 @@ mod tests {
         assert_eq!(told.kind, FailureKind::DependencyError);
         assert_eq!(told.output, [line]);
         assert!(told.message.starts_with("PyPI has no nothing==1"), "{told}");
+    }
+
+    #[test]
+    fn what_was_sought_is_the_package_or_what_comes_with_it() {
+        let sought_in = |line: &str, wanted| sought(&[line.to_owned()], wanted);
+        let line = "ERROR: No matching distribution found for known-lib (from acme)";
+        assert_eq!(sought_in(line, "acme==1"), ("known-lib".to_owned(), false));
+        let line = "ERROR: No matching distribution found for Acme_Tools==1";
+        assert_eq!(sought_in(line, "acme-tools[cli]==1"), ("acme-tools[cli]".to_owned(), true));
+        let line = "npm error 404  '@a/gone@^1.0.0' is not in this registry.";
+        assert_eq!(sought_in(line, "@a/server@1.0.0"), ("@a/gone".to_owned(), false));
+        for (line, own) in [
+            ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", true),
+            ("npm error code EINTEGRITY", true),
+            ("WARNING: Retrying after connection broken by ConnectTimeoutError", false),
+        ] {
+            assert_eq!(is_reason_of_its_own(&[line.to_owned()]), own, "{line}");
+        }
     }
 
     #[test]

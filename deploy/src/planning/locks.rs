@@ -4,9 +4,12 @@
 use std::collections::BTreeMap;
 
 use crate::config::{PackageWritten, Problem, Server, Source};
+use crate::release::index_name;
 
 /// Largest lock, in bytes: it is part of every release.
 pub const LOCK_BYTES_MAX: usize = 512 * 1024;
+/// Most characters of a line that are shown.
+const LINE_SHOWN_MAX: usize = 80;
 
 /// What is wrong with a definition's lock, if anything is.
 pub(super) fn check(source: &Source, server: &Server) -> Option<Problem> {
@@ -23,12 +26,21 @@ pub(super) fn check(source: &Source, server: &Server) -> Option<Problem> {
             let wanted = std::iter::once(format!("{name}=={version}")).chain(with);
             let locked = requirements(lock);
             let is_locked = |wanted: &String| locked.iter().any(|line| *line == requirement(wanted));
+            if let Some((number, line)) = lock.lines().enumerate().find(|(_, line)| !is_of_lock(line)) {
+                let shown: String = line.trim().chars().take(LINE_SHOWN_MAX).collect();
+                return wrong(format!("line {} of its lock names no version and no digest: `{shown}`", number + 1));
+            }
             if let Some(bare) = locked.iter().find(|line| !has_hash(lock, line)) {
                 return wrong(format!("its lock has no digest for {bare}"));
             }
             wanted.into_iter().find(|wanted| !is_locked(wanted))
         }
-        (None, Some(name)) => (!is_npm_lock_of(lock, written, name)).then(|| format!("{name}@{version}")),
+        (None, Some(name)) => {
+            if let Some(path) = without_digest(lock) {
+                return wrong(format!("its lock has no digest for {path}"));
+            }
+            (!is_npm_lock_of(lock, written, name)).then(|| format!("{name}@{version}"))
+        }
         (None, None) => None,
     };
     unlocked.and_then(|wanted| wrong(format!("its lock is not of {wanted}")))
@@ -45,8 +57,24 @@ fn requirements(lock: &str) -> Vec<String> {
 fn requirement(text: &str) -> String {
     let end = text.find([' ', ';', '\\']).unwrap_or(text.len());
     let (name, version) = text[..end].split_once("==").unwrap_or((&text[..end], ""));
-    let name = name.split('[').next().unwrap_or_default().to_ascii_lowercase().replace(['_', '.'], "-");
-    format!("{name}=={version}")
+    format!("{}=={version}", index_name(name))
+}
+
+/// Whether a line says what is installed, or nothing: an option would tell the client to go elsewhere.
+fn is_of_lock(line: &str) -> bool {
+    let line = line.trim().trim_end_matches('\\').trim_end();
+    line.is_empty()
+        || line.starts_with('#')
+        || (line.starts_with("--hash=") && !line.contains(char::is_whitespace))
+        || (!line.starts_with('-') && line.contains("==") && !line.contains('@'))
+}
+
+/// A package of a lock of npm's that nothing says the content of.
+fn without_digest(lock: &str) -> Option<String> {
+    let tree: serde_json::Value = serde_json::from_str(lock).ok()?;
+    let packages = tree["packages"].as_object()?.iter().filter(|(path, _)| !path.is_empty());
+    let is_bare = |of: &serde_json::Value| of["integrity"].as_str().is_none() && of["inBundle"] != true;
+    packages.filter(|(_, of)| is_bare(of)).map(|(path, _)| path.clone()).next()
 }
 
 fn has_hash(lock: &str, wanted: &str) -> bool {
@@ -105,6 +133,38 @@ mod tests {
         let lock = "# made\nMcp-server.time==1.0 \\\n    --hash=sha256:aa\nother==2\n";
         assert_eq!(requirements(lock), ["mcp-server-time==1.0", "other==2"]);
         assert!(has_hash(lock, "mcp-server-time==1.0") && !has_hash(lock, "other==2"));
+    }
+
+    #[test]
+    fn what_leads_elsewhere_or_has_no_digest_is_no_line_of_a_lock() {
+        for fits in [
+            "",
+            "# a comment",
+            "a==1 \\",
+            "a[x]==1 ; python_version > '3' \\",
+            "  --hash=sha256:aa \\",
+            "a==1 --hash=sha256:aa",
+        ] {
+            assert!(is_of_lock(fits), "{fits}");
+        }
+        for wrong in [
+            "--index-url https://other/simple",
+            "--hash=sha256:aa --index-url=x",
+            "-i https://other",
+            "--find-links x",
+            "-r other.txt",
+            "x @ https://elsewhere/x.whl",
+            "https://elsewhere/x.whl#x==1@",
+            "x>=1",
+        ] {
+            assert!(!is_of_lock(wrong), "{wrong}");
+        }
+        let of = |package: &str| without_digest(&format!(r#"{{"packages":{{"":{{}},"node_modules/a":{package}}}}}"#));
+        assert_eq!(of(r#"{"integrity":"sha512-x"}"#), None);
+        assert_eq!(of(r#"{"inBundle":true}"#), None);
+        for bare in [r#"{"resolved":"https://elsewhere/a.tgz"}"#, r#"{"link":true,"resolved":"../a"}"#] {
+            assert_eq!(of(bare).as_deref(), Some("node_modules/a"), "{bare}");
+        }
     }
 
     #[test]

@@ -497,3 +497,19 @@ fn a_lock_that_comes_whole_is_counted_and_one_that_changes_is_told_by_package() 
     let changed = told(&one, &two);
     assert!(changed.len() == 1 && changed[0].0 == "package.pypi.lock.b", "{changed:?}");
 }
+
+#[test]
+fn a_url_with_a_password_and_a_lock_that_leads_elsewhere_are_refused_with_their_place() {
+    let fetched = "apiVersion: fleetwright/v1\nname: NAME\npackage: { archive: \"https://u:hunter2@h/a.tar.gz\", version: \"1\", sha256: SHA }\nrun: { command: [a] }\n";
+    let fetched = fetched.replace("SHA", &"ab".repeat(32));
+    let configuration = read(&manifest("  - { server: a }\n"), ENVIRONMENT, &[("a", &fetched)]).expect("read");
+    let problems = plan(&configuration, &circumstances()).expect_err("refused").to_string();
+    assert!(problems.contains("a.yaml:3:") && problems.contains("a user or a password is shown to many"), "{problems}");
+    let source = source("a.yaml", &SERVER.replace("NAME", "a"));
+    let mut server = Server::parse(&source).expect("a server");
+    server.lock = Some("--index-url https://other/simple\nmcp-server-time==2026.10.19 --hash=sha256:aa\n".to_owned());
+    let mut configuration = read(&manifest("  - { server: a }\n"), ENVIRONMENT, &[("a", SERVER)]).expect("read");
+    configuration.servers.insert("a".parse().expect("name"), (source, server));
+    let problems = plan(&configuration, &circumstances()).expect_err("refused").to_string();
+    assert!(problems.contains("line 1 of its lock names no version and no digest"), "{problems}");
+}

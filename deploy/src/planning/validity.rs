@@ -208,6 +208,18 @@ fn fetched(source: &Source, package: &Spanned<PackageWritten>, problems: &mut Ve
         return;
     };
     let schemes = ["https://", "http://", "file:///", ARTIFACT_SCHEME];
+    let authority =
+        url.value.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or(rest));
+    if authority.contains('@') {
+        let problem =
+            Problem::at(source, url, "a URL with a user or a password is shown to many: in plans, journals and logs");
+        problems.push(
+            problem.hint(
+                "push the file to the coordinator, `fleetwright artifacts push`, or have it beside the definition",
+            ),
+        );
+        return;
+    }
     let fits = schemes.iter().any(|scheme| url.value.starts_with(scheme));
     let name = url.value.rsplit(['/', ':']).next().unwrap_or_default();
     let plain = |b: u8| b.is_ascii_alphanumeric() || b".-+_".contains(&b);

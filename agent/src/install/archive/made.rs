@@ -107,10 +107,13 @@ pub(super) fn make_folders(to: &Path, below: &Path) -> std::io::Result<usize> {
 fn stays_inside(from: &Path, target: &Path, path: &Path) -> Result<(), Failure> {
     let leaves = || refused(format!("the link `{}` leads out, to `{}`", path.display(), target.display()));
     let mut depth = from.components().count();
+    let mut goes_down = false;
     for part in target.components() {
         match part {
-            Component::Normal(_) => depth += 1,
+            Component::Normal(_) => goes_down = true,
             Component::CurDir => {}
+            // What is gone down through may be a link, and then up is somewhere else.
+            Component::ParentDir if goes_down => return Err(leaves()),
             Component::ParentDir => depth = depth.checked_sub(1).ok_or_else(leaves)?,
             Component::RootDir | Component::Prefix(_) => return Err(leaves()),
         }

@@ -10,6 +10,7 @@ use super::runtime::Runtime;
 use super::words::{Words, one_line};
 use super::{Found, ImportError, bundle, naming, without_secrets};
 use crate::config::text::quoted;
+use crate::release::index_name;
 
 /// Longest name of a program, in bytes.
 const PROGRAM_BYTES_MAX: usize = 255;
@@ -134,8 +135,7 @@ fn chosen(found: &Found, kind: &str, package: &str, place: &str) -> Result<(Stri
     names.sort();
     names.dedup();
     let same = |name: &str| {
-        let plain = |name: &str| name.to_ascii_lowercase().replace(['_', '.'], "-");
-        if kind == "npm" { name == own } else { plain(name) == plain(own) }
+        if kind == "npm" { name == own } else { index_name(name) == index_name(own) }
     };
     match names.as_slice() {
         [] => {
