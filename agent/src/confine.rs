@@ -8,6 +8,7 @@
 mod enter;
 mod needs;
 mod passage;
+mod route;
 mod rules;
 mod view;
 
@@ -142,6 +143,12 @@ impl Profile {
             tasks_max: None,
             groups: Vec::new(),
         }
+    }
+
+    /// The same with these programs of the host's at hand, besides the one that is started: a link to one of them that the
+    /// user could have made lets it through to nothing by itself.
+    pub(crate) fn with_programs(self, programs: Vec<String>) -> Self {
+        Self { programs, ..self }
     }
 
     /// The same within these limits: memory of each process, processes and threads, and the control groups that count

@@ -165,6 +165,11 @@ impl ServerLayout {
         self.folder.join("data")
     }
 
+    /// Whose some of the data may be, while they change hands.
+    pub(crate) fn changing_owner(&self) -> PathBuf {
+        self.folder.join("changing-owner.json")
+    }
+
     /// Where a server under a supervisor has its temporary files.
     pub(crate) fn temporary(&self) -> PathBuf {
         self.folder.join("tmp")

@@ -4,14 +4,15 @@
 //! A data folder is given to its user when it is made. Everything in it is given to another user only when the user of
 //! the server changes, and only while the server is stopped. What belongs to neither of the two stays whose it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use fleetwright_certs::store;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, StatxAttributes, StatxFlags, Uid, chownat, fchmod, statx};
 use rustix::io::Errno;
@@ -67,27 +68,51 @@ pub(crate) fn check_data(server: &ServerLayout, exchanged: bool) -> Result<(), F
     )))
 }
 
-/// Makes the data of a server that is stopped belong to the user that its release runs as. Doing it again, also after it
-/// was cut off, ends the same way.
+/// Makes the data of a server that is stopped belong to the user that its release runs as. Doing it again, also for another
+/// user after it was cut off, ends as it should: until it is done, a file beside the data says whose some of them may be.
+/// What cannot be given is refused before anything is.
 pub(crate) fn settle_data(server: &ServerLayout, user: User) -> Result<(), Failure> {
     let data = server.data();
     make_data(server, user)?;
     let fail = |error: io::Error| file_failure(&data, &error);
     let folder = Folder::open(&data).map_err(fail)?;
     let before = folder.seen().map_err(fail)?;
-    if (before.uid, before.gid) == (user.uid, user.gid) {
+    let mark = server.changing_owner();
+    let unfinished = owners_of(&mark)?;
+    if unfinished.is_empty() && (before.uid, before.gid) == (user.uid, user.gid) {
         return Ok(());
     }
-    give_all(&folder, before.uid, user)?;
-    // Last: as long as it is the old user's, the work is not done.
-    own(&folder, user).map_err(fail)
+    let mut owners = unfinished;
+    owners.insert(before.uid);
+    let giving = Giving::checked(&folder, owners.clone(), user)?;
+    owners.insert(user.uid);
+    let failed = |error: String| Failure::new(FailureKind::ResourceError, STEP, format!("{}: {error}", mark.display()));
+    store::write_private(&mark, &serde_json::to_vec(&owners).unwrap_or_default())
+        .map_err(|error| failed(error.to_string()))?;
+    giving.give(&folder, 0)?;
+    own(&folder, user).map_err(fail)?;
+    fs::remove_file(&mark).map_err(|error| failed(error.to_string()))
+}
+
+/// The users that some of the data may belong to, where their change of hands was not finished.
+fn owners_of(mark: &Path) -> Result<BTreeSet<u32>, Failure> {
+    match fs::read(mark) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(file_failure(mark, &error)),
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+            let message = format!("{}: {error}", mark.display());
+            Failure::new(FailureKind::ResourceError, STEP, message).hint(
+                "it says whose some of the server's data are; see that all of them belong to its user, and remove it",
+            )
+        }),
+    }
 }
 
 /// Gives a folder of this process's own user, which nobody else can reach yet, to a user, with everything in it.
 pub(crate) fn hand_over(path: &Path, user: User) -> Result<(), Failure> {
     let fail = |error: io::Error| file_failure(path, &error);
     let folder = Folder::open(path).map_err(fail)?;
-    give_all(&folder, own_user().uid, user)?;
+    Giving::checked(&folder, BTreeSet::from([own_user().uid]), user)?.give(&folder, 0)?;
     own(&folder, user).map_err(fail)
 }
 
@@ -126,23 +151,25 @@ fn show(folder: &Folder, name: &OsStr, user: User, depth: usize) -> io::Result<(
     }
 }
 
-/// Gives what one user has in a folder to another.
-fn give_all(folder: &Folder, from: u32, to: User) -> Result<(), Failure> {
-    let mut giving = Giving { from, to, names: BTreeMap::new() };
-    if from == 0 {
-        giving.count(folder, 0).map_err(|error| file_failure(folder.path(), &error))?;
-    }
-    giving.give(folder, 0)
-}
-
+/// Giving what some users have in a folder to another.
 struct Giving {
-    from: u32,
+    from: BTreeSet<u32>,
     to: User,
     /// How many names the files of root have in the folder: one with another name outside is not only the server's.
     names: BTreeMap<(u64, u64), u64>,
 }
 
 impl Giving {
+    /// Nothing is in the way of it, as far as can be seen.
+    fn checked(folder: &Folder, from: BTreeSet<u32>, to: User) -> Result<Self, Failure> {
+        let mut giving = Self { from, to, names: BTreeMap::new() };
+        if giving.from.contains(&0) {
+            giving.count(folder, 0).map_err(|error| file_failure(folder.path(), &error))?;
+        }
+        giving.walk(folder, 0, &|_, _| Ok(()))?;
+        Ok(giving)
+    }
+
     fn count(&mut self, folder: &Folder, depth: usize) -> io::Result<()> {
         if depth > DEPTH_MAX {
             return Err(too_deep(folder));
@@ -161,6 +188,16 @@ impl Giving {
     }
 
     fn give(&self, folder: &Folder, depth: usize) -> Result<(), Failure> {
+        self.walk(folder, depth, &|node, seen| self.give_one(node, seen))
+    }
+
+    /// Goes through everything that may be given, what is in a folder before the folder.
+    fn walk(
+        &self,
+        folder: &Folder,
+        depth: usize,
+        each: &dyn Fn(&OwnedFd, &Seen) -> io::Result<()>,
+    ) -> Result<(), Failure> {
         if depth > DEPTH_MAX {
             return Err(file_failure(folder.path(), &too_deep(folder)));
         }
@@ -172,15 +209,15 @@ impl Giving {
             let Some((node, seen)) = folder.node(&name).map_err(fail)? else { continue };
             self.check(&seen, &path)?;
             if seen.is_folder() {
-                self.give(&Folder::of_node(&node, folder, &name).map_err(fail)?, depth + 1)?;
+                self.walk(&Folder::of_node(&node, folder, &name).map_err(fail)?, depth + 1, each)?;
             }
-            self.give_one(&node, &seen).map_err(fail)?;
+            each(&node, &seen).map_err(fail)?;
         }
         Ok(())
     }
 
     fn give_one(&self, node: &OwnedFd, seen: &Seen) -> io::Result<()> {
-        if seen.uid != self.from || (seen.uid, seen.gid) == (self.to.uid, self.to.gid) {
+        if !self.from.contains(&seen.uid) || (seen.uid, seen.gid) == (self.to.uid, self.to.gid) {
             return Ok(());
         }
         let (uid, gid) = (Uid::from_raw(self.to.uid), Gid::from_raw(self.to.gid));
@@ -197,7 +234,8 @@ impl Giving {
             return refused(format!("a device (of user {})", seen.uid), hint);
         }
         let all_are_here = || self.names.get(&(seen.device, seen.inode)) == Some(&seen.links);
-        let is_the_servers = seen.uid == self.to.uid || (seen.uid == self.from && (self.from != 0 || all_are_here()));
+        let is_the_servers =
+            seen.uid == self.to.uid || (self.from.contains(&seen.uid) && (seen.uid != 0 || all_are_here()));
         if seen.is_file() && seen.links > 1 && !is_the_servers {
             let hint = format!(
                 "see where else it is with `find / -xdev -inum {}`, and remove this name of it, or put a copy in its place; then deploy again",

@@ -8,14 +8,16 @@ mod walk;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use fleetwright_deploy::ids::ServerName;
 use fleetwright_deploy::room::{Room, Used};
 
 use self::open_files::Processes;
-use crate::layout::Layout;
-use crate::runtime;
+use crate::layout::{Layout, ServerLayout};
+use crate::runtime::{self, unit};
+use crate::stage;
 
 pub(crate) use self::reserve::Reserve;
 
@@ -38,7 +40,7 @@ pub(crate) fn free(layout: &Layout) -> Option<Room> {
 
 /// What is below a folder that a server may write; nothing where that is on another disk.
 pub(crate) fn below(layout: &Layout, folder: &Path) -> Option<Used> {
-    walk::used(folder, fs::metadata(layout.state_dir()).ok()?.dev())
+    walk::used(folder, fs::metadata(layout.state_dir()).ok()?.dev(), Instant::now() + walk::PATIENCE)
 }
 
 /// The room, and what these servers use of it: what is below their folders, and what their processes hold open although
@@ -56,19 +58,36 @@ pub(crate) fn measure(layout: &Layout, servers: &[ServerName]) -> Option<Room> {
         // A user that several servers share says nothing of any of them.
         let user = user.filter(|user| users.iter().filter(|other| **other == Some(*user)).count() == 1);
         let held = processes.unnamed_files(&processes.of(runtime::pid(server), user), device);
-        let below = [server.data(), server.logs(), server.temporary()];
-        let used = below.iter().filter_map(|folder| walk::used(folder, device)).chain([held]).fold(
-            Used::default(),
-            |sum, used| Used {
-                bytes: sum.bytes.saturating_add(used.bytes),
-                files: sum.files.saturating_add(used.files),
-            },
-        );
+        let end = Instant::now() + walk::PATIENCE;
+        let own = [server.data(), server.logs(), server.temporary()].into_iter();
+        let below = own.chain(private_temporary(&unit::name(server))).chain(writable(server));
+        let used = below.filter_map(|folder| walk::used(&folder, device, end)).chain([held]);
+        let used = used.fold(Used::default(), Used::and);
         if used != Used::default() {
             room.servers.insert((*name).clone(), used);
         }
     }
     Some(room)
+}
+
+/// The folders that systemd has made for the temporary files of a unit alone (`PrivateTmp`, systemd.exec(5)).
+fn private_temporary(unit: &str) -> Vec<PathBuf> {
+    let is_units = |name: &str| {
+        name.strip_prefix("systemd-private-").is_some_and(|rest| {
+            rest.split_once('-').and_then(|(_, rest)| rest.strip_prefix(unit)).is_some_and(|end| end.starts_with('-'))
+        })
+    };
+    let folders = ["/tmp", "/var/tmp"].into_iter().flat_map(|folder| fs::read_dir(folder).into_iter().flatten());
+    let of_unit = folders.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_units));
+    // Whoever else makes a folder of that name has it counted for the unit, unless it must be root's.
+    let of_root = of_unit.filter(|entry| entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == 0));
+    of_root.map(|entry| entry.path().join("tmp")).collect()
+}
+
+/// What else of the host's a server's release may write.
+fn writable(server: &ServerLayout) -> Vec<PathBuf> {
+    let release = runtime::current(server).and_then(|id| stage::load(&server.release(&id)));
+    release.map(|release| release.run.writable.iter().map(PathBuf::from).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -91,5 +110,44 @@ mod tests {
         let used = room.servers[&name];
         assert!((2 << 20..3 << 20).contains(&used.bytes), "{used:?}");
         assert_eq!(used.files, 6, "data, link, deep, its file with two names, logs, its file");
+        assert!(!used.is_more);
+    }
+
+    #[test]
+    fn what_is_too_deep_or_takes_too_long_is_more_than_can_be_counted() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut deep = folder.path().to_owned();
+        for _ in 0..crate::beneath::DEPTH_MAX + 2 {
+            deep.push("d");
+            fs::create_dir(&deep).expect("folder");
+        }
+        fs::write(deep.join("fill"), vec![1; 1 << 20]).expect("write");
+        let device = fs::metadata(folder.path()).expect("folder").dev();
+        let used = |end| walk::used(folder.path(), device, end).expect("counted");
+        assert!(used(Instant::now() + walk::PATIENCE).is_more);
+        fs::remove_dir_all(folder.path().join("d")).expect("remove");
+        assert!(!used(Instant::now() + walk::PATIENCE).is_more);
+        fs::write(folder.path().join("file"), "").expect("write");
+        let over = Instant::now();
+        while Instant::now() == over {}
+        assert!(used(over).is_more, "there is no time left");
+    }
+
+    #[test]
+    fn what_a_unit_writes_to_its_own_temporary_files_is_its_own() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let unit = format!("fleetwright-count-{}.service", std::process::id());
+        let own = PathBuf::from(format!("/var/tmp/systemd-private-0123456789abcdef-{unit}-AbCdEf"));
+        let other = PathBuf::from(format!("/var/tmp/systemd-private-0123456789abcdef-{unit}x-AbCdEf"));
+        for folder in [&own, &other] {
+            fs::create_dir_all(folder.join("tmp")).expect("folder");
+        }
+        let found = private_temporary(&unit);
+        for folder in [&own, &other] {
+            fs::remove_dir_all(folder).expect("remove");
+        }
+        assert_eq!(found, [own.join("tmp")]);
     }
 }

@@ -8,7 +8,7 @@ mod agent;
 pub(crate) mod cgroup;
 mod process;
 pub(crate) mod systemd;
-mod unit;
+pub(crate) mod unit;
 pub(crate) mod users;
 
 use std::fs;

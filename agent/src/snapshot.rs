@@ -235,7 +235,8 @@ fn put_back(layout: &Layout, server: &ServerLayout, manifest: &Manifest) -> Resu
             built.push(tree::Replacement::build(place, tree.as_ref(), &blobs)?);
         }
     }
-    built.into_iter().try_for_each(tree::Replacement::exchange)
+    // Everything is in its place before anything of what was there is removed.
+    built.iter_mut().try_for_each(tree::Replacement::exchange)
 }
 
 /// Removes snapshots that are not needed, and blobs that no snapshot and no release on this host needs any more. While another snapshot
@@ -248,20 +249,58 @@ pub(crate) fn prune(layout: &Layout, server: &ServerLayout, keep: &[SnapshotId])
         }
     }
     let Some(_alone) = layout.blobs_alone() else { return Ok(()) };
+    match needed(layout) {
+        Ok(needed) => Blobs::of(layout).retain(&needed),
+        // Without knowing all that is needed, nothing may go.
+        Err(error) => {
+            tracing::warn!(%error, "what snapshots and releases need cannot be read: nothing of it is removed");
+            Ok(())
+        }
+    }
+}
+
+/// The blobs that snapshots and releases on this host need.
+fn needed(layout: &Layout) -> std::io::Result<BTreeSet<String>> {
     let mut needed = BTreeSet::new();
-    for server in fs::read_dir(layout.servers()).into_iter().flatten().flatten() {
-        for snapshot in fs::read_dir(server.path().join("snapshots")).into_iter().flatten().flatten() {
-            let Some(manifest) = read_manifest(&snapshot.path()) else { continue };
+    for server in entries(&layout.servers())? {
+        let server = ServerLayout::at(&server);
+        for snapshot in entries(&server.snapshots())? {
+            let path = manifest_path(&snapshot);
+            // One without a manifest was not finished.
+            let Some(bytes) = there(fs::read(&path), &path)? else { continue };
+            let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| of_file(&path, &error))?;
             let trees = manifest.data.into_iter().chain(manifest.paths.into_values().flatten());
             needed.extend(trees.flat_map(Tree::into_blobs));
             needed.extend(manifest.database.map(|dump| dump.blake3));
         }
-        let server = ServerLayout::at(&server.path());
-        for release in fs::read_dir(server.releases()).into_iter().flatten().flatten() {
-            needed.extend(install::listed(&ReleaseLayout::at(&release.path()).chunks()));
+        for release in entries(&server.releases())? {
+            let path = ReleaseLayout::at(&release).chunks();
+            let Some(bytes) = there(fs::read(&path), &path)? else { continue };
+            needed.extend(install::listed(&bytes).map_err(|error| of_file(&path, &error))?);
         }
     }
-    Blobs::of(layout).retain(&needed)
+    Ok(needed)
+}
+
+/// What is in a folder; nothing in one that is not there.
+fn entries(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let Some(entries) = there(fs::read_dir(folder), folder)? else { return Ok(Vec::new()) };
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(|error| of_file(folder, &error))).collect()
+}
+
+/// What was read, unless it is not there: a file may stand where a folder is looked for.
+fn there<T>(read: std::io::Result<T>, path: &Path) -> std::io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(of_file(path, &error)),
+    }
+}
+
+fn of_file(path: &Path, error: &dyn std::fmt::Display) -> std::io::Error {
+    std::io::Error::other(format!("{}: {error}", path.display()))
 }
 
 fn manifest_path(folder: &Path) -> PathBuf {

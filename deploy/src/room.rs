@@ -40,6 +40,20 @@ pub struct Used {
     pub bytes: u64,
     /// Files, folders, links: whatever the file system counts.
     pub files: u64,
+    /// Whether there is more than could be counted: it is too deep, or takes too long to be gone through.
+    pub is_more: bool,
+}
+
+impl Used {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            files: self.files.saturating_add(other.files),
+            is_more: self.is_more || other.is_more,
+        }
+    }
 }
 
 /// A server that fills the disk.
@@ -83,6 +97,8 @@ impl Room {
 
     /// The server to stop: the one that has grown most since there was room (`before`), in what is lacking. Nothing while
     /// there is room, and nothing when no server has grown enough to be the reason: most of what is gone must be with it.
+    /// One that has become more than can be counted comes first, since nothing says that it is not the reason; one that was
+    /// so before comes last.
     pub fn offender(&self, before: &Self) -> Option<Offender> {
         let bytes = self.lacks_bytes().then(|| {
             let least = reserve_bytes(self.total_bytes) / GROWTH_PARTS;
@@ -102,7 +118,16 @@ impl Room {
                 Some((server, format!("it has made {grown} files more, and the disk has room for {free}")))
             })
         };
-        let (server, what) = bytes.flatten().or_else(|| files().flatten())?;
+        if !self.is_critical() {
+            return None;
+        }
+        let uncounted = |was: bool| {
+            let was_more = |server: &ServerName| before.servers.get(server).is_some_and(|used| used.is_more);
+            let (server, _) = self.servers.iter().find(|(server, used)| used.is_more && was_more(server) == was)?;
+            Some((server.clone(), "it has more than can be counted".to_owned()))
+        };
+        let counted = || bytes.flatten().or_else(|| files().flatten());
+        let (server, what) = uncounted(false).or_else(counted).or_else(|| uncounted(true))?;
         Some(Offender { server, reason: format!("it fills the disk: {what}; it is stopped until there is room") })
     }
 
@@ -126,14 +151,14 @@ mod tests {
     }
 
     fn room(free_bytes: u64, servers: &[(&str, u64)]) -> Room {
-        let used = |bytes: u64| Used { bytes, files: 1 };
+        let used = |bytes: u64| Used { bytes, files: 1, is_more: false };
         let servers = servers.iter().map(|(server, bytes)| (name(server), used(*bytes))).collect();
         Room { total_bytes: 1024 * MIB, free_bytes, servers, ..Room::default() }
     }
 
     /// A disk with much room for bytes.
     fn files(free_files: u64, servers: &[(&str, u64)]) -> Room {
-        let used = |files: u64| Used { bytes: 0, files };
+        let used = |files: u64| Used { bytes: 0, files, is_more: false };
         let servers = servers.iter().map(|(server, files)| (name(server), used(*files))).collect();
         Room { total_bytes: 1024 * MIB, free_bytes: 512 * MIB, total_files: 64 * 1024, free_files, servers }
     }
@@ -170,6 +195,27 @@ mod tests {
         let small = Room { total_bytes: 64 * MIB, free_bytes: 8 * MIB, ..Room::default() };
         assert!(small.is_enough(), "on a small disk the marks are lower");
     }
+
+    #[test]
+    fn who_has_become_more_than_can_be_counted_is_stopped_first_and_who_was_so_before_last() {
+        let more = |room: &Room, server: &str| {
+            let mut room = room.clone();
+            room.servers.entry(name(server)).or_default().is_more = true;
+            room
+        };
+        let before = room(500 * MIB, &[("deep", MIB), ("new", MIB)]);
+        let now = room(0, &[("deep", 2 * MIB), ("new", 400 * MIB)]);
+        assert_eq!(now.offender(&before).map(|of| of.server), Some(name("new")));
+        let offender = more(&now, "deep").offender(&before).expect("an offender");
+        assert_eq!(offender.server, name("deep"));
+        assert!(offender.reason.contains("more than can be counted"), "{offender:?}");
+        let deep_before = more(&before, "deep");
+        assert_eq!(more(&now, "deep").offender(&deep_before).map(|of| of.server), Some(name("new")));
+        let nobody = room(0, &[("deep", MIB), ("new", MIB)]);
+        assert_eq!(more(&nobody, "deep").offender(&deep_before).map(|of| of.server), Some(name("deep")));
+        assert_eq!(more(&room(500 * MIB, &[]), "deep").offender(&before), None, "there is room");
+    }
+
     #[test]
     fn a_disk_without_files_is_full_too_and_who_has_made_them_is_stopped() {
         let before = files(60_000, &[("large", 4_000), ("quiet", 10)]);

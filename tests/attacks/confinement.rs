@@ -177,6 +177,30 @@ fn a_server_below_a_closed_folder_is_let_through_to_what_it_needs_and_nobody_els
     fleet.wait_until("it runs again", || fleet.server_pid("host-1", "closed").is_some_and(|again| again != pid));
 }
 
+/// Root finds out what a server needs: what the server itself says with a link must not count.
+#[test]
+fn a_server_that_puts_a_link_where_a_file_of_its_own_is_named_is_let_through_to_nothing() {
+    if !have(&[Tool::Mount]) {
+        return;
+    }
+    let fleet = Fleet::new();
+    fs::set_permissions(fleet.path(), fs::Permissions::from_mode(0o700)).expect("mode");
+    let private = fleet.write("private/notes.txt", "nobody's business\n");
+    // It names a file in its data, and puts a link there; the second time it looks what it sees there.
+    let script = format!(
+        "if [ -L \"$1\" ]; then if cat \"$1\" >/dev/null 2>&1; then echo 'sees yes' >found.new; else echo 'sees no' >found.new; fi; echo 'end ' >>found.new; mv found.new found; else ln -s {} \"$1\"; fi\nexec sleep 100000",
+        private.display()
+    );
+    let text = definition("linked", &script, ALIVE).replace("run.sh\"]", "run.sh\", \"{{ server.data_dir }}/x.db\"]");
+    fleet.write("config/servers/linked.yaml", &text);
+    let manifest = manifest(&fleet, &["linked"]);
+    fleet.up(&manifest, &["--agents", "1"]).expect_code(0);
+    let pid = fleet.server_pid("host-1", "linked").expect("it runs");
+    kill(pid);
+    fleet.wait_until("it runs again", || fleet.server_pid("host-1", "linked").is_some_and(|again| again != pid));
+    assert_eq!(found(&fleet, "linked", "sees"), "no");
+}
+
 /// In a release's own files a server could write itself a veto: what has changed is not put back. In `/tmp` it could meet
 /// others.
 #[test]

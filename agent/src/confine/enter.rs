@@ -18,6 +18,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::needs::Needs;
 use super::passage::{self, Needed, Passage};
+use super::route;
 use super::{Confinement, Profile, rules};
 use crate::runtime::users::Identity;
 
@@ -163,7 +164,8 @@ fn needed(profile: &Profile, words: &[OsString]) -> Vec<PathBuf> {
 
 /// Lets the program through to everything that it needs.
 fn passage(profile: &Profile, needed: &[PathBuf], user: &Identity) -> Result<Passage> {
-    let real = |path: &PathBuf| path.canonicalize().ok();
+    // Its own folders are in one of root's; of what else is named, a link of the user's own leads nowhere.
+    let real = |path: &PathBuf| route::resolve(path, user).map(|route| route.end);
     let read = profile.read.iter().chain(needed).filter_map(real).map(|path| Needed { path, writable: false });
     let write = profile.write.iter().filter_map(real).map(|path| Needed { path, writable: true });
     // What lies in something else comes after it, and so is mounted over it.

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::passage::{closed_above, temporary_above};
+use super::route;
 use super::rules::is_of_system;
 use crate::runtime::users::Identity;
 
@@ -44,7 +45,8 @@ impl<'a> Needs<'a> {
 
     fn started(&mut self, name: &str, depth: u32) {
         let Ok(path) = super::find(name, self.path) else { return };
-        let Ok(real) = path.canonicalize() else { return };
+        // A program that its user could exchange is reached by that user's own rights, or not at all.
+        let Some(real) = self.resolve(&path) else { return };
         self.installed(&path);
         self.installed(&real);
         if depth > 0
@@ -75,10 +77,11 @@ impl<'a> Needs<'a> {
         if !path.is_absolute() {
             return;
         }
-        let real = match path.canonicalize() {
-            Ok(real) => real,
+        let real = match self.resolve(path) {
+            Some(real) => real,
+            None if path.symlink_metadata().is_ok() => return,
             // What somebody is still to make among temporary files comes into a folder that is there.
-            Err(_) => match path.parent().and_then(|folder| folder.canonicalize().ok()) {
+            None => match path.parent().and_then(|folder| self.resolve(folder)) {
                 Some(folder) if temporary_above(&folder, self.user).is_some() => folder,
                 Some(_) | None => return,
             },
@@ -86,6 +89,12 @@ impl<'a> Needs<'a> {
         if self.limit(&real).is_some() {
             self.found.insert(real);
         }
+    }
+
+    /// Where a path leads, unless its user could have led it there past a folder that is closed to that user.
+    fn resolve(&self, path: &Path) -> Option<PathBuf> {
+        let route = route::resolve(path, self.user)?;
+        (!route.is_users || closed_above(&route.end, self.user).is_none()).then_some(route.end)
     }
 
     /// The values of this process's variables.

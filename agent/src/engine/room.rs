@@ -196,7 +196,11 @@ impl Engine {
                 self.disk.found(room.clone());
                 room.map_or(Found::Unknown, Found::Room)
             }
-            Ok(Err(_)) => Found::Unknown,
+            // Nobody looks any more.
+            Ok(Err(_)) => {
+                self.disk.found(None);
+                Found::Unknown
+            }
             Err(_) => Found::Later,
         }
     }
@@ -292,7 +296,12 @@ impl Engine {
             Err(error) if !error.is_full() => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        for (server, _) in std::mem::take(&mut self.disk.held) {
+        for (server, reason) in std::mem::take(&mut self.disk.held) {
+            // What is being done for it comes to its end first: it is looked at again.
+            if self.work.get(&server).is_some_and(|work| !work.task.is_finished()) {
+                self.disk.held.insert(server, reason);
+                continue;
+            }
             // What an operator has stopped meanwhile, or had stopped before, stays so.
             if self.machine.is_stopped(&server) {
                 continue;
@@ -306,9 +315,11 @@ impl Engine {
     /// The servers that take more of the disk than their releases let them, in words.
     fn over_limit(&self, room: &Room) -> BTreeMap<ServerName, String> {
         let over = |(server, used): (&ServerName, &Used)| {
-            let limit = self.running(server)?.run.resources.disk_bytes.filter(|limit| used.bytes > *limit)?;
+            let limit = self.running(server)?.run.resources.disk_bytes;
+            let limit = limit.filter(|limit| used.is_more || used.bytes > *limit)?;
             let words = |bytes: u64| size(usize::try_from(bytes).unwrap_or(usize::MAX));
-            let (used, limit) = (words(used.bytes), words(limit));
+            let counted = if used.is_more { "more than can be counted".to_owned() } else { words(used.bytes) };
+            let (used, limit) = (counted, words(limit));
             Some((server.clone(), format!("it takes {used} of the disk; its `resources.disk` is {limit}")))
         };
         room.servers.iter().filter_map(over).collect()

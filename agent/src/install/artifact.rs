@@ -200,9 +200,9 @@ fn refused(message: String) -> Failure {
 }
 
 /// The files of the blobs that a release's list of chunks needs.
-pub(crate) fn listed(list: &Path) -> Vec<String> {
-    let chunks = fs::read(list).ok().and_then(|bytes| serde_json::from_slice::<Vec<Chunk>>(&bytes).ok());
-    chunks.unwrap_or_default().iter().map(Chunk::file_name).collect()
+pub(crate) fn listed(list: &[u8]) -> serde_json::Result<Vec<String>> {
+    let chunks: Vec<Chunk> = serde_json::from_slice(list)?;
+    Ok(chunks.iter().map(Chunk::file_name).collect())
 }
 
 #[cfg(test)]

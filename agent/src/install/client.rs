@@ -77,6 +77,8 @@ pub(super) struct Client {
     installer: PathBuf,
     /// The way to the registry that everything comes from, where it is not the one that the host is set to.
     door: Option<Door>,
+    /// The interpreter of the host's that what is installed runs in.
+    interpreter: Option<PathBuf>,
 }
 
 /// A user that is this install's alone for as long as it lasts. What is left of it is ended with it.
@@ -110,7 +112,7 @@ impl Client {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
                 .map_err(|error| file_failure(folder, &error))?;
         }
-        let client = Self { user, app, scratch, installer: installer.to_owned(), door };
+        let client = Self { user, app, scratch, installer: installer.to_owned(), door, interpreter: None };
         for (name, content) in files {
             client.put(&client.app.join(name), content)?;
         }
@@ -119,6 +121,12 @@ impl Client {
             client.own(folder)?;
         }
         Ok(client)
+    }
+
+    /// What is run from now on runs in this interpreter of the host's, through links of the install's own.
+    pub(super) fn in_interpreter(mut self, program: &Path) -> Self {
+        self.interpreter = Some(program.to_owned());
+        self
     }
 
     /// What is thrown away once the install is done.
@@ -221,6 +229,8 @@ impl Client {
         let group = self.user.as_ref().and_then(|user| user.group.as_ref());
         let groups = group.map(|group| group.folders().to_vec()).unwrap_or_default();
         let profile = profile.within(BOUNDS.memory_bytes, BOUNDS.tasks, groups);
+        let programs = self.interpreter.iter().map(|program| program.display().to_string()).collect();
+        let profile = profile.with_programs(programs);
         let mut command = profile.command(words, &path, None);
         command
             .envs(settings().filter(|(name, _)| self.door.is_none() || is_language(name)))

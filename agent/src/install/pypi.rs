@@ -78,7 +78,7 @@ async fn install_for(
         Some(registry) => Some(registry::door(registry, Kind::Simple, wanted.name).await?),
         None => None,
     };
-    let client = Client::prepare(layout, installer, &[], door).await?;
+    let client = Client::prepare(layout, installer, &[], door).await?.in_interpreter(&python.program);
     let venv = [python.program.display().to_string(), "-m".to_owned(), "venv".to_owned(), app.display().to_string()];
     client.run(&venv, "python -m venv").await?;
     // What is in the environment by now came with the interpreter.

@@ -1,4 +1,3 @@
-use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::PathBuf;
 
@@ -63,6 +62,51 @@ fn data_go_to_the_new_user_and_what_links_lead_to_stays_whose_it_is() {
     assert_eq!((owner_of(setup.data("roots")), owner_of(setup.secret())), (0, 0));
     let back = settle_data(&setup.server, OLD);
     assert!(back.is_ok() && owner_of(setup.data("d/file")) == OLD.uid);
+    assert!(!setup.server.changing_owner().exists());
+}
+
+#[test]
+fn what_is_refused_is_refused_before_anything_is_given() {
+    if !is_root() {
+        return;
+    }
+    let setup = Setup::new();
+    // In whatever order they are found, one comes before the other.
+    for name in ["a", "z"] {
+        fs::write(setup.data(name), "").expect("write");
+        lchown(setup.data(name), Some(OLD.uid), None).expect("owner");
+    }
+    fs::hard_link(setup.secret(), setup.data("d/mine")).expect("link");
+    settle_data(&setup.server, NEW).expect_err("refused");
+    for path in ["", "a", "z", "d", "d/file"] {
+        assert_eq!(owner_of(setup.data(path)), OLD.uid, "{path}");
+    }
+    assert!(!setup.server.changing_owner().exists());
+}
+
+#[test]
+fn data_that_were_half_given_go_back_whole_and_forward_whole() {
+    if !is_root() {
+        return;
+    }
+    for to in [OLD, NEW] {
+        let setup = Setup::new();
+        // As a host leaves it that lost its power in the midst: the folder itself is given last.
+        store::write_private(&setup.server.changing_owner(), format!("[{},{}]", OLD.uid, NEW.uid).as_bytes())
+            .expect("mark");
+        lchown(setup.data("d/file"), Some(NEW.uid), Some(NEW.gid)).expect("owner");
+        fs::write(setup.data("roots"), "put there by hand").expect("write");
+        settle_data(&setup.server, to).expect("settled");
+        for path in ["", "d", "d/file"] {
+            assert_eq!(owner_of(setup.data(path)), to.uid, "{path}");
+        }
+        assert_eq!(owner_of(setup.data("roots")), 0);
+        assert!(!setup.server.changing_owner().exists());
+    }
+    let setup = Setup::new();
+    fs::write(setup.server.changing_owner(), "half").expect("write");
+    let failure = settle_data(&setup.server, OLD).expect_err("refused");
+    assert!(failure.hint.is_some_and(|hint| hint.contains("remove it")), "{}", failure.message);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use fleetwright_deploy::room::Used;
 
@@ -12,18 +13,23 @@ use crate::beneath::{DEPTH_MAX, Folder};
 /// Most files with several names that are remembered, so that they count once; those beyond count once for each name.
 const LINKED_MAX: usize = 100_000;
 
-/// What everything below a folder takes up on a device; nothing where the folder is elsewhere, or none. What cannot be
-/// looked at, and what is too deep to be kept, does not count.
-pub(super) fn used(folder: &Path, device: u64) -> Option<Used> {
+/// How long a server's folders are gone through. More than that is told as more than can be counted.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What everything below a folder takes up on a device, as far as it can be gone through until `end`; nothing where the
+/// folder is elsewhere, or none. What cannot be looked at does not count.
+pub(super) fn used(folder: &Path, device: u64, end: Instant) -> Option<Used> {
     let folder = Folder::open(folder).ok()?;
     let root = folder.seen().ok().filter(|seen| seen.device == device)?;
-    let mut walk = Walk { device, used: Used { bytes: root.taken_bytes, files: 1 }, linked: BTreeSet::new() };
+    let used = Used { bytes: root.taken_bytes, files: 1, is_more: false };
+    let mut walk = Walk { device, end, used, linked: BTreeSet::new() };
     let _ = walk.count(&folder, 0);
     Some(walk.used)
 }
 
 struct Walk {
     device: u64,
+    end: Instant,
     used: Used,
     linked: BTreeSet<u64>,
 }
@@ -31,6 +37,10 @@ struct Walk {
 impl Walk {
     fn count(&mut self, folder: &Folder, depth: usize) -> io::Result<()> {
         for name in folder.names()? {
+            if Instant::now() > self.end {
+                self.used.is_more = true;
+                return Ok(());
+            }
             let name = name?;
             let Ok(Some(seen)) = folder.look(&name) else { continue };
             if seen.device != self.device {
@@ -46,10 +56,12 @@ impl Walk {
             }
             self.used.bytes = self.used.bytes.saturating_add(seen.taken_bytes);
             self.used.files += 1;
-            if seen.is_folder()
-                && depth < DEPTH_MAX
-                && let Ok(Some(inner)) = folder.folder(Path::new(&name), &seen)
-            {
+            if !seen.is_folder() {
+                continue;
+            }
+            if depth == DEPTH_MAX {
+                self.used.is_more = true;
+            } else if let Ok(Some(inner)) = folder.folder(Path::new(&name), &seen) {
                 // What is removed meanwhile takes up nothing.
                 let _ = self.count(&inner, depth + 1);
             }

@@ -10,7 +10,7 @@ use crate::runtime::users;
 use crate::supervise::{command_of, search_path};
 
 /// The name of a server's unit.
-pub(super) fn name(server: &ServerLayout) -> String {
+pub(crate) fn name(server: &ServerLayout) -> String {
     format!("fleetwright-{}.service", server.name())
 }
 

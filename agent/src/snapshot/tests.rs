@@ -207,6 +207,30 @@ async fn a_snapshot_of_nothing_restores_to_nothing_and_pruning_removes_what_nobo
 }
 
 #[tokio::test]
+async fn where_it_cannot_be_read_what_is_needed_nothing_is_removed() {
+    let setup = Setup::new();
+    let release = setup.staged(|release| release.snapshot_data = true);
+    fs::write(setup.server.data().join("a"), "one").expect("write");
+    setup.take("d1-aa-1", Some(&release), None).await;
+    let manifest = setup.server.snapshot(&"d1-aa-1".parse().expect("id")).join("manifest.json");
+    let sound = fs::read(&manifest).expect("read");
+    let blobs = || fs::read_dir(setup.layout.blobs()).expect("list").count();
+    // As an agent writes it that is newer than this one.
+    fs::write(&manifest, "{\"release\":7}").expect("write");
+    prune(&setup.layout, &setup.server, &["d1-aa-1".parse().expect("id")]).expect("prune");
+    assert_eq!(blobs(), 1);
+    fs::write(&manifest, sound).expect("write");
+    let chunks = ReleaseLayout::at(&setup.server.releases().join("of-another")).chunks();
+    fs::create_dir_all(chunks.parent().expect("folder")).expect("folder");
+    fs::write(&chunks, "[7]").expect("write");
+    prune(&setup.layout, &setup.server, &[]).expect("prune");
+    assert_eq!(blobs(), 1);
+    fs::remove_file(&chunks).expect("remove");
+    prune(&setup.layout, &setup.server, &[]).expect("prune");
+    assert_eq!(blobs(), 0);
+}
+
+#[tokio::test]
 async fn a_database_is_dumped_before_and_fed_back_after_and_a_dump_that_fails_says_why() {
     let setup = Setup::new();
     let data = setup.server.data();

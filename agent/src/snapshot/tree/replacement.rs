@@ -44,8 +44,9 @@ impl Replacement {
         Ok(replacement)
     }
 
-    /// Puts it in the place of what is there, by one rename.
-    pub(in crate::snapshot) fn exchange(mut self) -> Result<(), Failure> {
+    /// Puts it in the place of what is there, by one rename. What was there is removed when this is dropped: that may take
+    /// long, and nothing that is wrong with it says that the place is not as it should be.
+    pub(in crate::snapshot) fn exchange(&mut self) -> Result<(), Failure> {
         let path = self.place.path();
         let fail = failed(&path);
         let Some((_, holder)) = &self.beside else {
@@ -71,7 +72,6 @@ impl Replacement {
                 "whoever may write the folder that it is in has done so: see what runs on the host as its owner",
             ));
         }
-        self.clear().map_err(&fail)?;
         self.place.sync().map_err(&fail)
     }
 

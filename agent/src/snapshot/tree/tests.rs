@@ -71,10 +71,11 @@ fn what_is_put_back_goes_where_it_was_whatever_has_taken_the_place_of_the_folder
     fs::write(setup.at("data/d/file"), "changed").expect("write");
     let replacement =
         Replacement::build(Place { folder: fs_folder(&setup), name: "data".into() }, kept.as_ref(), &setup.blobs);
-    let replacement = replacement.expect("built");
+    let mut replacement = replacement.expect("built");
     // Between building and exchanging, the old content is exchanged for a link to what is nobody's business.
     swap(&setup);
     replacement.exchange().expect("exchanged");
+    drop(replacement);
     assert_eq!(fs::read_to_string(setup.at("data/d/file")).expect("read"), "own");
     assert_eq!(fs::read_to_string(setup.at("secret/file")).expect("read"), CANARY);
     assert_eq!(fs::read_dir(setup.folder.path()).expect("list").count(), 4, "agent, aside, data, secret");
@@ -85,12 +86,13 @@ fn whoever_takes_the_name_of_what_was_built_gains_nothing_by_it() {
     let setup = Setup::new();
     let kept = Tree::keep(&setup.data, &setup.blobs, &Tree::default(), Writer::Stopped).expect("kept");
     let place = Place { folder: fs_folder(&setup), name: "data".into() };
-    let replacement = Replacement::build(place, kept.as_ref(), &setup.blobs).expect("built");
+    let mut replacement = Replacement::build(place, kept.as_ref(), &setup.blobs).expect("built");
     // Whoever may write the folder above puts another one under the name of what was built.
     let [beside] = &restoring(&setup)[..] else { panic!("one folder beside it") };
     fs::rename(beside, setup.at("moved")).expect("rename");
     symlink(setup.at("secret"), beside).expect("link");
     replacement.exchange().expect("by descriptors, it is the one that was built");
+    drop(replacement);
     assert_eq!(fs::read_to_string(setup.at("data/d/file")).expect("read"), "own");
     assert_eq!(fs::read_to_string(setup.at("secret/file")).expect("read"), CANARY);
 }
