@@ -20,7 +20,10 @@ use crate::host::Requirement;
 use crate::ids::{ReleaseId, ServerName};
 use crate::time::{Length, Timestamp};
 
-pub use bridge::{BRIDGE_NAME_BYTES_MAX, BRIDGE_NAMES_MAX, Bridge, OWN_SESSIONS_MAX, OWN_SESSIONS_USUAL, Sessions};
+pub use bridge::{
+    BRIDGE_NAME_BYTES_MAX, BRIDGE_NAMES_MAX, Bridge, ENDPOINT_PATH_BYTES_MAX, OWN_SESSIONS_MAX, OWN_SESSIONS_USUAL,
+    Sessions, bridge_host_fault, bridge_origin_fault, endpoint_path_fault,
+};
 pub use container::{Container, Volume};
 pub use kept::Database;
 pub use registry::Registry;

@@ -792,5 +792,42 @@ fn a_server_that_does_not_start_or_says_nothing_of_the_protocol_is_told() {
     let (code, said) = run(&["no-such-program-anywhere"]);
     assert!(code == Some(1) && said.contains("could not be started"), "{said}");
     let (code, said) = run(&["false"]);
-    assert!(code == Some(1) && said.contains("ended during the MCP handshake"), "{said}");
+    assert!(code == Some(1) && said.contains("ended during the MCP handshake (exit status: 1)"), "{said}");
+    assert!(said.contains("hint: a bridged server speaks MCP over its standard input"), "{said}");
+}
+
+#[test]
+fn a_bridge_that_is_told_nonsense_says_what_is_wrong_and_what_would_be_right() {
+    let refused = |options: &[&str], code: i32| {
+        let mut bridge = Command::new(program("fleetwright-agent"));
+        let output = bridge.arg("bridge").args(options).args(["--", "cat"]).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{options:?}: {said}");
+        assert!(!said.contains("panicked"), "{options:?}: {said}");
+        said
+    };
+    let at = ["--listen", "127.0.0.1:1"];
+    for (more, why) in [
+        (["--path", "mcp"], "does not begin with `/`"),
+        (["--path", "/{x"], "has a character that no path has"),
+        (["--host", "http://x"], "is more than a host and a port"),
+        (["--origin", "*"], "does not begin with http:// or https://"),
+    ] {
+        let said = refused(&[at, more].concat(), 2);
+        assert!(said.contains(why) && said.contains("  hint: write "), "{more:?}: {said}");
+    }
+    for (more, why) in [
+        (["--sessions", "mine"], "[possible values: shared, own]"),
+        (["--sessions-max", "0"], "0 is not from 1 to 256"),
+        (["--sessions-max", "many"], "it is not a whole number"),
+    ] {
+        let said = refused(&[at, more].concat(), 2);
+        assert!(said.contains(why), "{more:?}: {said}");
+    }
+    assert!(refused(&["--listen", "127.0.0.1"], 2).contains("hint: write for example 127.0.0.1:8801"));
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let said = refused(&["--listen", &taken.local_addr().expect("address").to_string()], 1);
+    assert!(said.contains("cannot be listened on") && said.contains("hint: another program has this port"), "{said}");
+    let said = refused(&["--listen", "192.0.2.1:8801"], 1);
+    assert!(said.contains("hint: this host has no such address"), "{said}");
 }

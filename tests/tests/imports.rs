@@ -99,8 +99,10 @@ fn an_entry_comes_from_a_registry_and_from_nobody_else() {
     for (server, wrong) in [
         ("a/away", "redirects to another host"),
         ("a/large", "more than 1024 KiB"),
-        ("a/broken", "no entry of the MCP registry"),
+        ("a/broken", "versions/latest:1:1: it is no JSON: it ends too early"),
         ("a/nobody@2.0.0", "has no `a/nobody` in version 2.0.0"),
+        ("a/nobody@", "configuration_error (import): `a/nobody@` has no version after its `@`"),
+        ("", "configuration_error (import): `` has no name of a server"),
     ] {
         let refused = fleet.run(&["import", &with_password, server, "--offline"]).expect_code(1);
         assert!(refused.stderr.contains(wrong) && refused.stderr.contains("hint:"), "{server}: {}", refused.stderr);
@@ -110,7 +112,63 @@ fn an_entry_comes_from_a_registry_and_from_nobody_else() {
     let plain = fleet.run(&["import", "http://user:hunter2@192.0.2.1", "a/b"]).expect_code(1).stderr;
     assert!(plain.contains("it is not https") && !plain.contains("hunter2"), "{plain}");
     let lonely = fleet.run(&["import", &url]).expect_code(1).stderr;
-    assert!(lonely.contains("no NAME"), "{lonely}");
+    assert!(
+        lonely.contains("which server of that registry, is not said") && lonely.contains("hint: give its NAME"),
+        "{lonely}"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_entry_is_told_with_its_place_and_what_would_be_right() {
+    let fleet = Fleet::new();
+    let nobody = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let closed = format!("http://{}", nobody.local_addr().expect("an address"));
+    drop(nobody);
+    let no_text = fleet.write("binary.json", "");
+    fs::write(&no_text, b"\xff\xfe{").expect("write");
+    for (arguments, why) in [
+        (vec![fleet.write("empty.json", " \n")], "empty.json: it is empty"),
+        (vec![fleet.write("cut.json", "{\n  \"name\": \"a/b\",\n")], "cut.json:3:1: it is no JSON: it ends too early"),
+        (
+            vec![fleet.write("words.json", "{\n  name: 1\n}")],
+            "words.json:2:3: it is no JSON: a name in double quotes is expected",
+        ),
+        (vec![fleet.write("list.json", "[]")], "list.json: it is no entry of the MCP registry: fields are expected"),
+        (vec![fleet.write("bare.json", "{}")], "bare.json: it is no entry of the MCP registry: missing field `name`"),
+        (
+            vec![fleet.write("number.json", "{\"name\": 5}")],
+            "number.json: name: it is no entry of the MCP registry: a text is expected, not `5`",
+        ),
+        (vec![no_text], "binary.json: it cannot be read: it is not UTF-8"),
+        (vec![fleet.path().join("nowhere.json")], "nowhere.json: it cannot be read: No such file"),
+        (vec![fleet.path().to_owned()], "it cannot be read: Is a directory"),
+        (
+            vec!["server.json".into(), "a/b".into()],
+            "the NAME `a/b` is looked up in a registry, and this is no URL of one",
+        ),
+        (
+            vec!["ftp://x.example".into(), "a/b".into()],
+            "the NAME `a/b` is looked up in a registry, and this is no URL of one",
+        ),
+        (vec![closed.into(), "a/b".into()], "/v0.1/servers/a%2Fb/versions/latest: Connection refused (os error 111)"),
+    ] {
+        let arguments: Vec<String> = arguments.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        let words: Vec<&str> = std::iter::once("import").chain(arguments.iter().map(String::as_str)).collect();
+        let told = fleet.run(&words).expect_code(1).stderr;
+        assert!(
+            told.contains("_error (import): ") && told.contains(why) && told.contains("  hint: "),
+            "{words:?}: {told}"
+        );
+    }
+    let entry = fleet.write("right.json", &entry("a/right", "npm", "right", "1.0.0")).to_string_lossy().into_owned();
+    for (out, why) in [
+        ("no/such/folder/a.yaml", "hint: its folder must be there"),
+        ("right.json", "hint: what is there already is left alone"),
+    ] {
+        let out = fleet.path().join(out).to_string_lossy().into_owned();
+        let told = fleet.run(&["import", &entry, "--offline", "--out", &out]).expect_code(1).stderr;
+        assert!(told.contains("it cannot be written: ") && told.contains(why), "{told}");
+    }
 }
 
 #[test]

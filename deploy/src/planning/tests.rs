@@ -218,6 +218,66 @@ fn versions_must_be_exact() {
 }
 
 #[test]
+fn names_of_packages_are_such_as_their_registry_can_have() {
+    let with = |package: &str| SERVER.replace("pypi: mcp-server-time", package);
+    for wrong in [
+        "pypi: 'a b'",
+        "pypi: ''",
+        "pypi: '-r x'",
+        "pypi: 'a[b'",
+        "pypi: 'a[]'",
+        "npm: '@'",
+        "npm: '@a'",
+        "npm: 'a/b'",
+        "npm: -g",
+    ] {
+        let told = problem("  - { server: a }\n", &[("a", &with(wrong))]);
+        assert!(
+            told.contains("is not the name of a package") && told.contains("hint: write its name as"),
+            "{wrong}: {told}"
+        );
+    }
+    for right in ["pypi: a", "pypi: 'mcp[cli, ws]'", "pypi: A.b_c-1", "npm: '@scope/a.b'", "npm: a_b~c"] {
+        assert!(plan_of("  - { server: a }\n", &[("a", &with(right))]).is_ok(), "{right}");
+    }
+}
+
+#[test]
+fn a_port_is_one_that_clients_can_come_by() {
+    let server = SERVER.replace("port: 8801", "port: 0");
+    let told = problem("  - { server: a }\n", &[("a", &server)]);
+    assert!(told.contains("`run.port` is 0") && told.contains("hint: "), "{told}");
+}
+
+#[test]
+fn what_a_check_is_told_is_refused_in_words_with_its_place_in_it() {
+    for (config, why, hint) in [
+        ("{ call: x }", "`call`: fields are expected, such as `name: value`, not \"x\"", None),
+        ("{ call: [] }", "`call`: fields are expected", None),
+        ("{ call: {} }", "`call`: missing field `tool`", None),
+        ("{ call: { tool: 5 } }", "`call.tool`: a text is expected, not `5`", None),
+        ("{ call: { tool: x, arguments: [a] } }", "`call.arguments`: fields are expected", None),
+        ("{ call: { tool: x, json: 5 } }", "`call.json`: fields are expected", None),
+        ("{ call: { tool: x, json: { nonsense: 1 } } }", "`nonsense` is no JSONPath from character 1 on: write", None),
+        ("{ call: { tool: x, json: { '$.a[': 1 } } }", "`$.a[` is no JSONPath from character 4 on: write", None),
+        ("{ call: { tool: x, interval: 5 } }", "`call.interval`: a text is expected, not `5`", None),
+        ("{ call: { tool: x, interval: soon } }", "`call.interval`: `soon` is not a length of time", None),
+        ("{ call: { tool: x, tol: y } }", "`call.tol`: unknown field `tol`, expected one of tool, ", Some("`tool`?")),
+        ("{ calls: { tool: x } }", "unknown field `calls`, expected one of url, ", Some("`call`?")),
+        ("{ expected_tools: x }", "`expected_tools`: a list is expected, such as [a, b], not \"x\"", None),
+        ("{ expected_tools: [a, 5] }", "`expected_tools[1]`: a text is expected, not `5`", None),
+    ] {
+        let check = format!("\n  - {{ name: called, type: mcp, config: {config} }}\n");
+        let server = SERVER.replace("\nhealth_checks:\n", &format!("\nhealth_checks:{check}"));
+        assert_ne!(server, SERVER);
+        let told = problem("  - { server: a }\n", &[("a", &server)]);
+        assert!(told.contains("check `called` of type mcp: ") && told.contains(why), "{config}: {told}");
+        assert!(hint.is_none_or(|hint| told.contains(&format!("hint: did you mean {hint}"))), "{config}: {told}");
+        assert!(!told.contains("struct") && !told.contains("sequence"), "{config}: {told}");
+    }
+}
+
+#[test]
 fn a_missing_variable_is_an_error_with_its_place_in_the_template() {
     let server = SERVER.replace("env.zone", "env.zoen");
     insta::assert_snapshot!(problem("  - { server: a }\n", &[("a", &server)]));

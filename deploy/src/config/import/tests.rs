@@ -131,7 +131,7 @@ fn the_person_chooses_the_package_the_name_the_port_and_the_digest() {
     planned(&imported);
     let (_, server) = parsed(&imported);
     assert_eq!(server.run.port.as_ref().map(|port| port.value), Some(9001));
-    assert_eq!(server.run.path.as_deref(), Some("/api/mcp"));
+    assert_eq!(server.run.path.as_ref().map(|path| path.value.as_str()), Some("/api/mcp"));
     assert_eq!(imported.name, mine);
     for digest in ["sha256:12", "latest", "sha256:\n"] {
         let choice = ImportChoice { digest: Some(digest), ..choice };
@@ -185,7 +185,7 @@ fn what_cannot_be_deployed_is_told() {
     };
     let head = r#""name": "a/b", "description": "", "version": "1""#;
     assert!(told(&format!("{{ {head} }}"), None).contains("it has none"));
-    assert!(told("[]", None).contains("no entry") && told("{", None).contains("no entry"));
+    assert!(told("[]", None).contains("no entry") && told("{", None).contains("no JSON: it ends too early"));
     assert!(
         told(&include_str!("entries/flags.json").replace("com.example/browser", "---"), None)
             .contains("cannot be made")
