@@ -392,6 +392,13 @@ async fn a_server_of_the_older_era_is_translated_for_clients_of_the_modern_one()
     assert_eq!((&listed["result"]["resultType"], &listed["result"]["ttlMs"]), (&json!("complete"), &json!(0)));
     // What the era says of itself is not for the server; what else stands beside it is.
     assert_eq!(listed["result"]["params"]["_meta"], json!({ "mine": 1 }), "{listed:#}");
+    // What the server asks in the midst of a call it cannot ask this client, and it was told so: it is refused at once.
+    let told = bridge.heard().into_iter().find(|message| message["method"] == "initialize").expect("a handshake");
+    assert_eq!(told["params"]["capabilities"], json!({}), "{told:#}");
+    let (status, answered) = bridge.ask_modern("ask", "ask").await;
+    assert_eq!((status, &answered["result"]["resultType"]), (StatusCode::OK, &json!("complete")), "{answered:#}");
+    let refused = bridge.until_heard(|message| message["id"] == "server-1").await;
+    assert_eq!(refused["error"]["code"], -32601, "{refused:#}");
     // What the modern era has no more is no method of it.
     for removed in ["initialize", "ping", "resources/subscribe", "logging/setLevel"] {
         let (status, refused) = bridge.ask_modern(removed, removed).await;
@@ -534,6 +541,8 @@ async fn a_session_with_a_server_of_its_own_answers_what_that_server_asks() {
     // The era without sessions cannot have what belongs to a session.
     let (_, refused) = bridge.ask_modern("tools/list", "tools/list").await;
     assert_eq!(refused["error"]["code"], -32022, "{refused:#}");
+    let supported = json!(["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]);
+    assert_eq!(refused["error"]["data"]["supported"], supported, "{refused:#}");
     // A third session takes the place of the one that was not used for longest, whose server ends.
     drop(stream);
     let third = bridge.session_with(json!({ "sampling": {} })).await;
