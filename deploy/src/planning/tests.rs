@@ -533,6 +533,14 @@ fn a_server_is_explained_with_its_chain_its_neighbours_and_every_host() {
         facts.for_each(|facts| facts.runtimes = runtimes(usual));
         let db = explain(&configuration, &circumstances, &"db".parse().expect("name")).expect("an explanation");
         assert!(db.hosts.values().any(|said| said.contains(told)), "{:?}", db.hosts);
+        // The plan itself tells only what is not as everybody expects.
+        let checked = plan(&configuration, &circumstances).expect("a plan");
+        for step in checked.plan().steps() {
+            let (release, host) =
+                (step.release.as_ref().expect("a release"), &circumstances.hosts[&step.instance.host]);
+            let unusual = unusual_interpreter(release, host);
+            assert_eq!(unusual.as_deref().map(|said| said.starts_with(told)), (usual == [3, 8]).then_some(true));
+        }
     }
     assert!(of("wbe").expect_err("a problem").to_string().contains("did you mean `web`"));
 }
