@@ -247,6 +247,16 @@ fn a_port_is_one_that_clients_can_come_by() {
     let server = SERVER.replace("port: 8801", "port: 0");
     let told = problem("  - { server: a }\n", &[("a", &server)]);
     assert!(told.contains("`run.port` is 0") && told.contains("hint: "), "{told}");
+    let http = SERVER.replace("transport: stdio", "transport: http");
+    let path = |path: &str| {
+        plan_of(
+            "  - { server: a }\n",
+            &[("a", &format!("{http}").replace("port: 8801", &format!("port: 8801\n  path: \"{path}\"")))],
+        )
+    };
+    assert!(path("/mcp?key=a&b=c/d?").is_ok());
+    let told = path("/mcp?a b").expect_err("a problem").to_string();
+    assert!(told.contains("`/mcp?a b` has a character that no path has"), "{told}");
 }
 
 #[test]

@@ -158,9 +158,15 @@ fn endpoint(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
         let problem = Problem::at(source, port, "`run.port` is 0, and is from 1 to 65535");
         problems.push(problem.hint("clients need one port that stays the same: choose one that is free on its hosts"));
     }
-    if let Some(path) = &server.run.path
-        && let Some(why) = endpoint_path_fault(&path.value)
-    {
+    let Some(path) = &server.run.path else { return };
+    // A server that speaks HTTP itself may want to be asked with a query.
+    let fault = match path.value.split_once('?') {
+        Some((before, query)) if server.run.transport == Transport::Http => {
+            endpoint_path_fault(before).or_else(|| endpoint_path_fault(&format!("/{}", query.replace('?', ""))))
+        }
+        Some(_) | None => endpoint_path_fault(&path.value),
+    };
+    if let Some(why) = fault {
         let problem = Problem::at(source, path, format!("`run.path`: `{}` {why}", path.value));
         problems.push(problem.hint("write the path of its MCP endpoint, such as /mcp"));
     }
