@@ -49,6 +49,7 @@ pub use placement::unusual_interpreter;
 pub use risk::{Risk, RiskLevel, risk};
 pub use saved::{SAVED_PLAN_BYTES_MAX, SavedArtifact, SavedPlan, SavedPlanError, moved_on};
 pub use schema::{SchemaKind, schema, schema_files};
+pub use sharing::sharing_warning;
 
 /// What runs on an instance when a plan is made.
 #[derive(Clone, Debug)]

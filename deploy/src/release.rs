@@ -27,7 +27,10 @@ pub use bridge::{
 pub use container::{Container, Volume};
 pub use kept::Database;
 pub use registry::Registry;
-pub use run::{BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
+pub use run::{
+    BRIDGE_TOKEN_CHARACTERS_MIN, BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice,
+    RuntimeKind, Transport,
+};
 use secret::secrets_in;
 pub use secret::{
     MARKER_END, MARKER_SIGN, MARKER_START, MissingSecret, SecretEncoding, SecretKey, SecretSource, SecretUse,

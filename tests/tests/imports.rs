@@ -230,6 +230,12 @@ fn a_definition_that_cannot_be_rendered_is_not_valid() {
         "apiVersion: fleetwright/v1\nname: e\nservers: { a: { package: { digest: 'sha256:00' } } }\n",
     );
     assert!(fleet.run(&["validate", &path]).expect_code(0).stderr.contains("is not a digest"));
+    // What is worth a look is told of a definition alone, too.
+    let browser = "apiVersion: fleetwright/v1\nname: b\npackage: { npm: '@playwright/mcp', version: 0.0.83 }\n\
+                   run: { transport: stdio, port: 8801 }\n";
+    let path = fleet.write("config/servers/b.yaml", browser).to_string_lossy().into_owned();
+    let told = fleet.run(&["validate", &path]).expect_code(0).stderr;
+    assert!(told.contains("b.yaml:3:10: `@playwright/mcp` keeps ") && told.contains("`run.sessions: own`"), "{told}");
 }
 
 /// A server of MCP, as a bundle holds it.

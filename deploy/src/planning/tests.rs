@@ -251,7 +251,7 @@ fn a_port_is_one_that_clients_can_come_by() {
     let path = |path: &str| {
         plan_of(
             "  - { server: a }\n",
-            &[("a", &format!("{http}").replace("port: 8801", &format!("port: 8801\n  path: \"{path}\"")))],
+            &[("a", &http.replace("port: 8801", &format!("port: 8801\n  path: \"{path}\"")))],
         )
     };
     assert!(path("/mcp?key=a&b=c/d?").is_ok());

@@ -10,8 +10,8 @@ use super::{Configuration, externals, locks, policies};
 use crate::config::{Condition, Field, PackageWritten, Problem, RunWritten, SecretWritten, Server, Source};
 use crate::plan::Rollout;
 use crate::release::{
-    ARTIFACT_SCHEME, OWN_SESSIONS_MAX, RestartPolicy, RuntimeChoice, Sessions, Transport, endpoint_path_fault,
-    is_artifact, is_secret_name,
+    ARTIFACT_SCHEME, BRIDGE_TOKEN_CHARACTERS_MIN, BRIDGE_TOKEN_VARIABLE, OWN_SESSIONS_MAX, RestartPolicy,
+    RuntimeChoice, Sessions, Transport, endpoint_path_fault, is_artifact, is_secret_name,
 };
 
 /// Everything that is wrong and can be said without rendering.
@@ -190,6 +190,16 @@ fn bridge(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
         };
         problems.extend(said.into_iter().flatten().map(|problem| problem.hint(hint)));
         return;
+    }
+    // What a template becomes is known later.
+    let token = server.run.environment.get(BRIDGE_TOKEN_VARIABLE).filter(|token| !token.value.contains("{{"));
+    if let Some(token) = token.filter(|token| token.value.chars().count() < BRIDGE_TOKEN_CHARACTERS_MIN) {
+        let message = format!(
+            "`{BRIDGE_TOKEN_VARIABLE}` has fewer than {BRIDGE_TOKEN_CHARACTERS_MIN} characters: it could be guessed"
+        );
+        problems.push(
+            Problem::at(source, token, message).hint("let it be a secret: '{{ secret(name=\"bridge_token\") }}'"),
+        );
     }
     let Some(most) = sessions_max else { return };
     if sessions.as_ref().is_none_or(|sessions| sessions.value != Sessions::Own) {

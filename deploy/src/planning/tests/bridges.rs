@@ -55,6 +55,11 @@ fn what_is_told_to_a_bridge_is_refused_where_it_is_wrong_with_its_place() {
         ("  path: \"\"\n", "9:9", "does not begin with `/`"),
         ("  path: /{x\n", "9:9", "a character that no path has"),
         ("  path: /mcp?x=1\n", "9:9", "more than a path"),
+        (
+            "  environment: { FLEETWRIGHT_BRIDGE_TOKEN: short }\n",
+            "9:44",
+            "fewer than 16 characters: it could be guessed",
+        ),
         ("  origins: [tools.example]\n", "9:13", "http:// or https://"),
         ("  origins: [\"https://tools.example/\"]\n", "9:13", "without a path"),
         ("  origins: [\"*\"]\n", "9:13", "http:// or https://"),
