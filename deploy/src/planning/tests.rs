@@ -205,6 +205,9 @@ fn errors_of_the_yaml_itself_point_at_their_place() {
     insta::assert_snapshot!(problem("  - { server: a, priority: high }\n", &[]));
     let server = SERVER.replace("transport: stdio", "transport: carrier-pigeon");
     insta::assert_snapshot!(problem("  - { server: a }\n", &[("a", &server)]));
+    let server = SERVER.replace("version: 2026.10.19 }", "version: 2026.10.19, build: maybe }");
+    let told = problem("  - { server: a }\n", &[("a", &server)]);
+    assert!(told.starts_with("a.yaml:3:63: `true` or `false` is expected"), "{told}");
     let wrong = read("apiVersion: fleetwright/v9\nname: m\nservers: []\n", ENVIRONMENT, &[]).expect_err("a version");
     insta::assert_snapshot!(wrong.to_string());
 }
