@@ -24,6 +24,7 @@ mod streams;
 mod token;
 mod tools;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +36,7 @@ use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use fleetwright_deploy::release::BRIDGE_TOKEN_VARIABLE;
+use fleetwright_deploy::release::{BRIDGE_TOKEN_VARIABLE, bridge_host_fault, bridge_origin_fault, endpoint_path_fault};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -71,10 +72,10 @@ const CORS_AGE: Duration = Duration::from_secs(600);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Where to listen.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     pub(crate) listen: String,
     /// The path of the endpoint.
-    #[arg(long, default_value = "/mcp")]
+    #[arg(long, default_value = "/mcp", value_parser = path)]
     pub(crate) path: String,
     /// Whether clients share the server's process, or each session has one of its own.
     #[arg(long, default_value = "shared")]
@@ -83,14 +84,58 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) sessions_max: u16,
     /// A further name by which clients reach it; one without a port is of any port.
-    #[arg(long = "host", value_name = "HOST")]
+    #[arg(long = "host", value_name = "HOST", value_parser = host)]
     pub(crate) hosts: Vec<String>,
     /// Where pages that may use it come from.
-    #[arg(long = "origin", value_name = "ORIGIN")]
+    #[arg(long = "origin", value_name = "ORIGIN", value_parser = origin)]
     pub(crate) origins: Vec<String>,
     /// The server and its arguments.
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<String>,
+}
+
+fn fitting(text: String, fault: Option<&'static str>, hint: &str) -> Result<String, String> {
+    match fault {
+        None => Ok(text),
+        Some(why) => Err(format!("it {why}\n  hint: {hint}")),
+    }
+}
+
+fn address(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    let fault = match port.map(str::parse::<u16>) {
+        Some(Ok(port)) if port > 0 => None,
+        Some(_) => Some("does not end with a port from 1 to 65535"),
+        None => Some("is not an address and a port"),
+    };
+    fitting(text.to_owned(), fault, "write for example 127.0.0.1:8801, or [::1]:8801")
+}
+
+fn path(text: &str) -> Result<String, String> {
+    fitting(text.to_owned(), endpoint_path_fault(text), "write the path at which clients ask, such as /mcp")
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let text = text.to_ascii_lowercase();
+    let fault = bridge_host_fault(&text);
+    fitting(text, fault, "write the name that clients use: tools.example.com, or tools.example.com:8443")
+}
+
+fn origin(text: &str) -> Result<String, String> {
+    let text = text.trim_end_matches('/').to_ascii_lowercase();
+    let fault = bridge_origin_fault(&text);
+    fitting(text, fault, "write what browsers send as Origin: https://chat.example.com, without a path")
+}
+
+/// What can be done about an address that cannot be listened on.
+fn not_listening(listen: &str, error: &std::io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        ErrorKind::AddrInUse => "another program has this port: `ss -ltnp` says which",
+        ErrorKind::AddrNotAvailable => "this host has no such address: `ip address` lists those that it has",
+        ErrorKind::PermissionDenied => "ports below 1024 need root, or net.ipv4.ip_unprivileged_port_start",
+        _ => "write an address of this host and a port, such as 127.0.0.1:8801",
+    };
+    anyhow::anyhow!("{listen} cannot be listened on: {error}\n  hint: {hint}")
 }
 
 /// Runs the server and speaks streamable HTTP for it, until it ends.
@@ -101,7 +146,7 @@ pub(crate) async fn bridge(options: Options) -> Result<ExitCode> {
     let token = token.map_err(|error| anyhow::anyhow!("{error}\n  hint: take a long random one"))?;
     // The port first: a server whose port is taken should not be started at all.
     let listen = &options.listen;
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
+    let listener = TcpListener::bind(listen).await.map_err(|error| not_listening(listen, &error))?;
     let mut terminate = signal(SignalKind::terminate())?;
     process::adopt_orphans();
     let own = OwnChildren::default();
@@ -171,6 +216,8 @@ fn front(server: Server, options: &Options) -> Front {
 /// From the inside out: a request is read whole only if it may be.
 fn router(front: &Arc<Front>, path: &str, token: Option<Token>, names: Arc<Names>) -> axum::Router {
     let mut router = axum::Router::new()
+        // A path is a path, whatever its parts begin with.
+        .without_v07_checks()
         .route(path, axum::routing::any(front::serve))
         .with_state(front.clone())
         .layer(middleware::from_fn(connections::work));
@@ -222,4 +269,47 @@ async fn authenticate(State(token): State<Token>, request: Request, next: Next) 
     }
     let challenge = [(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"mcp\""))];
     (StatusCode::UNAUTHORIZED, challenge, "a bearer token is needed\n").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_command_line_says_is_what_can_be_listened_on_and_come_by() {
+        for (right, taken) in [
+            (address("127.0.0.1:8801"), "127.0.0.1:8801"),
+            (address("[::1]:1"), "[::1]:1"),
+            (address("localhost:65535"), "localhost:65535"),
+            (path("/mcp"), "/mcp"),
+            (host("Tools.Example:8443"), "tools.example:8443"),
+            (origin("https://Chat.example/"), "https://chat.example"),
+        ] {
+            assert_eq!(right.as_deref(), Ok(taken));
+        }
+        for (wrong, why) in [
+            (address("nonsense"), "is not an address and a port"),
+            (address("127.0.0.1"), "is not an address and a port"),
+            (address(":8801"), "is not an address and a port"),
+            (address("127.0.0.1:0"), "from 1 to 65535"),
+            (address("127.0.0.1:99999"), "from 1 to 65535"),
+            (path("mcp"), "does not begin with `/`"),
+            (path("/{x"), "no path has"),
+            (host(""), "is not the name"),
+            (host("http://x"), "is more than a host"),
+            (origin("*"), "does not begin with http"),
+            (origin("https://x/path"), "is more than a host"),
+        ] {
+            let told = wrong.expect_err(why);
+            assert!(told.contains(why) && told.contains("\n  hint: "), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_served_whatever_its_parts_begin_with() {
+        for path in ["/mcp", "/:x", "/*y", "/a%20b"] {
+            assert_eq!(endpoint_path_fault(path), None, "{path}");
+            let _: axum::Router = axum::Router::new().without_v07_checks().route(path, axum::routing::any(|| async {}));
+        }
+    }
 }

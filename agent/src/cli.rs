@@ -153,9 +153,19 @@ fn token(file: Option<&Path>) -> Result<String> {
     Ok(token.to_owned())
 }
 
+/// What is wrong with a value, in words for people.
+fn refused(error: clap::Error) -> clap::Error {
+    if error.kind() != clap::error::ErrorKind::ValueValidation {
+        return error;
+    }
+    let whole = error.to_string();
+    let said = whole.strip_prefix("error: ").unwrap_or(&whole);
+    clap::Error::raw(error.kind(), fleetwright_deploy::wording::of_argument(said))
+}
+
 /// Runs the command line and gives the exit code.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| refused(error).exit());
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETWRIGHT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));

@@ -17,7 +17,8 @@ fn an_agent_that_is_not_enrolled_says_how_to_enrol() {
 
 #[test]
 fn a_bridge_ends_with_its_server() {
-    let output = agent(&["bridge", "--listen", "127.0.0.1:0", "--", "false"]);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
+    let output = agent(&["bridge", "--listen", &format!("127.0.0.1:{port}"), "--", "false"]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("ended during the MCP handshake"), "{text}");

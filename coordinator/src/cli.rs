@@ -206,9 +206,19 @@ fn describe_command(command: &mut clap::Command, text: &mut String) {
     }
 }
 
+/// What is wrong with a value, in words for people.
+fn refused(error: clap::Error) -> clap::Error {
+    if error.kind() != clap::error::ErrorKind::ValueValidation {
+        return error;
+    }
+    let whole = error.to_string();
+    let said = whole.strip_prefix("error: ").unwrap_or(&whole);
+    clap::Error::raw(error.kind(), fleetwright_deploy::wording::of_argument(said))
+}
+
 /// Runs the command line and gives the exit code.
 pub fn main() -> ExitCode {
-    let Arguments { command, global } = Arguments::parse();
+    let Arguments { command, global } = Arguments::try_parse().unwrap_or_else(|error| refused(error).exit());
     if !command.writes_for_people() {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
     }
@@ -272,5 +282,23 @@ pub(crate) fn exit_code(outcome: Outcome) -> u8 {
         Outcome::RolledBack => exit::ROLLED_BACK,
         Outcome::PartlyRolledBack => exit::PARTLY_ROLLED_BACK,
         Outcome::Stuck => exit::STUCK,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_is_not_right_is_told_in_words() {
+        for (arguments, why) in [
+            (["--port", "0"], "invalid value '0' for '--port <PORT>': 0 is not from 1 to 65535"),
+            (["--port", "x"], "invalid value 'x' for '--port <PORT>': it is not a whole number"),
+            (["--package", "99999999999999999999999"], "for '--package <NUMBER>': it is too large"),
+        ] {
+            let parsed = Arguments::try_parse_from([&["fleetwright", "import", "x"][..], &arguments].concat());
+            let told = refused(parsed.err().expect("refused")).to_string();
+            assert!(told.starts_with("error: ") && told.contains(why) && told.contains("--help"), "{told}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use fleetwright_deploy::config::{
     near_miss,
 };
 use fleetwright_deploy::ids::{EnvironmentName, HostName, InstanceId, ServerName};
-use fleetwright_deploy::planning::{Configuration, Files, Needs, check_alone};
+use fleetwright_deploy::planning::{Configuration, Files, Needs, check_alone, sharing_warning};
 use fleetwright_deploy::release::ARTIFACT_SCHEME;
 use serde_saphyr::Spanned;
 
@@ -342,7 +342,7 @@ pub(crate) fn check_definition(path: &Path) -> Result<Vec<String>, Problems> {
         Err(problems) if is_layered(&config, &server.name.value) => {
             Ok(problems.0.iter().map(ToString::to_string).collect())
         }
-        checked => checked.map(|()| Vec::new()),
+        checked => checked.map(|()| sharing_warning(&source, &server).into_iter().collect()),
     }
 }
 

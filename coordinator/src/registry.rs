@@ -50,10 +50,12 @@ fn unreachable(shown: &str, why: &str) -> Failure {
 /// The entry of a server in a registry (`/v0.1/servers/NAME/versions/VERSION`). Over plain HTTP only on this machine, unless
 /// `plain_http` allows it.
 pub(crate) async fn entry(registry: &str, wanted: &str, plain_http: bool) -> Result<(String, String), Failure> {
-    let (name, version) = match wanted.rsplit_once('@') {
-        Some((name, version)) if !name.is_empty() && !version.is_empty() => (name, version),
-        Some(_) | None => (wanted, "latest"),
-    };
+    let (name, version) = wanted.rsplit_once('@').unwrap_or((wanted, "latest"));
+    if name.is_empty() || version.is_empty() {
+        let what = if name.is_empty() { "name of a server" } else { "version after its `@`" };
+        let hint = "write NAME or NAME@VERSION, such as io.github.example/server@1.0.0";
+        return Err(failure(FailureKind::ConfigurationError, format!("`{wanted}` has no {what}"), hint));
+    }
     let url = address(registry, name, version, plain_http)?;
     let shown = without_secrets(url.as_str());
     let same_host = || {
@@ -334,9 +336,20 @@ fn client(with: impl Fn(ClientBuilder) -> ClientBuilder) -> Result<Client, Strin
     builder().build().or_else(|_| builder().tls_certs_only([]).build()).map_err(said)
 }
 
-/// An error without the URL, which may hold a password.
+/// Why nothing was answered: the cause behind all others, without the URL, which may hold a password.
 fn said(error: reqwest::Error) -> String {
-    format!("{:#}", anyhow::Error::new(error.without_url()))
+    if error.is_timeout() {
+        return "it did not answer in time".to_owned();
+    }
+    let error = error.without_url();
+    if let Some(status) = error.status() {
+        return format!("it answers {status}");
+    }
+    let mut cause: &dyn std::error::Error = &error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]

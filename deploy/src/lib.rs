@@ -28,3 +28,4 @@ pub mod shares;
 #[cfg(feature = "planning")]
 pub mod stateful;
 pub mod time;
+pub mod wording;

@@ -45,9 +45,11 @@ pub use diff::{Change, changes};
 pub use explain::{Explanation, explain};
 pub use graph::groups;
 pub use locks::LOCK_BYTES_MAX;
+pub use placement::unusual_interpreter;
 pub use risk::{Risk, RiskLevel, risk};
 pub use saved::{SAVED_PLAN_BYTES_MAX, SavedArtifact, SavedPlan, SavedPlanError, moved_on};
 pub use schema::{SchemaKind, schema, schema_files};
+pub use sharing::sharing_warning;
 
 /// What runs on an instance when a plan is made.
 #[derive(Clone, Debug)]

@@ -21,12 +21,18 @@ use crate::host::Requirement;
 use crate::ids::{ReleaseId, ServerName};
 use crate::time::{Length, Timestamp};
 
-pub use bridge::{BRIDGE_NAME_BYTES_MAX, BRIDGE_NAMES_MAX, Bridge, OWN_SESSIONS_MAX, OWN_SESSIONS_USUAL, Sessions};
+pub use bridge::{
+    BRIDGE_NAME_BYTES_MAX, BRIDGE_NAMES_MAX, Bridge, ENDPOINT_PATH_BYTES_MAX, OWN_SESSIONS_MAX, OWN_SESSIONS_USUAL,
+    Sessions, bridge_host_fault, bridge_origin_fault, endpoint_path_fault,
+};
 pub use container::{Container, Volume};
 pub use index_name::index_name;
 pub use kept::Database;
 pub use registry::Registry;
-pub use run::{BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice, RuntimeKind, Transport};
+pub use run::{
+    BRIDGE_TOKEN_CHARACTERS_MIN, BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice,
+    RuntimeKind, Transport,
+};
 use secret::secrets_in;
 pub use secret::{
     MARKER_END, MARKER_SIGN, MARKER_START, MissingSecret, SecretEncoding, SecretKey, SecretSource, SecretUse,

@@ -20,10 +20,12 @@ pub enum Fixture {
     Python,
     /// `everything.mjs`, on the TypeScript SDK 1.x: the older era alone.
     TypeScript,
+    /// `tools2.mjs`, on the TypeScript SDK 2.x: both eras, one of them for each process, as it was first spoken to.
+    TypeScript2,
 }
 
 impl Fixture {
-    /// All of them.
+    /// Those that have all that the conformance suite asks for.
     pub const ALL: [Self; 2] = [Self::Python, Self::TypeScript];
 
     /// Its name in tables.
@@ -31,6 +33,7 @@ impl Fixture {
         match self {
             Self::Python => "Python SDK 2.3",
             Self::TypeScript => "TypeScript SDK 1.32",
+            Self::TypeScript2 => "TypeScript SDK 2.4",
         }
     }
 
@@ -39,6 +42,7 @@ impl Fixture {
         match self {
             Self::Python => 30,
             Self::TypeScript => 25,
+            Self::TypeScript2 => 12,
         }
     }
 
@@ -46,6 +50,7 @@ impl Fixture {
         match self {
             Self::Python => Kit::Python2,
             Self::TypeScript => Kit::TypeScript1,
+            Self::TypeScript2 => Kit::TypeScript2,
         }
     }
 
@@ -53,6 +58,7 @@ impl Fixture {
         match self {
             Self::Python => "everything.py",
             Self::TypeScript => "everything.mjs",
+            Self::TypeScript2 => "tools2.mjs",
         }
     }
 

@@ -178,10 +178,16 @@ impl Fleet {
 
     /// `up --detach`.
     pub fn up(&self, manifest: &Path, more: &[&str]) -> Outcome {
+        self.up_with(manifest, more, &[])
+    }
+
+    /// `up --detach`, with these variables for it and for what it starts.
+    pub fn up_with(&self, manifest: &Path, more: &[&str], variables: &[(&str, &str)]) -> Outcome {
         let manifest = manifest.to_string_lossy();
         let mut arguments = vec!["up", &manifest, "--detach", "--first-address", &self.first_address];
         arguments.extend(more);
-        self.run(&arguments)
+        let output = self.command(&arguments).envs(variables.iter().copied()).output();
+        outcome(output.expect("fleetwright runs"))
     }
 
     /// `deploy start --watch`.

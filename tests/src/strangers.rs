@@ -64,7 +64,7 @@ impl Kit {
             Self::Python2 => include_str!("../clients/python2.txt"),
             Self::Fastmcp => include_str!("../clients/fastmcp.txt"),
             Self::TypeScript1 => "@modelcontextprotocol/sdk@1.32.2 @modelcontextprotocol/server-everything@2026.8.31",
-            Self::TypeScript2 => "@modelcontextprotocol/client@2.4.0",
+            Self::TypeScript2 => "@modelcontextprotocol/client@2.4.0 @modelcontextprotocol/server@2.4.0",
             Self::Inspector => "@modelcontextprotocol/inspector@2.12.0",
             Self::Supergateway => "supergateway@4.0.0",
         }

@@ -392,6 +392,13 @@ async fn a_server_of_the_older_era_is_translated_for_clients_of_the_modern_one()
     assert_eq!((&listed["result"]["resultType"], &listed["result"]["ttlMs"]), (&json!("complete"), &json!(0)));
     // What the era says of itself is not for the server; what else stands beside it is.
     assert_eq!(listed["result"]["params"]["_meta"], json!({ "mine": 1 }), "{listed:#}");
+    // What the server asks in the midst of a call it cannot ask this client, and it was told so: it is refused at once.
+    let told = bridge.heard().into_iter().find(|message| message["method"] == "initialize").expect("a handshake");
+    assert_eq!(told["params"]["capabilities"], json!({}), "{told:#}");
+    let (status, answered) = bridge.ask_modern("ask", "ask").await;
+    assert_eq!((status, &answered["result"]["resultType"]), (StatusCode::OK, &json!("complete")), "{answered:#}");
+    let refused = bridge.until_heard(|message| message["id"] == "server-1").await;
+    assert_eq!(refused["error"]["code"], -32601, "{refused:#}");
     // What the modern era has no more is no method of it.
     for removed in ["initialize", "ping", "resources/subscribe", "logging/setLevel"] {
         let (status, refused) = bridge.ask_modern(removed, removed).await;
@@ -534,6 +541,8 @@ async fn a_session_with_a_server_of_its_own_answers_what_that_server_asks() {
     // The era without sessions cannot have what belongs to a session.
     let (_, refused) = bridge.ask_modern("tools/list", "tools/list").await;
     assert_eq!(refused["error"]["code"], -32022, "{refused:#}");
+    let supported = json!(["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]);
+    assert_eq!(refused["error"]["data"]["supported"], supported, "{refused:#}");
     // A third session takes the place of the one that was not used for longest, whose server ends.
     drop(stream);
     let third = bridge.session_with(json!({ "sampling": {} })).await;
@@ -792,5 +801,42 @@ fn a_server_that_does_not_start_or_says_nothing_of_the_protocol_is_told() {
     let (code, said) = run(&["no-such-program-anywhere"]);
     assert!(code == Some(1) && said.contains("could not be started"), "{said}");
     let (code, said) = run(&["false"]);
-    assert!(code == Some(1) && said.contains("ended during the MCP handshake"), "{said}");
+    assert!(code == Some(1) && said.contains("ended during the MCP handshake (exit status: 1)"), "{said}");
+    assert!(said.contains("hint: a bridged server speaks MCP over its standard input"), "{said}");
+}
+
+#[test]
+fn a_bridge_that_is_told_nonsense_says_what_is_wrong_and_what_would_be_right() {
+    let refused = |options: &[&str], code: i32| {
+        let mut bridge = Command::new(program("fleetwright-agent"));
+        let output = bridge.arg("bridge").args(options).args(["--", "cat"]).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{options:?}: {said}");
+        assert!(!said.contains("panicked"), "{options:?}: {said}");
+        said
+    };
+    let at = ["--listen", "127.0.0.1:1"];
+    for (more, why) in [
+        (["--path", "mcp"], "does not begin with `/`"),
+        (["--path", "/{x"], "has a character that no path has"),
+        (["--host", "http://x"], "is more than a host and a port"),
+        (["--origin", "*"], "does not begin with http:// or https://"),
+    ] {
+        let said = refused(&[at, more].concat(), 2);
+        assert!(said.contains(why) && said.contains("  hint: write "), "{more:?}: {said}");
+    }
+    for (more, why) in [
+        (["--sessions", "mine"], "[possible values: shared, own]"),
+        (["--sessions-max", "0"], "0 is not from 1 to 256"),
+        (["--sessions-max", "many"], "it is not a whole number"),
+    ] {
+        let said = refused(&[at, more].concat(), 2);
+        assert!(said.contains(why), "{more:?}: {said}");
+    }
+    assert!(refused(&["--listen", "127.0.0.1"], 2).contains("hint: write for example 127.0.0.1:8801"));
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let said = refused(&["--listen", &taken.local_addr().expect("address").to_string()], 1);
+    assert!(said.contains("cannot be listened on") && said.contains("hint: another program has this port"), "{said}");
+    let said = refused(&["--listen", "192.0.2.1:8801"], 1);
+    assert!(said.contains("hint: this host has no such address"), "{said}");
 }

@@ -161,6 +161,20 @@ fn official_clients_of_both_eras_use_a_server_of_the_older_era_with_a_child_each
 }
 
 #[test]
+fn official_clients_of_both_eras_use_a_server_on_the_newest_typescript_sdk_that_they_share() {
+    if have(&NEEDED) {
+        all_use(Fixture::TypeScript2, &Bridge::default(), Asking::Fails, Some(Asking::Works));
+    }
+}
+
+#[test]
+fn official_clients_of_both_eras_use_a_server_on_the_newest_typescript_sdk_with_a_child_each() {
+    if have(&NEEDED) {
+        all_use(Fixture::TypeScript2, &Bridge::default().own(), Asking::Works, Some(Asking::Works));
+    }
+}
+
+#[test]
 fn a_server_that_looks_at_its_client_shows_everything_to_a_client_with_a_child_of_its_own() {
     if !have(&NEEDED) {
         return;

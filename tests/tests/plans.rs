@@ -65,3 +65,32 @@ fn a_plan_is_drawn_and_a_server_explained() {
     assert!(wrong.contains("did you mean `beta`"), "{wrong}");
     fleet.run(&["plan", &manifest, "--graph", "png"]).expect_code(2);
 }
+
+#[test]
+fn a_plan_tells_the_interpreter_where_it_is_not_the_hosts_own() {
+    let fleet = Fleet::new();
+    let definition = "apiVersion: fleetwright/v1\nname: alpha\npackage: { pypi: mcp-server-time, version: 2026.10.19 }\n\
+                      requires: [python>=3.12]\nrun: { command: [mcp-server-time], transport: stdio, port: 8801 }\n\
+                      health_checks:\n  - { name: tools, type: mcp }\n";
+    fleet.write("config/servers/alpha.yaml", definition);
+    let host = |name: &str, usual: &str| {
+        format!(
+            "  - {{ name: {name}, address: 10.0.0.1, runtimes: {{ python3: ['{usual}'], python: ['3.11', '3.12', '3.13'] }} }}\n"
+        )
+    };
+    let hosts = format!("hosts:\n{}{}", host("newer", "3.12"), host("older", "3.11"));
+    let manifest = fleet
+        .configure(&[], &format!("{hosts}servers:\n  - {{ server: alpha, place: {{ hosts: [newer, older] }} }}\n"));
+    let planned = fleet.run(&["plan", &manifest.to_string_lossy(), "--offline"]).expect_code(0).stdout;
+    let after = |host: &str| {
+        planned
+            .split(&format!("alpha@{host} "))
+            .nth(1)
+            .and_then(|rest| rest.lines().nth(1))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let told = "installed for Python 3.13, the newest that fits, since the host's python3 does not, unless the package asks for another";
+    assert_eq!(after("older").trim(), told, "{planned}");
+    assert!(!after("newer").contains("installed for"), "{planned}");
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
@@ -56,8 +56,9 @@ enum Opened {
 impl Server {
     /// Starts a server, and finds out which era it is of. The receiver tells how it ended.
     pub(super) async fn start(program: Program) -> Result<(Self, oneshot::Receiver<String>)> {
-        let within = format!("the MCP handshake did not end within {} s", HANDSHAKE_TIMEOUT.as_secs());
-        timeout(HANDSHAKE_TIMEOUT, Self::try_start(program)).await.context(within)?
+        let within =
+            format!("the MCP handshake did not end within {} s\n  hint: {SPEAKS_STDIO}", HANDSHAKE_TIMEOUT.as_secs());
+        timeout(HANDSHAKE_TIMEOUT, Self::try_start(program)).await.map_err(|_| anyhow!(within))?
     }
 
     async fn try_start(program: Program) -> Result<(Self, oneshot::Receiver<String>)> {
@@ -68,7 +69,11 @@ impl Server {
             let hears = hub.clone();
             let (child, ended) =
                 Child::start(&program, Group::OfTheBridge, Box::new(move |child, heard| hears.heard(child, heard)))?;
-            match open(&child, opening).await? {
+            let opened = match open(&child, opening).await {
+                Ok(opened) => opened,
+                Err(error) => return Err(with_exit(error, ended).await),
+            };
+            match opened {
                 Opened::Is(era, info) => {
                     let info = fields(Some(&info)).context("the MCP handshake failed: the answer is no object")?;
                     let capabilities = fields(info.get("capabilities").map(|part| &**part)).unwrap_or_default();
@@ -99,6 +104,20 @@ impl Server {
             Era::Legacy => negotiated(None, &self.protocol()),
         };
         LEGACY_VERSIONS.into_iter().filter(|version| **version <= *newest).collect()
+    }
+}
+
+/// What a server that is bridged must do.
+const SPEAKS_STDIO: &str = "a bridged server speaks MCP over its standard input and output; one that speaks HTTP itself has \
+                            `transport: http`, and what it writes at its start is in its log";
+/// How long the end of a server that fails in its handshake is waited for.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a server could not be spoken to, with how it ended where it has.
+async fn with_exit(error: anyhow::Error, ended: oneshot::Receiver<String>) -> anyhow::Error {
+    match timeout(EXIT_TIMEOUT, ended).await {
+        Ok(Ok(exit)) => anyhow!("{error:#} ({exit})\n  hint: {SPEAKS_STDIO}"),
+        Ok(Err(_)) | Err(_) => anyhow!("{error:#}\n  hint: {SPEAKS_STDIO}"),
     }
 }
 

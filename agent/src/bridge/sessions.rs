@@ -143,9 +143,14 @@ impl Session {
         streams.all.insert(stream.number, stream.clone());
         let (serving, own_id, to, session) = (serve(stream.clone()), id.to_owned(), stream.clone(), self.clone());
         let task = tokio::spawn(async move {
-            let answer = serving.await;
-            to.finish(message::answer(&own_id, &answer));
-            session.ended(&to);
+            tokio::select! {
+                answer = serving => {
+                    to.finish(message::answer(&own_id, &answer));
+                    session.ended(&to);
+                }
+                // What made the answer is dropped, and with it the server's request is cancelled.
+                () = to.abandoned() => session.forget(&to),
+            }
         });
         let running = Running { id: id.get().to_owned(), task: task.abort_handle(), events };
         streams.running.insert(stream.number, running);
@@ -161,6 +166,15 @@ impl Session {
             }
         });
         self.kept.keep(stream, forget);
+    }
+
+    /// Lets go of a request whose client has gone and not come back.
+    fn forget(&self, stream: &Stream) {
+        let mut streams = self.streams();
+        streams.running.remove(&stream.number);
+        streams.all.remove(&stream.number);
+        drop(streams);
+        stream.end();
     }
 
     /// Cancels a request of this client: the newest with this id.
@@ -415,4 +429,73 @@ pub(super) fn meta_of(hello: &Hello) -> Fields {
         meta.insert(META_CLIENT.to_owned(), client.clone());
     }
     meta
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+
+    use super::super::child::{Attribution, Group, Logs, Program, Question};
+    use super::super::era::Level;
+    use super::super::streams::From;
+    use super::*;
+    use crate::process::OwnChildren;
+
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    /// A server that says again whatever it is told, and so never answers.
+    fn echo() -> (Child, mpsc::Receiver<Heard>) {
+        let (say, said) = mpsc::channel(16);
+        let program = Program { command: vec!["cat".to_owned()], hidden: "", own: OwnChildren::default() };
+        let hears = move |_: &Child, heard| say.try_send(heard).expect("room");
+        let (child, _) = Child::start(&program, Group::Own, Box::new(hears)).expect("it starts");
+        (child, said)
+    }
+
+    fn ask(session: &Arc<Session>, child: &Child) -> Arc<Stream> {
+        let (child, owner) = (child.clone(), session.owner);
+        let serve = move |_| async move {
+            let question = Question { method: "tools/call", params: None, owner, logs: Logs::From(Level::ALL) };
+            super::super::front::ask(&child, question, |_| {}).await
+        };
+        session.begin(&raw(&7), true, serve).expect("begun")
+    }
+
+    fn of_whom(child: &Child) -> &'static str {
+        let news = News { method: "notifications/message".to_owned(), params: None };
+        match child.tell_whoever_asked(None, news) {
+            Attribution::Told => "whoever waits",
+            Attribution::NobodyAsks(_) => "nobody",
+            Attribution::Unclear => "unclear",
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_client_has_gone_is_cancelled_at_the_server_and_forgotten() {
+        let (child, mut said) = echo();
+        let sessions = Sessions::new(4, |_| {});
+        let begin = || sessions.begin(PEER, Hello::of(None), "2025-11-25".to_owned()).expect("room");
+        let (gone, stays) = (begin(), begin());
+        let left = ask(&gone, &child);
+        let Some(Heard::Request { id, .. }) = said.recv().await else { panic!("the request comes first") };
+        let read = ask(&stays, &child);
+        assert!(matches!(said.recv().await, Some(Heard::Request { .. })));
+        let reading = read.body(From::Unread { primed: true }, ());
+        drop(left.body(From::Unread { primed: true }, ()));
+        assert_eq!(of_whom(&child), "unclear", "its client may come back");
+        tokio::time::pause();
+        let begun = Instant::now();
+        let Some(Heard::News(news)) = said.recv().await else { panic!("then that it is cancelled") };
+        assert_eq!(begun.elapsed().as_secs(), 120);
+        assert_eq!(news.method, "notifications/cancelled");
+        let params = fields(news.params.as_deref()).expect("parameters");
+        assert_eq!(params["requestId"].get(), id.get());
+        assert!(gone.stream(left.number).is_none() && gone.streams().running.is_empty());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(of_whom(&child), "whoever waits", "there is but one who waits");
+        assert!(stays.stream(read.number).is_some(), "what somebody reads goes on");
+        drop(reading);
+    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use futures_util::stream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// How often a stream without news shows that it is still there. Proxies end those that are silent for a minute.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -23,7 +23,7 @@ const UNREAD_NEWS_MAX: usize = 256;
 const UNREAD_NEWS_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Most bytes that a stream keeps of what was read already.
 const READ_BYTES_MAX: usize = 1024 * 1024;
-/// How long a stream that has its answer is kept.
+/// How long a stream that has its answer is kept, and one that waits for it without a reader.
 const KEPT_FOR: Duration = Duration::from_secs(120);
 /// What a stream takes besides what it carries, about.
 const KEPT_OVERHEAD_BYTES: usize = 1024;
@@ -38,6 +38,8 @@ pub(super) struct Stream {
     resumable: bool,
     state: Mutex<State>,
     changed: Notify,
+    /// That a reader has come or gone.
+    readers: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +51,8 @@ struct State {
     read: u64,
     /// The reader that counts; those before it end.
     reader: u64,
+    /// Since when there is none.
+    alone_since: Option<Instant>,
     finished: bool,
     /// Whether its last message is the answer.
     answered: bool,
@@ -85,7 +89,8 @@ pub(super) enum From {
 
 impl Stream {
     pub(super) fn new(number: u64, resumable: bool) -> Arc<Self> {
-        Arc::new(Self { number, resumable, state: Mutex::default(), changed: Notify::new() })
+        let state = State { alone_since: Some(Instant::now()), ..State::default() };
+        Arc::new(Self { number, resumable, state: Mutex::new(state), changed: Notify::new(), readers: Notify::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -160,8 +165,24 @@ impl Stream {
         }
     }
 
+    /// Waits until nobody has read it for as long as its answer would be kept for somebody whose connection broke.
+    pub(super) async fn abandoned(&self) {
+        loop {
+            let changed = self.readers.notified();
+            let alone_since = self.state().alone_since;
+            match alone_since {
+                None => changed.await,
+                Some(since) if since.elapsed() >= KEPT_FOR => return,
+                Some(since) => {
+                    let _ = timeout_at(since + KEPT_FOR, changed).await;
+                }
+            }
+        }
+    }
+
     /// Waits for the end, and gives the answer, if there is one.
-    pub(super) async fn last(&self) -> Option<Bytes> {
+    pub(super) async fn last(self: &Arc<Self>) -> Option<Bytes> {
+        let _reader = self.reader();
         loop {
             let changed = self.changed.notified();
             {
@@ -174,6 +195,19 @@ impl Stream {
         }
     }
 
+    /// A new reader, which counts from now on.
+    fn reader(self: &Arc<Self>) -> Reader {
+        let number = {
+            let mut state = self.state();
+            state.reader += 1;
+            state.alone_since = None;
+            state.reader
+        };
+        self.changed.notify_waiters();
+        self.readers.notify_waiters();
+        Reader { stream: self.clone(), number }
+    }
+
     /// Whether there is, or may come, anything for whoever has read up to this event.
     pub(super) fn has_more(&self, event: u64) -> bool {
         let state = self.state();
@@ -183,22 +217,18 @@ impl Stream {
 
     /// The events as the body of an answer. A reader that began before ends. `held` is dropped with it.
     pub(super) fn body(self: &Arc<Self>, from: From, held: impl Any + Send) -> Body {
-        let (reader, next, greeting) = {
-            let mut state = self.state();
-            state.reader += 1;
-            let (next, greeting) = match from {
-                // An event without data, so that the client has a place to go on from.
-                From::Unread { primed: true } => {
-                    let place = self.id(state.read.checked_sub(1));
-                    (state.read, Some(format!("{place}retry: {}\ndata: \n\n", RETRY.as_millis())))
-                }
-                From::Unread { primed: false } => (state.read, None),
-                From::After(event) => (event.saturating_add(1), None),
-            };
-            (state.reader, next, greeting)
+        let reader = self.reader();
+        let read = self.state().read;
+        let (next, greeting) = match from {
+            // An event without data, so that the client has a place to go on from.
+            From::Unread { primed: true } => {
+                let place = self.id(read.checked_sub(1));
+                (read, Some(format!("{place}retry: {}\ndata: \n\n", RETRY.as_millis())))
+            }
+            From::Unread { primed: false } => (read, None),
+            From::After(event) => (event.saturating_add(1), None),
         };
-        self.changed.notify_waiters();
-        let reading = Reading { stream: self.clone(), reader, next, greeting, _held: Box::new(held) };
+        let reading = Reading { reader, next, greeting, _held: Box::new(held) };
         Body::from_stream(stream::unfold(reading, |mut reading| async move {
             let part = reading.next().await?;
             Some((Ok::<_, Infallible>(part), reading))
@@ -215,9 +245,28 @@ impl Stream {
     }
 }
 
-struct Reading {
+/// Who reads a stream, for as long as it does.
+struct Reader {
     stream: Arc<Stream>,
-    reader: u64,
+    number: u64,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        {
+            let mut state = self.stream.state();
+            // Another one has taken its place.
+            if state.reader != self.number {
+                return;
+            }
+            state.alone_since = Some(Instant::now());
+        }
+        self.stream.readers.notify_waiters();
+    }
+}
+
+struct Reading {
+    reader: Reader,
     next: u64,
     greeting: Option<String>,
     _held: Box<dyn Any + Send>,
@@ -231,11 +280,12 @@ impl Reading {
         if let Some(greeting) = self.greeting.take() {
             return Some(greeting.into());
         }
+        let stream = &self.reader.stream;
         loop {
-            let changed = self.stream.changed.notified();
+            let changed = stream.changed.notified();
             {
-                let mut state = self.stream.state();
-                if state.reader != self.reader {
+                let mut state = stream.state();
+                if state.reader != self.reader.number {
                     return None;
                 }
                 if self.next == Self::BEFORE_ALL {
@@ -244,7 +294,7 @@ impl Reading {
                 if let Some(event) = state.events.iter().find(|event| event.number >= self.next).cloned() {
                     self.next = event.number + 1;
                     state.read = state.read.max(self.next);
-                    let mut text = self.stream.id(Some(event.number)).into_bytes();
+                    let mut text = stream.id(Some(event.number)).into_bytes();
                     text.extend_from_slice(b"event: message\ndata: ");
                     text.extend_from_slice(&event.data);
                     text.extend_from_slice(b"\n\n");
@@ -315,6 +365,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use futures_util::StreamExt;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -353,6 +404,41 @@ mod tests {
         assert!(one.next().await.is_none());
         stream.finish("b".to_owned());
         assert_eq!(read(two).await, "event: message\ndata: b\n\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_abandoned_when_nobody_has_read_it_for_two_minutes() {
+        let (stream, begun) = (Stream::new(0, true), Instant::now());
+        stream.abandoned().await;
+        assert_eq!(begun.elapsed().as_secs(), 120, "nobody ever came");
+        let (first, begun) = (stream.body(From::Unread { primed: true }, ()), Instant::now());
+        assert!(timeout(KEPT_FOR * 10, stream.abandoned()).await.is_err(), "somebody reads");
+        let second = stream.body(From::After(u64::MAX), ());
+        drop(first);
+        assert!(timeout(KEPT_FOR * 10, stream.abandoned()).await.is_err(), "another one reads");
+        drop(second);
+        stream.push_news("nobody reads this".to_owned());
+        stream.abandoned().await;
+        assert_eq!(begun.elapsed().as_secs(), 21 * 120, "both have gone");
+        let (waiting, begun) = (stream.clone(), Instant::now());
+        assert!(timeout(KEPT_FOR, waiting.last()).await.is_err(), "a client that takes no events waits");
+        stream.abandoned().await;
+        assert_eq!(begun.elapsed().as_secs(), 2 * 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_comes_back_in_time_is_waited_for_anew() {
+        let (stream, begun) = (Stream::new(0, true), Instant::now());
+        let waiting = tokio::spawn({
+            let stream = stream.clone();
+            async move { stream.abandoned().await }
+        });
+        sleep(KEPT_FOR - Duration::from_secs(1)).await;
+        let body = stream.body(From::After(u64::MAX), ());
+        sleep(Duration::from_secs(5)).await;
+        drop(body);
+        waiting.await.expect("abandoned");
+        assert_eq!(begun.elapsed().as_secs(), 119 + 5 + 120);
     }
 
     #[tokio::test]

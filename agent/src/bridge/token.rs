@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
-use fleetwright_deploy::release::BRIDGE_TOKEN_VARIABLE;
+use fleetwright_deploy::release::{BRIDGE_TOKEN_CHARACTERS_MIN, BRIDGE_TOKEN_VARIABLE};
 
-/// Fewest characters of a token.
-const TOKEN_CHARACTERS_MIN: usize = 16;
 /// What a hash begins with where a token may stand; 64 hexadecimal digits follow. An older bridge takes it for the token,
 /// which nobody knows, and so lets nobody in.
 const HASH_PREFIX: &str = "blake3:";
@@ -20,7 +18,7 @@ const CONTEXT: &str = "fleetwright 2026 token of a bridge";
 pub(crate) struct Token(blake3::Hash);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{BRIDGE_TOKEN_VARIABLE} has fewer than {TOKEN_CHARACTERS_MIN} characters")]
+#[error("{BRIDGE_TOKEN_VARIABLE} has fewer than {BRIDGE_TOKEN_CHARACTERS_MIN} characters")]
 pub(crate) struct ShortToken;
 
 impl Token {
@@ -29,7 +27,7 @@ impl Token {
         if let Some(hash) = text.strip_prefix(HASH_PREFIX).and_then(|hex| blake3::Hash::from_hex(hex).ok()) {
             return Ok(Self(hash));
         }
-        if text.chars().count() < TOKEN_CHARACTERS_MIN {
+        if text.chars().count() < BRIDGE_TOKEN_CHARACTERS_MIN {
             return Err(ShortToken);
         }
         Ok(Self::of(text.as_bytes()))

@@ -116,7 +116,8 @@ impl McpClient {
             return Err(Stop::Found(format!("lacks the expected tools {missing}; it has {tools}")));
         }
         if let Some(wanted) = asked.call.filter(|wanted| self.is_due(asked.check, wanted)) {
-            call::call(conversation, &listed, &wanted.call).await.map_err(Stop::Found)?;
+            let called = call::call(conversation, &listed, &wanted.call).await;
+            called.map_err(|why| Stop::Found(format!("lists {all} tools, but {why}")))?;
             self.memory().called.insert(asked.check.to_owned(), Instant::now());
         }
         let called =

@@ -1,11 +1,12 @@
 //! `fleetwright import`
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use fleetwright_deploy::config::{
     ENTRY_BYTES_MAX, Entered, Found, IMPORTED_REGISTRIES, ImportChoice, ImportError, Imported, Server, Source,
+    without_secrets,
 };
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ServerName;
@@ -68,7 +69,8 @@ pub(super) async fn import(arguments: &ImportArguments, context: &Context) -> Re
         digest: arguments.digest.as_deref(),
     };
     let refused = |error: ImportError| {
-        Failure::new(FailureKind::ConfigurationError, "import", format!("{shown}: {error}")).hint(error.hint)
+        let position = error.position.map(|(line, column)| format!(":{line}:{column}")).unwrap_or_default();
+        refused(format!("{shown}{position}: {error}"), &error.hint)
     };
     let entered = Entered::read(&entry, choice).map_err(refused)?;
     let found = match entered.question() {
@@ -87,10 +89,21 @@ async fn entry(arguments: &ImportArguments) -> Result<(String, String)> {
     let is_url = ["https://", "http://"].iter().any(|scheme| arguments.entry.starts_with(scheme));
     match (&arguments.server, is_url) {
         (Some(server), true) => return Ok(registry::entry(&arguments.entry, server, arguments.plain_http).await?),
-        (Some(_), false) => bail!("a NAME is looked up in a registry\n  hint: give the registry's URL before it"),
-        (None, true) => bail!(
-            "there is no NAME of a server in that registry\n  hint: fleetwright import URL io.github.example/server"
-        ),
+        (Some(server), false) => {
+            let message = format!(
+                "{}: the NAME `{server}` is looked up in a registry, and this is no URL of one",
+                arguments.entry
+            );
+            return Err(refused(
+                message,
+                "give the registry's URL before it, such as https://registry.modelcontextprotocol.io",
+            )
+            .into());
+        }
+        (None, true) => {
+            let message = format!("{}: which server of that registry, is not said", without_secrets(&arguments.entry));
+            return Err(refused(message, "give its NAME after the URL, such as io.github.example/server").into());
+        }
         (None, false) => {}
     }
     let mut entry = String::new();
@@ -98,13 +111,27 @@ async fn entry(arguments: &ImportArguments) -> Result<(String, String)> {
     let bytes_max = ENTRY_BYTES_MAX as u64 + 1;
     if arguments.entry == "-" {
         let read = std::io::stdin().lock().take(bytes_max).read_to_string(&mut entry);
-        read.context("standard input cannot be read")?;
+        read.map_err(|error| unreadable("standard input", &error))?;
         return Ok(("standard input".to_owned(), entry));
     }
     std::fs::File::open(&arguments.entry)
         .and_then(|file| file.take(bytes_max).read_to_string(&mut entry))
-        .with_context(|| format!("{} cannot be read", arguments.entry))?;
+        .map_err(|error| unreadable(&arguments.entry, &error))?;
     Ok((arguments.entry.clone(), entry))
+}
+
+fn refused(message: String, hint: &str) -> Failure {
+    Failure::new(FailureKind::ConfigurationError, "import", message).hint(hint)
+}
+
+fn unreadable(shown: &str, error: &std::io::Error) -> Failure {
+    let why = match error.kind() {
+        ErrorKind::InvalidData => "it is not UTF-8".to_owned(),
+        _ => error.to_string(),
+    };
+    let hint =
+        "name the file of an entry (server.json), `-` for standard input, or the URL of a registry and a NAME in it";
+    refused(format!("{shown}: it cannot be read: {why}"), hint)
 }
 
 /// What is written can be deployed, in an environment that has what it asks for.
@@ -125,11 +152,18 @@ fn check(imported: &Imported, shown: &str) -> Result<()> {
 
 fn write(imported: &Imported, arguments: &ImportArguments, context: &Context) -> Result<()> {
     if let Some(file) = &arguments.out {
-        let mut written = std::fs::OpenOptions::new().write(true).create_new(true).open(file).with_context(|| {
-            let hint = "what is there already is left alone: name another file, or remove that one";
-            format!("{} cannot be made\n  hint: {hint}", file.display())
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).open(file);
+        let written = made.and_then(|mut made| made.write_all(imported.text.as_bytes()));
+        written.map_err(|error| {
+            let hint = match error.kind() {
+                ErrorKind::AlreadyExists => {
+                    "what is there already is left alone: name another file, or remove that one"
+                }
+                ErrorKind::NotFound => "its folder must be there: make it, or name another",
+                _ => "name a file that you may write",
+            };
+            refused(format!("{}: it cannot be written: {error}", file.display()), hint)
         })?;
-        written.write_all(imported.text.as_bytes()).with_context(|| format!("{} cannot be written", file.display()))?;
         context.ui.say(&format!("wrote {}", file.display()));
     }
     for note in &imported.notes {

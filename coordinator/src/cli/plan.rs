@@ -398,6 +398,12 @@ fn step_lines(step: &PlannedStep, circumstances: &Circumstances, ui: &Ui) -> Str
         },
     );
     let mut text = format!("  {mark} {:<32} {what}\n", step.instance.to_string());
+    let view = circumstances.hosts.get(&step.instance.host);
+    if let (Some(release), Some(view), StepAction::Create | StepAction::Update) = (&step.release, view, step.action)
+        && let Some(interpreter) = planning::unusual_interpreter(release, view)
+    {
+        let _ = writeln!(text, "      {interpreter}");
+    }
     let present = circumstances.present.get(&step.instance);
     if let (Some(present), Some(release), StepAction::Update) = (present, &step.release, step.action) {
         let changes = changes(&present.release, release);

@@ -22,6 +22,7 @@ use self::definition::Given;
 use self::entry::{Entry, EntryPackage, EntryTransport, Input};
 use self::words::one_line;
 use crate::ids::ServerName;
+use crate::wording;
 
 /// Largest entry, in bytes.
 pub const ENTRY_BYTES_MAX: usize = 1024 * 1024;
@@ -107,6 +108,8 @@ pub struct Imported {
 pub struct ImportError {
     /// The place, such as `packages[0].runtimeArguments[2]`.
     pub place: Option<String>,
+    /// Line and column, where the text is no JSON.
+    pub position: Option<(usize, usize)>,
     /// What is wrong there.
     pub message: String,
     /// What a person can do.
@@ -116,7 +119,7 @@ pub struct ImportError {
 impl ImportError {
     fn new(message: String) -> Self {
         let hint = "`server.json` is described at https://github.com/modelcontextprotocol/registry".to_owned();
-        Self { place: None, message, hint }
+        Self { place: None, position: None, message, hint }
     }
 
     fn at(place: &str, message: String) -> Self {
@@ -141,14 +144,21 @@ impl Entered {
         if text.len() > ENTRY_BYTES_MAX {
             return Err(ImportError::new(format!("it is larger than {} KiB", ENTRY_BYTES_MAX >> 10)));
         }
-        let malformed =
-            |why: String| ImportError::new(format!("it is no entry of the MCP registry: {}", one_line(&why)));
-        let tree: Value = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        if text.trim().is_empty() {
+            return Err(ImportError::new("it is empty".to_owned()));
+        }
+        let tree: Value = serde_json::from_str(text).map_err(|error| {
+            let why = format!("it is no JSON: {}", one_line(&wording::of_json(&error.to_string())));
+            ImportError { position: Some((error.line(), error.column().max(1))), ..ImportError::new(why) }
+        })?;
         // What the registry answers has the entry inside.
         let tree = tree.get("server").filter(|inner| inner.is_object()).cloned().unwrap_or(tree);
         let entry: Entry = serde_path_to_error::deserialize(tree).map_err(|error| {
             let place = error.path().to_string();
-            let why = format!("it is no entry of the MCP registry: {}", one_line(&error.inner().to_string()));
+            let why = format!(
+                "it is no entry of the MCP registry: {}",
+                one_line(&wording::of_data(&error.inner().to_string()))
+            );
             if place == "." { ImportError::new(why) } else { ImportError::at(&place, why) }
         })?;
         let name = match choice.name {

@@ -269,10 +269,15 @@ fn in_words(said: &str) -> (String, Option<String>) {
         let kind = if what.starts_with("unknown field") { "field" } else { "value" };
         return (format!("unknown {kind} `{name}`, expected one of {known}"), near);
     }
-    let numbers = [
+    let scalars = [
         ("invalid u16", "a whole number from 0 to 65535 is expected"),
         ("invalid u32", "a whole number from 0 to 4294967295 is expected"),
+        ("invalid u8", "a whole number from 0 to 255 is expected"),
+        ("invalid u64", "a whole number is expected"),
         ("invalid i32", "a whole number is expected"),
+        ("invalid i64", "a whole number is expected"),
+        ("invalid f64", "a number is expected"),
+        ("invalid boolean", "`true` or `false` is expected"),
     ];
     let words = [
         ("expected sequence start", "a list is expected, such as [a, b]"),
@@ -288,7 +293,7 @@ fn in_words(said: &str) -> (String, Option<String>) {
         ("unexpected end of input", "something is missing here: the file is empty, or ends too early"),
         ("budget breached", "the file holds more than is read: too many values, aliases or levels"),
     ];
-    for (reader, ours) in numbers.iter().chain(&words) {
+    for (reader, ours) in scalars.iter().chain(&words) {
         if said.starts_with(reader) {
             return ((*ours).to_owned(), None);
         }

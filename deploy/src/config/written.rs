@@ -449,7 +449,8 @@ pub struct RunWritten {
     pub port: Option<Spanned<u16>>,
     /// The path of its MCP endpoint.
     #[serde(default)]
-    pub path: Option<String>,
+    #[schemars(with = "Option<Text>")]
+    pub path: Option<Spanned<String>>,
     /// Its environment.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, Text>")]

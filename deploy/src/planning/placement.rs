@@ -7,10 +7,11 @@ use serde_saphyr::Spanned;
 use super::entries::Entries;
 use super::{Circumstances, Configuration, Present};
 use crate::config::{Environment, ManifestServer, Problem, Problems, Server};
-use crate::host::{FactName, HostView, Version, bytes};
+use crate::host::{FactName, HostView, Requirement, Version, bytes};
 use crate::ids::{HostName, InstanceId, ServerName};
 use crate::plan::Skipped;
-use crate::release::interpreter::{self, Interpreter, choose, locked_for};
+use crate::release::interpreter::{self, Chosen, Interpreter, choose, locked_for};
+use crate::release::{Package, Release};
 
 /// Most servers that are named in one warning.
 const NAMED_MAX: usize = 10;
@@ -429,15 +430,31 @@ fn unlooked_at(configuration: &Configuration, entries: &Entries<'_>) -> Option<S
 /// The interpreter that a package will be installed for on a host, as far as that can be known before it is asked.
 fn installs_for(definition: &Server, view: &HostView) -> Option<String> {
     definition.package.as_ref()?.value.pypi.as_ref()?;
+    let (version, why) = interpreter_of(&definition.requires, definition.lock.as_deref(), view)?;
+    Some(in_words(&version, why))
+}
+
+/// The same for a release, where it is not what the host calls `python3`.
+pub fn unusual_interpreter(release: &Release, view: &HostView) -> Option<String> {
+    let Package::Pypi { lock, .. } = release.package.itself() else { return None };
+    let (version, why) = interpreter_of(&release.requires, lock.as_deref(), view)?;
+    (why != Chosen::Usual).then(|| in_words(&version, why))
+}
+
+fn interpreter_of(requires: &[Requirement], lock: Option<&str>, view: &HostView) -> Option<(Version, Chosen)> {
     let runtimes = &view.facts.as_ref()?.runtimes;
     // Hosts that do not say which is theirs are not guessed at.
     let usual = runtimes.get("python3")?.first()?;
     let interpreter = |version: &Version| Interpreter { version: version.clone(), is_usual: version == usual };
     let all: Vec<Interpreter> = runtimes.get("python")?.iter().map(interpreter).collect();
-    let least = definition.requires.iter().find_map(|requirement| requirement.least_version("python"));
-    let locked_for = definition.lock.as_deref().and_then(locked_for);
+    let least = requires.iter().find_map(|requirement| requirement.least_version("python"));
+    let locked_for = lock.and_then(locked_for);
     let (number, why) = choose(&all, interpreter::Wanted { least, locked_for: locked_for.as_ref(), of_package: None })?;
-    Some(format!("installed for Python {}, {why}, unless the package asks for another", all[number].version))
+    Some((all[number].version.clone(), why))
+}
+
+fn in_words(version: &Version, why: Chosen) -> String {
+    format!("installed for Python {version}, {why}, unless the package asks for another")
 }
 
 /// What is to be said of every host for one server, once the servers whose turn is before it have their places.

@@ -199,7 +199,7 @@ fn rendered(
     let endpoint = written.port.as_ref().map(|port| Endpoint {
         address: host.address.clone(),
         port: port.value,
-        path: written.path.clone().unwrap_or_else(|| MCP_PATH.to_owned()),
+        path: written.path.as_ref().map_or_else(|| MCP_PATH.to_owned(), |path| path.value.clone()),
     });
     let mut release = Box::new(Release {
         server: server.name.value.clone(),

@@ -10,10 +10,11 @@ pub(super) fn warnings(entries: &Entries<'_>) -> impl Iterator<Item = String> {
     entries
         .by_name()
         .filter_map(|number| entries.defined(number))
-        .filter_map(|(source, server)| warning(source, server))
+        .filter_map(|(source, server)| sharing_warning(source, server))
 }
 
-fn warning(source: &Source, server: &Server) -> Option<String> {
+/// What is worth a look in one definition.
+pub fn sharing_warning(source: &Source, server: &Server) -> Option<String> {
     if server.run.transport != Transport::Stdio || server.run.sessions.is_some() {
         return None;
     }

@@ -205,6 +205,9 @@ fn errors_of_the_yaml_itself_point_at_their_place() {
     insta::assert_snapshot!(problem("  - { server: a, priority: high }\n", &[]));
     let server = SERVER.replace("transport: stdio", "transport: carrier-pigeon");
     insta::assert_snapshot!(problem("  - { server: a }\n", &[("a", &server)]));
+    let server = SERVER.replace("version: 2026.10.19 }", "version: 2026.10.19, build: maybe }");
+    let told = problem("  - { server: a }\n", &[("a", &server)]);
+    assert!(told.starts_with("a.yaml:3:63: `true` or `false` is expected"), "{told}");
     let wrong = read("apiVersion: fleetwright/v9\nname: m\nservers: []\n", ENVIRONMENT, &[]).expect_err("a version");
     insta::assert_snapshot!(wrong.to_string());
 }
@@ -214,6 +217,76 @@ fn versions_must_be_exact() {
     for version in ["\"*\"", "latest", "\">=1\"", "\"1.0 \"", "\"\""] {
         let server = SERVER.replace("2026.10.19", version);
         assert!(problem("  - { server: a }\n", &[("a", &server)]).contains("not an exact version"), "{version}");
+    }
+}
+
+#[test]
+fn names_of_packages_are_such_as_their_registry_can_have() {
+    let with = |package: &str| SERVER.replace("pypi: mcp-server-time", package);
+    for wrong in [
+        "pypi: 'a b'",
+        "pypi: ''",
+        "pypi: '-r x'",
+        "pypi: 'a[b'",
+        "pypi: 'a[]'",
+        "npm: '@'",
+        "npm: '@a'",
+        "npm: 'a/b'",
+        "npm: -g",
+    ] {
+        let told = problem("  - { server: a }\n", &[("a", &with(wrong))]);
+        assert!(
+            told.contains("is not the name of a package") && told.contains("hint: write its name as"),
+            "{wrong}: {told}"
+        );
+    }
+    for right in ["pypi: a", "pypi: 'mcp[cli, ws]'", "pypi: A.b_c-1", "npm: '@scope/a.b'", "npm: a_b~c"] {
+        assert!(plan_of("  - { server: a }\n", &[("a", &with(right))]).is_ok(), "{right}");
+    }
+}
+
+#[test]
+fn a_port_is_one_that_clients_can_come_by() {
+    let server = SERVER.replace("port: 8801", "port: 0");
+    let told = problem("  - { server: a }\n", &[("a", &server)]);
+    assert!(told.contains("`run.port` is 0") && told.contains("hint: "), "{told}");
+    let http = SERVER.replace("transport: stdio", "transport: http");
+    let path = |path: &str| {
+        plan_of(
+            "  - { server: a }\n",
+            &[("a", &http.replace("port: 8801", &format!("port: 8801\n  path: \"{path}\"")))],
+        )
+    };
+    assert!(path("/mcp?key=a&b=c/d?").is_ok());
+    let told = path("/mcp?a b").expect_err("a problem").to_string();
+    assert!(told.contains("`/mcp?a b` has a character that no path has"), "{told}");
+}
+
+#[test]
+fn what_a_check_is_told_is_refused_in_words_with_its_place_in_it() {
+    for (config, why, hint) in [
+        ("{ call: x }", "`call`: fields are expected, such as `name: value`, not \"x\"", None),
+        ("{ call: [] }", "`call`: fields are expected", None),
+        ("{ call: {} }", "`call`: missing field `tool`", None),
+        ("{ call: { tool: 5 } }", "`call.tool`: a text is expected, not `5`", None),
+        ("{ call: { tool: x, arguments: [a] } }", "`call.arguments`: fields are expected", None),
+        ("{ call: { tool: x, json: 5 } }", "`call.json`: fields are expected", None),
+        ("{ call: { tool: x, json: { nonsense: 1 } } }", "`nonsense` is no JSONPath from character 1 on: write", None),
+        ("{ call: { tool: x, json: { '$.a[': 1 } } }", "`$.a[` is no JSONPath from character 4 on: write", None),
+        ("{ call: { tool: x, interval: 5 } }", "`call.interval`: a text is expected, not `5`", None),
+        ("{ call: { tool: x, interval: soon } }", "`call.interval`: `soon` is not a length of time", None),
+        ("{ call: { tool: x, tol: y } }", "`call.tol`: unknown field `tol`, expected one of tool, ", Some("`tool`?")),
+        ("{ calls: { tool: x } }", "unknown field `calls`, expected one of url, ", Some("`call`?")),
+        ("{ expected_tools: x }", "`expected_tools`: a list is expected, such as [a, b], not \"x\"", None),
+        ("{ expected_tools: [a, 5] }", "`expected_tools[1]`: a text is expected, not `5`", None),
+    ] {
+        let check = format!("\n  - {{ name: called, type: mcp, config: {config} }}\n");
+        let server = SERVER.replace("\nhealth_checks:\n", &format!("\nhealth_checks:{check}"));
+        assert_ne!(server, SERVER);
+        let told = problem("  - { server: a }\n", &[("a", &server)]);
+        assert!(told.contains("check `called` of type mcp: ") && told.contains(why), "{config}: {told}");
+        assert!(hint.is_none_or(|hint| told.contains(&format!("hint: did you mean {hint}"))), "{config}: {told}");
+        assert!(!told.contains("struct") && !told.contains("sequence"), "{config}: {told}");
     }
 }
 
@@ -473,6 +546,14 @@ fn a_server_is_explained_with_its_chain_its_neighbours_and_every_host() {
         facts.for_each(|facts| facts.runtimes = runtimes(usual));
         let db = explain(&configuration, &circumstances, &"db".parse().expect("name")).expect("an explanation");
         assert!(db.hosts.values().any(|said| said.contains(told)), "{:?}", db.hosts);
+        // The plan itself tells only what is not as everybody expects.
+        let checked = plan(&configuration, &circumstances).expect("a plan");
+        for step in checked.plan().steps() {
+            let (release, host) =
+                (step.release.as_ref().expect("a release"), &circumstances.hosts[&step.instance.host]);
+            let unusual = unusual_interpreter(release, host);
+            assert_eq!(unusual.as_deref().map(|said| said.starts_with(told)), (usual == [3, 8]).then_some(true));
+        }
     }
     assert!(of("wbe").expect_err("a problem").to_string().contains("did you mean `web`"));
 }

@@ -10,7 +10,8 @@ use super::{Configuration, externals, locks, policies};
 use crate::config::{Condition, Field, PackageWritten, Problem, RunWritten, SecretWritten, Server, Source};
 use crate::plan::Rollout;
 use crate::release::{
-    ARTIFACT_SCHEME, OWN_SESSIONS_MAX, RestartPolicy, RuntimeChoice, Sessions, Transport, is_artifact, is_secret_name,
+    ARTIFACT_SCHEME, BRIDGE_TOKEN_CHARACTERS_MIN, BRIDGE_TOKEN_VARIABLE, OWN_SESSIONS_MAX, RestartPolicy,
+    RuntimeChoice, Sessions, Transport, endpoint_path_fault, is_artifact, is_secret_name,
 };
 
 /// Everything that is wrong and can be said without rendering.
@@ -146,8 +147,29 @@ fn server(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
             problems.push(Problem::at(source, check, format!("two checks are called `{}`", check.value.name)));
         }
     }
+    endpoint(source, server, problems);
     agent(source, server, problems);
     package(source, server, problems);
+}
+
+/// Where clients find a server is something that they can ask for.
+fn endpoint(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
+    if let Some(port) = server.run.port.as_ref().filter(|port| port.value == 0) {
+        let problem = Problem::at(source, port, "`run.port` is 0, and is from 1 to 65535");
+        problems.push(problem.hint("clients need one port that stays the same: choose one that is free on its hosts"));
+    }
+    let Some(path) = &server.run.path else { return };
+    // A server that speaks HTTP itself may want to be asked with a query.
+    let fault = match path.value.split_once('?') {
+        Some((before, query)) if server.run.transport == Transport::Http => {
+            endpoint_path_fault(before).or_else(|| endpoint_path_fault(&format!("/{}", query.replace('?', ""))))
+        }
+        Some(_) | None => endpoint_path_fault(&path.value),
+    };
+    if let Some(why) = fault {
+        let problem = Problem::at(source, path, format!("`run.path`: `{}` {why}", path.value));
+        problems.push(problem.hint("write the path of its MCP endpoint, such as /mcp"));
+    }
 }
 
 /// What is told to a bridge needs one, and only sessions of their own are counted.
@@ -168,6 +190,16 @@ fn bridge(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
         };
         problems.extend(said.into_iter().flatten().map(|problem| problem.hint(hint)));
         return;
+    }
+    // What a template becomes is known later.
+    let token = server.run.environment.get(BRIDGE_TOKEN_VARIABLE).filter(|token| !token.value.contains("{{"));
+    if let Some(token) = token.filter(|token| token.value.chars().count() < BRIDGE_TOKEN_CHARACTERS_MIN) {
+        let message = format!(
+            "`{BRIDGE_TOKEN_VARIABLE}` has fewer than {BRIDGE_TOKEN_CHARACTERS_MIN} characters: it could be guessed"
+        );
+        problems.push(
+            Problem::at(source, token, message).hint("let it be a secret: '{{ secret(name=\"bridge_token\") }}'"),
+        );
     }
     let Some(most) = sessions_max else { return };
     if sessions.as_ref().is_none_or(|sessions| sessions.value != Sessions::Own) {
@@ -290,6 +322,7 @@ fn package(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
     fetched(source, package, problems);
     image(source, package, problems);
     problems.extend(locks::check(source, server));
+    named(source, package, problems);
     let version = &package.value.version;
     let exact = |b: u8| b.is_ascii_alphanumeric() || b".-+!_".contains(&b);
     if version.value.is_empty() || !version.value.bytes().all(exact) || version.value == "latest" {
@@ -308,5 +341,45 @@ fn package(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
                 Problem::at(source, extra, format!("`{}` is not pinned", extra.value)).hint("write NAME==VERSION"),
             );
         }
+    }
+}
+
+/// A name is one that its registry can have; anything else would be told as what it has not.
+fn named(source: &Source, package: &Spanned<PackageWritten>, problems: &mut Vec<Problem>) {
+    let written = &package.value;
+    let (name, fits, hint) = match (&written.pypi, &written.npm) {
+        (Some(name), _) => (name, is_pypi_name(name), "write its name as PyPI has it: mcp-server-time, or mcp[cli]"),
+        (None, Some(name)) => (name, is_npm_name(name), "write its name as npm has it: time-mcp, or @scope/time-mcp"),
+        (None, None) => return,
+    };
+    if !fits {
+        problems.push(Problem::at(source, package, format!("`{name}` is not the name of a package")).hint(hint));
+    }
+}
+
+/// The name of a distribution (packaging.python.org, “Names and normalization”), with extras or without.
+fn is_pypi_name(text: &str) -> bool {
+    let is_name = |name: &str| {
+        let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+        ends(name.bytes().next())
+            && ends(name.bytes().last())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    match text.strip_suffix(']').and_then(|text| text.split_once('[')) {
+        Some((name, extras)) => is_name(name) && extras.split(',').all(|extra| is_name(extra.trim())),
+        None => is_name(text),
+    }
+}
+
+/// The name of a package of npm (docs.npmjs.com, “package.json”), with its scope or without.
+fn is_npm_name(text: &str) -> bool {
+    let is_part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
+    };
+    match text.strip_prefix('@') {
+        Some(scoped) => scoped.split_once('/').is_some_and(|(scope, name)| is_part(scope) && is_part(name)),
+        None => is_part(text),
     }
 }

@@ -9,6 +9,8 @@ use crate::time::Length;
 
 /// The variable with the token that clients of a bridge must present, if any. The server does not see it.
 pub const BRIDGE_TOKEN_VARIABLE: &str = "FLEETWRIGHT_BRIDGE_TOKEN";
+/// Fewest characters of that token: it must not be guessed.
+pub const BRIDGE_TOKEN_CHARACTERS_MIN: usize = 16;
 
 /// What is started, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,8 @@
-//! The bridge beside supergateway, in one run on the same server: memory of the bridge itself, and calls per second.
+//! The bridge beside others, in one run on the same server: memory and processor time of the bridge itself, and how soon
+//! calls are answered.
 //!
-//! `cargo build --release --workspace && cargo run --release -p fleetwright-tests --bin bridges`, with npm and Python 3.
+//! `cargo build --release --workspace && cargo run --release -p fleetwright-tests --bin bridges -- --own --proxies`, with
+//! npm and Python 3.
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,6 +17,10 @@ use serde_json::{Value, json};
 
 /// The version of supergateway that is compared with, unless another is named.
 const SUPERGATEWAY: &str = "4.0.0";
+/// The versions of the two that are called mcp-proxy, and of the SDK that the second one was made for.
+const NPM_PROXY: &str = "6.7.19";
+const PYPI_PROXY: &str = "0.13.0";
+const PYPI_SDK: &str = "1.30.0";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Measures bridges side by side.
@@ -32,6 +38,9 @@ struct Arguments {
     /// Measure the bridge with a child for each session as well.
     #[arg(long)]
     own: bool,
+    /// Measure npm's and PyPI's mcp-proxy as well.
+    #[arg(long)]
+    proxies: bool,
 }
 
 /// A server that answers as fast as Python can.
@@ -48,9 +57,25 @@ for line in sys.stdin:
     print(json.dumps(dict(jsonrpc="2.0", id=message["id"], result=result)), flush=True)
 "#;
 
+/// What one bridge has taken.
 struct Measured {
     rss_kib: u64,
     calls_per_s: f64,
+    /// Half of the calls were answered within this.
+    p50_ms: f64,
+    cpu_s_per_1000: f64,
+}
+
+/// A bridge that is measured.
+struct Contender {
+    name: String,
+    command: Box<dyn Fn(u16) -> Command>,
+}
+
+impl Contender {
+    fn new(name: impl Into<String>, command: impl Fn(u16) -> Command + 'static) -> Self {
+        Self { name: name.into(), command: Box::new(command) }
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "the result is for people")]
@@ -61,47 +86,108 @@ async fn main() -> ExitCode {
     let folder = tempfile::tempdir().expect("a folder");
     let script = folder.path().join("server.py");
     fs::write(&script, SERVER).expect("write");
-    let install = Command::new("npm")
-        .args(["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"])
-        .arg(folder.path())
-        .arg(format!("supergateway@{}", arguments.supergateway))
-        .status();
-    assert!(
-        install.is_ok_and(|status| status.success()),
-        "supergateway {} cannot be installed",
-        arguments.supergateway
+    let mut contenders = vec![Contender::new("Fleetwright, `shared`", ours(&script, &[]))];
+    if arguments.own {
+        contenders.push(Contender::new("Fleetwright, `own`", ours(&script, &["--sessions", "own"])));
+    }
+    contenders.push(supergateway(folder.path(), &script, &arguments.supergateway));
+    if arguments.proxies {
+        contenders.push(npm_proxy(folder.path(), &script));
+        contenders.push(pypi_proxy(folder.path(), &script));
+    }
+    let mut all = Vec::new();
+    for contender in &contenders {
+        all.push((contender.name.as_str(), measure(&contender.command, &arguments).await));
+    }
+    let baseline = format!("supergateway {}", arguments.supergateway);
+    let Some((_, base)) = all.iter().find(|(name, _)| *name == baseline) else { return ExitCode::FAILURE };
+    println!("{} clients, {} calls each, the same stdio server behind all\n", arguments.clients, arguments.calls);
+    println!(
+        "| bridge | memory | of {baseline}'s | calls per second | times | half within | processor time per 1,000 calls | of it |"
     );
-    let server = format!("python3 {}", script.display());
-    let bridge = |port: u16, sessions: &[&str]| {
+    println!("|---|---|---|---|---|---|---|---|");
+    for (name, measured) in &all {
+        let memory = ratio(measured.rss_kib as f64, base.rss_kib as f64);
+        let speed = ratio(measured.calls_per_s, base.calls_per_s);
+        let cpu = ratio(measured.cpu_s_per_1000, base.cpu_s_per_1000);
+        println!(
+            "| {name} | {:.1} MiB | {memory:.3} | {:.0} | {speed:.2} | {:.2} ms | {:.2} s | {cpu:.2} |",
+            measured.rss_kib as f64 / 1024.0,
+            measured.calls_per_s,
+            measured.p50_ms,
+            measured.cpu_s_per_1000,
+        );
+    }
+    let mine = &all[0].1;
+    let memory = ratio(mine.rss_kib as f64, base.rss_kib as f64);
+    let speed = ratio(mine.calls_per_s, base.calls_per_s);
+    println!("\nmemory {memory:.3} of {baseline}'s (at most 0.1), throughput {speed:.2} times its (at least 1)");
+    if memory <= 0.1 && speed >= 1.0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn ratio(of: f64, base: f64) -> f64 {
+    if base > 0.0 { of / base } else { 0.0 }
+}
+
+fn ours(script: &Path, sessions: &'static [&'static str]) -> impl Fn(u16) -> Command + 'static {
+    let script = script.to_owned();
+    move |port| {
         let mut command = Command::new(program("fleetwright-agent"));
         command.args(["bridge", "--listen", &format!("127.0.0.1:{port}")]).args(sessions);
         command.args(["--", "python3"]).arg(&script);
         command
-    };
-    let ours = |port: u16| bridge(port, &[]);
-    let theirs = |port: u16| {
-        let mut command = Command::new(folder.path().join("node_modules/.bin/supergateway"));
+    }
+}
+
+fn supergateway(folder: &Path, script: &Path, version: &str) -> Contender {
+    let kit = folder.join("supergateway");
+    installs(npm(&kit).arg(format!("supergateway@{version}")));
+    let server = format!("python3 {}", script.display());
+    Contender::new(format!("supergateway {version}"), move |port| {
+        let mut command = Command::new(kit.join("node_modules/.bin/supergateway"));
         command.args(["--stdio", &server, "--outputTransport", "streamableHttp", "--stateful", "--port"]);
         command.arg(port.to_string()).args(["--logLevel", "none"]);
         command
-    };
-    let mine = measure(ours, &arguments).await;
-    let own =
-        if arguments.own { Some(measure(|port| bridge(port, &["--sessions", "own"]), &arguments).await) } else { None };
-    let other = measure(theirs, &arguments).await;
-    println!("{} clients, {} calls each, the same stdio server behind both", arguments.clients, arguments.calls);
-    println!("  bridge        {:>7.1} MiB  {:>7.0} calls/s", mine.rss_kib as f64 / 1024.0, mine.calls_per_s);
-    if let Some(own) = own {
-        println!("  own sessions  {:>7.1} MiB  {:>7.0} calls/s", own.rss_kib as f64 / 1024.0, own.calls_per_s);
-    }
-    println!("  supergateway  {:>7.1} MiB  {:>7.0} calls/s", other.rss_kib as f64 / 1024.0, other.calls_per_s);
-    let memory = mine.rss_kib as f64 / other.rss_kib as f64;
-    let speed = mine.calls_per_s / other.calls_per_s;
-    println!("  memory {memory:.3} of it (at most 0.1), throughput {speed:.2} times it (at least 1)");
-    if memory <= 0.1 && speed >= 1.0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    })
 }
 
-async fn measure(command: impl Fn(u16) -> Command, arguments: &Arguments) -> Measured {
+fn npm_proxy(folder: &Path, script: &Path) -> Contender {
+    let kit = folder.join("mcp-proxy");
+    installs(npm(&kit).arg(format!("mcp-proxy@{NPM_PROXY}")));
+    let script = script.to_owned();
+    Contender::new(format!("npm mcp-proxy {NPM_PROXY}"), move |port| {
+        let mut command = Command::new(kit.join("node_modules/.bin/mcp-proxy"));
+        command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--server", "stream", "--", "python3"]);
+        command.arg(&script);
+        command
+    })
+}
+
+fn pypi_proxy(folder: &Path, script: &Path) -> Contender {
+    let kit = folder.join("pypi");
+    installs(Command::new("python3").args(["-m", "venv"]).arg(&kit));
+    let packages = [format!("mcp-proxy=={PYPI_PROXY}"), format!("mcp=={PYPI_SDK}")];
+    installs(Command::new(kit.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(packages));
+    let script = script.to_owned();
+    Contender::new(format!("PyPI mcp-proxy {PYPI_PROXY}"), move |port| {
+        let mut command = Command::new(kit.join("bin/mcp-proxy"));
+        command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--", "python3"]).arg(&script);
+        command
+    })
+}
+
+fn npm(folder: &Path) -> Command {
+    let mut install = Command::new("npm");
+    install.args(["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]).arg(folder);
+    install
+}
+
+fn installs(command: &mut Command) {
+    let status = command.stdin(Stdio::null()).status();
+    assert!(status.is_ok_and(|status| status.success()), "{command:?} failed");
+}
+
+async fn measure(command: &dyn Fn(u16) -> Command, arguments: &Arguments) -> Measured {
     let port = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
     let mut child =
         command(port).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
@@ -115,12 +201,25 @@ async fn measure(command: impl Fn(u16) -> Command, arguments: &Arguments) -> Mea
         futures_util::future::join_all(clients)
     };
     run(arguments.calls / 10 + 1).await;
-    let began = Instant::now();
-    run(arguments.calls).await;
-    let took = began.elapsed().as_secs_f64();
-    let measured =
-        Measured { rss_kib: rss_kib(&child), calls_per_s: (arguments.calls * arguments.clients) as f64 / took };
-    child.kill().expect("kill");
+    let (began, cpu) = (Instant::now(), cpu_s(&child));
+    let mut took: Vec<Duration> = run(arguments.calls).await.into_iter().flatten().collect();
+    let (seconds, cpu) = (began.elapsed().as_secs_f64(), cpu_s(&child) - cpu);
+    took.sort_unstable();
+    let calls = took.len() as f64;
+    let measured = Measured {
+        rss_kib: rss_kib(&child),
+        calls_per_s: calls / seconds,
+        p50_ms: took.get(took.len() / 2).map_or(0.0, Duration::as_secs_f64) * 1000.0,
+        cpu_s_per_1000: cpu / calls * 1000.0,
+    };
+    // Told first, so that it ends what it has started.
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed());
+    let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < deadline && child.try_wait().is_ok_and(|exit| exit.is_none()) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let _ = child.kill();
     child.wait().expect("wait");
     measured
 }
@@ -146,14 +245,18 @@ async fn session(url: &str) -> (Client, String) {
     (http, session)
 }
 
-async fn call(http: &Client, url: &str, session: &str, calls: usize) {
+async fn call(http: &Client, url: &str, session: &str, calls: usize) -> Vec<Duration> {
+    let mut took = Vec::with_capacity(calls);
     for n in 0..calls {
+        let began = Instant::now();
         let params = json!({ "name": "echo", "arguments": { "n": n } });
         let body = json!({ "jsonrpc": "2.0", "id": n + 1, "method": "tools/call", "params": params });
         let response = post(http, url, Some(session), &body).await.expect("an answer");
         let text = response.text().await.expect("a body");
         assert!(text.contains("xxxxxxxx"), "{text}");
+        took.push(began.elapsed());
     }
+    took
 }
 
 async fn post(http: &Client, url: &str, session: Option<&str>, body: &Value) -> reqwest::Result<reqwest::Response> {
@@ -169,4 +272,12 @@ fn rss_kib(child: &Child) -> u64 {
     let status = fs::read_to_string(Path::new("/proc").join(child.id().to_string()).join("status")).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
     line.split_whitespace().next().expect("a number").parse().expect("a number")
+}
+
+/// The processor time that the bridge itself has used.
+fn cpu_s(child: &Child) -> f64 {
+    let stat = fs::read_to_string(Path::new("/proc").join(child.id().to_string()).join("stat")).expect("it runs");
+    let after = stat.rsplit_once(") ").expect("a line").1;
+    let ticks: u64 = after.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }

@@ -11,8 +11,11 @@ use super::words::{Part, Words, one_line, parts};
 use super::{Found, ImportError, Imported, naming, runtime};
 use crate::config::text::quoted;
 use crate::ids::ServerName;
+use crate::release::endpoint_path_fault;
 use crate::stateful::kept_for_its_client;
 
+/// The transports that an entry can have.
+const TRANSPORTS: [&str; 3] = ["stdio", "streamable-http", "sse"];
 /// The port of an endpoint, unless somebody says another.
 const PORT: u16 = 8800;
 /// Longest name of an environment variable, in bytes.
@@ -55,6 +58,11 @@ pub(super) fn write(given: &Given<'_>) -> Result<Imported, ImportError> {
     let listens = package.transport.r#type != "stdio";
     let mut answers = Answers::new(given.name.as_str(), listens);
     let version = package.version.clone().unwrap_or_else(|| given.entry.version.clone());
+    if !TRANSPORTS.contains(&package.transport.r#type.as_str()) {
+        let message = format!("`{}` is no transport of MCP", one_line(&package.transport.r#type));
+        let hint = "it is stdio or streamable-http; what its server speaks, its documentation says";
+        return Err(ImportError::at(&format!("{place}.transport.type"), message).hint(hint));
+    }
     if package.transport.r#type == "sse" {
         let message = "it speaks HTTP with SSE, the transport of 2024-11-05, which clients of today do not speak";
         return Err(ImportError::at(&format!("{place}.transport"), message.to_owned()).hint(
@@ -161,8 +169,17 @@ fn listening(package: &EntryPackage, place: &str, answers: &mut Answers) -> (Opt
             }
         }
     }
-    let fits = whole.starts_with('/') && !whole.contains(char::is_control) && !whole.contains(['{', '}', ' ']);
-    (port.and_then(|port| port.parse().ok()), fits.then_some(whole))
+    let number = port.and_then(|port| port.parse().ok()).filter(|port| *port > 0);
+    if let Some(port) = port.filter(|_| number.is_none() && answers.port_named.is_none()) {
+        answers
+            .notes
+            .push(format!("{place}.transport.url: `{}` is no port: see at which one it listens", one_line(port)));
+    }
+    let fault = if whole.is_empty() { None } else { endpoint_path_fault(whole.split('?').next().unwrap_or_default()) };
+    if let Some(why) = fault {
+        answers.notes.push(format!("{place}.transport.url: `{}` {why}: write `run.path` by hand", one_line(&whole)));
+    }
+    (number, (fault.is_none() && !whole.is_empty()).then_some(whole))
 }
 
 /// Within a container of its own network, the server's port and address are others than the host's.

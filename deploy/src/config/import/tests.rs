@@ -131,7 +131,7 @@ fn the_person_chooses_the_package_the_name_the_port_and_the_digest() {
     planned(&imported);
     let (_, server) = parsed(&imported);
     assert_eq!(server.run.port.as_ref().map(|port| port.value), Some(9001));
-    assert_eq!(server.run.path.as_deref(), Some("/api/mcp"));
+    assert_eq!(server.run.path.as_ref().map(|path| path.value.as_str()), Some("/api/mcp"));
     assert_eq!(imported.name, mine);
     for digest in ["sha256:12", "latest", "sha256:\n"] {
         let choice = ImportChoice { digest: Some(digest), ..choice };
@@ -185,7 +185,26 @@ fn what_cannot_be_deployed_is_told() {
     };
     let head = r#""name": "a/b", "description": "", "version": "1""#;
     assert!(told(&format!("{{ {head} }}"), None).contains("it has none"));
-    assert!(told("[]", None).contains("no entry") && told("{", None).contains("no entry"));
+    let of = |transport: &str| {
+        format!(
+            r#"{{ {head}, "packages": [{{ "registryType": "npm", "identifier": "a", "version": "1", "transport": {transport} }}] }}"#
+        )
+    };
+    assert!(told(&of(r#"{"type": "pigeon"}"#), None).contains("packages[0].transport.type: `pigeon` is no transport"));
+    for (url, note, path) in [
+        ("http://localhost:99999/mcp", Some("`99999` is no port"), Some("/mcp")),
+        ("http://localhost:9999/a b", Some("`/a b` has a character that no path has"), None),
+        ("http://localhost:9999/mcp?key=a", None, Some("/mcp?key=a")),
+        ("http://localhost:9999", None, None),
+    ] {
+        let entry = of(&format!(r#"{{"type": "streamable-http", "url": "{url}"}}"#));
+        let made = made(&entry, ImportChoice::default(), &programs(&["a"])).expect("a definition");
+        let said = made.notes.iter().any(|told| note.is_some_and(|note| told.contains(note)));
+        assert_eq!(said, note.is_some(), "{url}: {:?}", made.notes);
+        let written = made.text.lines().find_map(|line| line.strip_prefix("  path: "));
+        assert_eq!(written, path.map(|path| format!("{path:?}")).as_deref(), "{url}: {}", made.text);
+    }
+    assert!(told("[]", None).contains("no entry") && told("{", None).contains("no JSON: it ends too early"));
     assert!(
         told(&include_str!("entries/flags.json").replace("com.example/browser", "---"), None)
             .contains("cannot be made")

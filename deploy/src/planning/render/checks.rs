@@ -14,11 +14,12 @@ use serde_saphyr::Spanned;
 
 use super::Templates;
 use super::template::is_template;
-use crate::config::{Check, CheckType, Problem, Problems, Source};
+use crate::config::{Check, CheckType, Problem, Problems, Source, near_miss};
 use crate::health::{HealthCheck, HttpMore, McpCall, Probe};
 use crate::host::bytes;
 use crate::release::{BRIDGE_TOKEN_VARIABLE, Run, ToolCall, Transport, has_marker};
 use crate::time::Length;
+use crate::wording;
 
 /// What a check of some type is told.
 type Config = serde_json::Map<String, Value>;
@@ -70,7 +71,10 @@ impl CallConfig {
 /// Whether JSONPaths are such.
 pub(super) fn check_paths(json: &BTreeMap<String, Value>) -> Result<(), String> {
     for path in json.keys() {
-        JsonPath::parse(path).map_err(|error| format!("`json`: `{path}`: {error}"))?;
+        JsonPath::parse(path).map_err(|error| {
+            let place = error.position() + 1;
+            format!("`json`: `{path}` is no JSONPath from character {place} on: write for example $.status or $.items[0].name")
+        })?;
     }
     Ok(())
 }
@@ -198,7 +202,13 @@ pub(super) fn rendered(
         let problem: Problem = wrong(format!("a secret in `{place}` would be seen in reports and lists of processes"));
         return Err(problem.hint("secrets belong in `headers` of mcp and http checks").into());
     }
-    let probe = probe(check.check_type, &config, run).map_err(&wrong)?;
+    let probe = probe(check.check_type, &config, run).map_err(|error| {
+        let problem = wrong(error.message);
+        match error.hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        }
+    })?;
     let usual = HealthCheck::new(check.name.clone(), check.severity, probe);
     let rendered = HealthCheck {
         interval: check.interval.unwrap_or(usual.interval),
@@ -282,12 +292,12 @@ fn present_token(run: &Run, url: &str, headers: &mut BTreeMap<String, String>) {
     }
 }
 
-fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, String> {
+fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, Wrong> {
     let endpoint = || run.endpoint.as_ref().ok_or_else(|| "the server has no `port`, so say where to look".to_owned());
     Ok(match check_type {
         CheckType::Mcp => {
             if run.transport == Transport::None {
-                return Err("the server's transport is `none`, so it speaks no MCP".to_owned());
+                return Err("the server's transport is `none`, so it speaks no MCP".into());
             }
             let McpConfig { url, expected_tools, mut headers, call } = read(config)?;
             let url = url.map_or_else(|| endpoint().map(|at| at.url()), Ok)?;
@@ -316,10 +326,10 @@ fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, Str
             let url = match (url, path) {
                 (Some(url), None) => url,
                 (None, path) => format!("http://{}{}", endpoint()?.authority(), path.as_deref().unwrap_or("/")),
-                (Some(_), Some(_)) => return Err("give `url` or `path`, not both".to_owned()),
+                (Some(_), Some(_)) => return Err("give `url` or `path`, not both".into()),
             };
             if more.certificate_valid_for.is_some() && !url.starts_with("https://") {
-                return Err(format!("`certificate_valid_for` needs an https URL, not {url}"));
+                return Err(format!("`certificate_valid_for` needs an https URL, not {url}").into());
             }
             let statuses = status.map_or_else(|| vec![200], |status| status.0);
             Probe::Http { url, statuses, contains, more: Box::new(more) }
@@ -331,7 +341,7 @@ fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, Str
         CheckType::Command => {
             let CommandConfig { command } = read(config)?;
             if command.is_empty() {
-                return Err("`command` is empty".to_owned());
+                return Err("`command` is empty".into());
             }
             Probe::Command { command }
         }
@@ -339,16 +349,18 @@ fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, Str
             let FileConfig { path, age_max, exists, sha256, mode } = read(config)?;
             let absent = exists == Some(false);
             if absent && (age_max.is_some() || sha256.is_some() || mode.is_some()) {
-                return Err("a file that must not be there has no `age_max`, `sha256` or `mode`".to_owned());
+                return Err("a file that must not be there has no `age_max`, `sha256` or `mode`".into());
             }
             if sha256.as_ref().is_some_and(|hash| hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit())) {
-                return Err("`sha256` is 64 hexadecimal digits".to_owned());
+                return Err("`sha256` is 64 hexadecimal digits".into());
             }
             let mode = match &mode {
                 None => None,
                 Some(text) => match u32::from_str_radix(text.trim_start_matches("0o"), 8) {
                     Ok(mode) if mode <= 0o7777 => Some(mode),
-                    Ok(_) | Err(_) => return Err(format!("`{text}` is not a file mode: write for example \"0640\"")),
+                    Ok(_) | Err(_) => {
+                        return Err(format!("`{text}` is not a file mode: write for example \"0640\"").into());
+                    }
                 },
             };
             Probe::File { path, age_max, absent, sha256: sha256.map(|hash| hash.to_ascii_lowercase()), mode }
@@ -356,10 +368,10 @@ fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, Str
         CheckType::Disk => {
             let DiskConfig { path, free_min, free_percent_min } = read(config)?;
             if free_min.is_none() && free_percent_min.is_none() {
-                return Err("say `free_min`, such as 1GiB, or `free_percent_min`, such as 10".to_owned());
+                return Err("say `free_min`, such as 1GiB, or `free_percent_min`, such as 10".into());
             }
             if free_percent_min.is_some_and(|percent| percent > 100) {
-                return Err("`free_percent_min` is at most 100".to_owned());
+                return Err("`free_percent_min` is at most 100".into());
             }
             let free_bytes_min = free_min.map_or(Ok(0), |size| bytes(&size))?;
             Probe::Disk { path, free_bytes_min, free_percent_min: free_percent_min.unwrap_or(0) }
@@ -368,20 +380,45 @@ fn probe(check_type: CheckType, config: &Config, run: &Run) -> Result<Probe, Str
             let SystemdConfig { unit } = read(config)?;
             let unit = if unit.contains('.') { unit } else { format!("{unit}.service") };
             if unit.starts_with('-') || unit.contains(['/', '\n', ' ']) {
-                return Err(format!("`{unit}` is not the name of a unit"));
+                return Err(format!("`{unit}` is not the name of a unit").into());
             }
             Probe::Systemd { unit }
         }
         CheckType::Custom => {
             let CommandConfig { command } = read(config)?;
             if command.is_empty() {
-                return Err("`command` is empty".to_owned());
+                return Err("`command` is empty".into());
             }
             Probe::Custom { command }
         }
     })
 }
 
-fn read<T: DeserializeOwned>(config: &Config) -> Result<T, String> {
-    T::deserialize(config).map_err(|error| error.to_string())
+/// What is wrong with what a check is told, with what would be right where that is known.
+struct Wrong {
+    message: String,
+    hint: Option<String>,
+}
+
+impl From<String> for Wrong {
+    fn from(message: String) -> Self {
+        Self { message, hint: None }
+    }
+}
+
+impl From<&str> for Wrong {
+    fn from(message: &str) -> Self {
+        message.to_owned().into()
+    }
+}
+
+fn read<T: DeserializeOwned>(config: &Config) -> Result<T, Wrong> {
+    // The place is looked for only where there is something to be said of it.
+    T::deserialize(config).or_else(|_| serde_path_to_error::deserialize(config)).map_err(|error| {
+        let (path, said) = (error.path().to_string(), error.inner().to_string());
+        let near = wording::unknown(&said).and_then(|(name, known)| near_miss(name, known));
+        let said = wording::of_data(&said);
+        let message = if path == "." { said } else { format!("`{path}`: {said}") };
+        Wrong { message, hint: near }
+    })
 }

@@ -143,7 +143,7 @@ async fn a_call_is_made_at_its_own_interval_and_again_at_once_until_it_is_right(
         let outcome = check().await.outcome;
         assert!(matches!(outcome, CheckOutcome::Failing { .. }), "{}", outcome.message());
         assert!(
-            outcome.message().contains("$.state in the answer of tool `count` is \"no database\""),
+            outcome.message().contains("lists 1 tools, but $.state in the answer of tool `count` is \"no database\""),
             "{}",
             outcome.message()
         );
@@ -162,7 +162,11 @@ async fn a_call_is_made_at_its_own_interval_and_again_at_once_until_it_is_right(
     let unknown = McpCall { call: ToolCall { tool: "sum".to_owned(), ..hourly.call.clone() }, ..hourly.clone() };
     let outcome =
         client.check(Asked { call: Some(&unknown), check: "sum", ..asked(&fake.url) }, HeaderMap::new()).await.outcome;
-    assert!(outcome.message().contains("no tool `sum` to be called; it has count"), "{}", outcome.message());
+    assert!(
+        outcome.message().ends_with("/mcp lists 1 tools, but it has no tool `sum` to be called; it has count"),
+        "{}",
+        outcome.message()
+    );
 }
 
 #[tokio::test]
