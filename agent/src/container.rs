@@ -15,7 +15,7 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::release::{Registry, Release};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use engine::{Engine, engine_version};
+pub(crate) use engine::{Engine, engine_version, socket};
 pub(crate) use run::run;
 
 use crate::install::file_failure;

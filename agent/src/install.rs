@@ -28,10 +28,11 @@ use self::client::Client;
 pub(crate) use self::client::end_leftover;
 pub(crate) use self::reuse::share;
 pub(crate) use self::told::hint_of_what_came_with;
+use crate::container;
+use crate::facts::Known;
 use crate::layout::ReleaseLayout;
 use crate::snapshot::aside;
 use crate::stage::remove_folder;
-use crate::{container, facts};
 
 const STEP: &str = "install";
 /// Most characters of a package's `engines` that are shown.
@@ -43,11 +44,11 @@ pub(crate) async fn install(
     release: &Release,
     layout: &ReleaseLayout,
     installer: &Path,
-    artifacts: &Artifacts,
+    host: (&Artifacts, &Known),
     secrets: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
     let registry = registry::of(release, secrets)?;
-    if let Err(failure) = install_package(release, layout, installer, artifacts, registry.as_ref()).await {
+    if let Err(failure) = install_package(release, layout, installer, host, registry.as_ref()).await {
         // What did come is not worth its room.
         let (app, scratch) = (layout.app(), layout.scratch());
         aside(move || remove_folder(&app).and_then(|()| remove_folder(&scratch))).await?;
@@ -60,7 +61,7 @@ async fn install_package(
     release: &Release,
     layout: &ReleaseLayout,
     installer: &Path,
-    artifacts: &Artifacts,
+    (artifacts, facts): (&Artifacts, &Known),
     registry: Option<&Registry>,
 ) -> Result<(), Failure> {
     match release.package.itself() {
@@ -68,7 +69,7 @@ async fn install_package(
         Package::Pypi { name, version, with, lock, build } => {
             let package = format!("{name}=={version}");
             let wanted = pypi::Wanted { name, package, with, lock: lock.as_deref(), build: *build, registry };
-            pypi::install(release, layout, &wanted, installer).await
+            pypi::install(release, layout, &wanted, installer, facts).await
         }
         Package::Npm { name, version, lock } => {
             let door = match registry {
@@ -76,9 +77,10 @@ async fn install_package(
                 None => None,
             };
             match lock {
-                Some(lock) => locked_npm(layout, name, version, lock, installer, door).await,
-                None => npm(layout, name, version, installer, door).await,
+                Some(lock) => locked_npm(layout, name, version, lock, installer, door).await?,
+                None => npm(layout, name, version, installer, door).await?,
             }
+            check_engines(&layout.app(), name, facts).await
         }
         Package::Archive { url, sha256, strip, .. } => {
             let packed = layout.folder().join("archive");
@@ -136,7 +138,6 @@ async fn npm(
     let installed = client.run(&words, "npm install").await;
     installed.map_err(|failure| explain(failure, &wanted, "the npm registry", &client))?;
     client.finish().await?;
-    check_engines(&app, name).await?;
     let lock = client::read_kept(&app.join("package-lock.json"))?;
     write(&layout.lock_file(), &lock)
 }
@@ -158,14 +159,13 @@ async fn locked_npm(
     let installed = client.run(&npm_words("ci", &layout.app()), "npm ci").await;
     installed.map_err(|failure| explain_lock(failure, &format!("{name}@{version}"), &client))?;
     client.finish().await?;
-    check_engines(&layout.app(), name).await?;
     write(&layout.lock_file(), lock.as_bytes())
 }
 
 /// Whether the host's Node is one that the package says it runs on. npm itself only warns.
-async fn check_engines(app: &Path, name: &str) -> Result<(), Failure> {
+async fn check_engines(app: &Path, name: &str, facts: &Known) -> Result<(), Failure> {
     let package = programs::package_json(app, name);
-    let (Some(range), Some(node)) = (package["engines"]["node"].as_str(), facts::node().await) else { return Ok(()) };
+    let (Some(range), Some(node)) = (package["engines"]["node"].as_str(), facts.node().await) else { return Ok(()) };
     if fits_node(&node, range) {
         tracing::info!(package = name, version = %node, engines = range, "this Node fits the package");
         return Ok(());

@@ -54,6 +54,11 @@ impl Layout {
         self.state_dir.join("journal.db")
     }
 
+    /// What the programs of this host have answered.
+    pub(crate) fn facts(&self) -> PathBuf {
+        self.state_dir.join("facts.json")
+    }
+
     /// Room that is kept for a full disk.
     pub(crate) fn reserve(&self) -> PathBuf {
         self.state_dir.join("reserve")

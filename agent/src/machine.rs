@@ -12,9 +12,10 @@ use fleetwright_deploy::release::Release;
 use fleetwright_deploy::room::Room;
 use fleetwright_protocol::report::MetricsSample;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use quinn::Connection;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Work that ends well or with a reason.
 pub type Work<T = ()> = BoxFuture<'static, Result<T, Failure>>;
@@ -47,8 +48,16 @@ pub struct Restore {
 
 /// A host, as its agent works on it.
 pub trait Machine: Send + Sync + 'static {
-    /// What the host says of itself.
+    /// What the host says of itself, as far as it is known: nothing is waited for.
     fn view(&self) -> BoxFuture<'static, HostView>;
+    /// Says that what the host says of itself has changed.
+    fn views(&self) -> watch::Receiver<u64> {
+        watch::Sender::new(0).subscribe()
+    }
+    /// Finds out anew what the host has, for a person who waits.
+    fn refresh(&self) -> Work<HostView> {
+        self.view().map(Ok).boxed()
+    }
     /// A connection to the coordinator has taken the place of the one before. What is fetched is fetched over it.
     fn connected(&self, _connection: &Connection) {}
     /// What a server runs is kept for good. May be said again and again.

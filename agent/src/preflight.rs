@@ -5,7 +5,7 @@ use std::path::Path;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::release::Release;
 
-use crate::facts;
+use crate::facts::Known;
 use crate::layout::ServerLayout;
 use crate::runtime;
 
@@ -14,14 +14,13 @@ const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 const STEP: &str = "preflight";
 
 /// Checks needs, disk and port. `running` is the release that holds this server's port now, if one does.
-pub(crate) async fn check(release: &Release, server: &ServerLayout, running: Option<&Release>) -> Result<(), Failure> {
-    if !release.requires.is_empty() {
-        let facts = facts::gather(server.folder()).await;
-        if let Some(missing) = release.requires.iter().find(|requirement| !requirement.is_met_by(&facts)) {
-            return Err(Failure::new(FailureKind::DependencyError, STEP, format!("this host has no {missing}"))
-                .hint("install it on the host, or place the server elsewhere"));
-        }
-    }
+pub(crate) async fn check(
+    release: &Release,
+    server: &ServerLayout,
+    running: Option<&Release>,
+    facts: &Known,
+) -> Result<(), Failure> {
+    facts.check(&release.requires, STEP).await?;
     runtime::chosen(release)?;
     check_disk(server.folder())?;
     let port_is_ours = running.is_some_and(|running| {

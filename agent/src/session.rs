@@ -55,8 +55,8 @@ pub(crate) struct Session {
     watched: watch::Receiver<Arc<BTreeSet<ServerName>>>,
     again: watch::Receiver<u64>,
     serial: ConnectionSerial,
-    /// What this host is; asked again after a connection was lost, since that may have taken long.
-    view: Option<HostView>,
+    /// Says that this host has become known better than it was told.
+    views: watch::Receiver<u64>,
     samples: Samples,
     /// The newest report that was acknowledged: the outbox may still show it for a moment.
     told: i64,
@@ -82,6 +82,7 @@ impl Session {
         let Handle { inputs, outbox, health, watched, again } = handle;
         let mut run = [0; 8];
         getrandom::fill(&mut run).context("random numbers")?;
+        let views = machine.views();
         let serial = ConnectionSerial { run: i64::from_le_bytes(run), count: 0 };
         Ok(Self {
             identity,
@@ -94,7 +95,7 @@ impl Session {
             watched,
             again,
             serial,
-            view: None,
+            views,
             samples: Samples::default(),
             told: 0,
         })
@@ -123,7 +124,6 @@ impl Session {
                             continue;
                         }
                         Over::Lost(error) => {
-                            self.view = None;
                             tracing::warn!(error = format!("{error:#}"), "connection lost");
                         }
                     }
@@ -137,10 +137,8 @@ impl Session {
 
     /// Dials, checks that it is a coordinator of this fleet, and says who this host is.
     async fn connect(&mut self) -> Result<Connection> {
-        let view = match self.view.clone() {
-            Some(view) => view,
-            None => self.view.insert(self.machine.view().await).clone(),
-        };
+        self.views.mark_unchanged();
+        let view = self.machine.view().await;
         let to = resolve(&self.identity.coordinator).await?;
         let connecting = self.endpoint.connect(to, COORDINATOR_DNS_NAME)?;
         let connection = timeout(CONNECT_TIMEOUT, connecting).await.context("no answer")??;
@@ -149,11 +147,7 @@ impl Session {
             connection.close(close::NOT_PERMITTED.into(), b"not a coordinator of this fleet");
             bail!("{} is no coordinator of fleet {}", peer.uri(), self.identity.fleet);
         }
-        let hello = AgentMessageV1::Greeting { agent_version: env!("CARGO_PKG_VERSION").to_owned(), view };
-        match tell(&connection, hello).await? {
-            CoordinatorReply::Acknowledged | CoordinatorReply::Listed(_) | CoordinatorReply::Chunks(_) => {}
-            CoordinatorReply::Refused(why) => bail!("the coordinator refuses this host: {why}"),
-        }
+        greet(&connection, view).await?;
         self.serial.count += 1;
         self.machine.connected(&connection);
         let _ = self.inputs.send(Input::Connected(self.serial)).await;
@@ -189,6 +183,12 @@ impl Session {
                     }
                 }
                 Ok(()) = self.again.changed() => break Over::NewerWanted,
+                Ok(()) = self.views.changed() => {
+                    let view = self.machine.view().await;
+                    if let Err(error) = greet(connection, view).await {
+                        break Over::Lost(error);
+                    }
+                }
                 Ok(()) = self.health.changed() => {
                     let messages = Arc::clone(&self.health.borrow_and_update());
                     if let Err(error) = tell_health(connection, &messages).await {
@@ -222,6 +222,15 @@ impl Session {
             let _ = self.inputs.send(Input::Told(report.number)).await;
         }
         Ok(())
+    }
+}
+
+/// Says who this host is: first on every connection, and again when more of it is known.
+async fn greet(connection: &Connection, view: HostView) -> Result<()> {
+    let greeting = AgentMessageV1::Greeting { agent_version: env!("CARGO_PKG_VERSION").to_owned(), view };
+    match tell(connection, greeting).await? {
+        CoordinatorReply::Acknowledged | CoordinatorReply::Listed(_) | CoordinatorReply::Chunks(_) => Ok(()),
+        CoordinatorReply::Refused(why) => bail!("the coordinator refuses this host: {why}"),
     }
 }
 

@@ -12,6 +12,7 @@ use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::release::{BRIDGE_TOKEN_VARIABLE, MissingSecret, Release, RuntimeKind, reveal};
 
 use crate::beneath::{Place, remove};
+use crate::facts::Known;
 use crate::install::{self, Artifacts, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
@@ -47,19 +48,20 @@ pub(crate) async fn stage(
     id: &ReleaseId,
     running: Option<&Release>,
     artifacts: &Artifacts,
+    facts: &Known,
 ) -> Result<(), Failure> {
     let layout = server.release(id);
     let incoming = server.incoming(id);
     if load(&layout).is_none() {
         let (release, secrets) = received(&incoming)?;
-        preflight::check(&release, server, running).await?;
+        preflight::check(&release, server, running, facts).await?;
         ownership::check_data(server, release.snapshot_data)?;
         install::end_leftover(&server.installer()).await?;
         remove_folder(layout.folder())?;
         // Nobody else may enter it before everything in it belongs to whom it is to belong.
         make_folder(layout.folder(), 0o700)?;
         make_folder(&layout.config(), CONFIG_MODE)?;
-        install::install(&release, &layout, &server.installer(), artifacts, &secrets).await?;
+        install::install(&release, &layout, &server.installer(), (artifacts, facts), &secrets).await?;
         write_files(&release, &layout, &secrets)?;
         install::programs::check(&release, server, &layout)?;
         let owner = owner(&release).await?;
@@ -74,7 +76,7 @@ pub(crate) async fn stage(
         store::write_private(&layout.manifest(), &bytes)
             .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))?;
     } else if let Some(release) = load(&layout) {
-        preflight::check(&release, server, running).await?;
+        preflight::check(&release, server, running, facts).await?;
     }
     remove_folder(&incoming)
 }

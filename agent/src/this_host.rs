@@ -22,12 +22,13 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::check::{Checker, McpClient, Place, headers, http_client};
+use crate::facts::Known;
 use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
 use crate::room::{self, Reserve};
 use crate::snapshot::aside;
-use crate::{container, facts, handover, metrics, runtime, snapshot, stage};
+use crate::{container, handover, metrics, runtime, snapshot, stage};
 
 /// How many releases are installed at once: package clients are hungry.
 const INSTALLS_MAX: usize = 2;
@@ -43,6 +44,7 @@ pub struct ThisHost {
     labels: BTreeMap<String, String>,
     installs: Arc<Semaphore>,
     artifacts: Artifacts,
+    facts: Arc<Known>,
     connection: watch::Sender<Option<Connection>>,
 }
 
@@ -52,17 +54,31 @@ impl ThisHost {
         let layout = Layout::new(state_dir);
         let connection = watch::Sender::new(None);
         let artifacts = Artifacts::new(layout.clone(), connection.subscribe());
-        Self { layout, address, labels, installs: Arc::new(Semaphore::new(INSTALLS_MAX)), artifacts, connection }
+        let facts = Known::new(state_dir, layout.facts());
+        Self { layout, address, labels, installs: Arc::new(Semaphore::new(INSTALLS_MAX)), artifacts, facts, connection }
     }
 }
 
 impl Machine for ThisHost {
     fn view(&self) -> BoxFuture<'static, HostView> {
         let (address, labels) = (self.address.clone(), self.labels.clone());
-        let state_dir = self.layout.state_dir().to_owned();
+        let (state_dir, facts) = (self.layout.state_dir().to_owned(), self.facts.clone());
         async move {
-            let facts = Some(facts::gather(&state_dir).await);
-            HostView { address, state_dir: state_dir.display().to_string(), labels, facts }
+            facts.follow();
+            HostView { address, state_dir: state_dir.display().to_string(), labels, facts: Some(facts.facts()) }
+        }
+        .boxed()
+    }
+
+    fn views(&self) -> watch::Receiver<u64> {
+        self.facts.changes()
+    }
+
+    fn refresh(&self) -> Work<HostView> {
+        let (facts, view) = (self.facts.clone(), self.view());
+        async move {
+            facts.refresh().await;
+            Ok(view.await)
         }
         .boxed()
     }
@@ -87,10 +103,10 @@ impl Machine for ThisHost {
 
     fn stage(&self, server: &ServerName, id: &ReleaseId, running: Option<Release>) -> Work {
         let (layout, id, installs) = (self.layout.server(server), id.clone(), self.installs.clone());
-        let artifacts = self.artifacts.clone();
+        let (artifacts, facts) = (self.artifacts.clone(), self.facts.clone());
         async move {
             let _permit = installs.acquire_owned().await;
-            stage::stage(&layout, &id, running.as_ref(), &artifacts).await
+            stage::stage(&layout, &id, running.as_ref(), &artifacts, &facts).await
         }
         .boxed()
     }

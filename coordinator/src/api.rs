@@ -156,6 +156,7 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/hosts/{host}/token", post(hosts::token))
         .route("/v1/hosts/{host}/labels", post(hosts::label))
         .route("/v1/hosts/{host}/address", post(hosts::address))
+        .route("/v1/hosts/{host}/refresh", post(hosts::refresh))
         .route("/v1/hosts/metrics", get(metrics))
         .route("/v1/servers", get(servers))
         .route("/v1/servers/{instance}/logs", get(look::logs))

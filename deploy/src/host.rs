@@ -19,13 +19,45 @@ pub struct Facts {
     #[serde(default)]
     pub disk_bytes: u64,
     /// The programs and engines found, with their versions: `python` (one entry per interpreter), `node`, `docker`, `podman`, `systemd`.
+    /// What was asked and has not answered yet is in it with [`UNKNOWN_MARK`] before its name, and without a version.
     pub runtimes: BTreeMap<String, Vec<Version>>,
 }
+
+/// What stands before the name of a runtime of which it is not known whether it is there, or there in more versions; alone,
+/// it says so of all of them. No name of a runtime has it, so to a coordinator of before it is a runtime that nobody needs.
+pub const UNKNOWN_MARK: &str = "?";
+/// The engines for containers.
+const ENGINES: [&str; 2] = ["docker", "podman"];
 
 impl Facts {
     /// Whether it has an engine for containers.
     pub fn runs_containers(&self) -> bool {
-        ["docker", "podman"].iter().any(|engine| self.runtimes.contains_key(*engine))
+        ENGINES.iter().any(|engine| self.runtimes.contains_key(*engine))
+    }
+
+    /// Whether it may have an engine for containers, for all that is known.
+    pub fn may_run_containers(&self) -> bool {
+        self.runs_containers() || ENGINES.iter().any(|engine| self.is_unknown(engine))
+    }
+
+    /// Says that it is not known whether a runtime is there, or there in more versions.
+    pub fn set_unknown(&mut self, runtime: &str) {
+        self.runtimes.insert(format!("{UNKNOWN_MARK}{runtime}"), Vec::new());
+    }
+
+    /// Says that no runtime has been asked for yet.
+    pub fn set_all_unknown(&mut self) {
+        self.set_unknown("");
+    }
+
+    /// Whether no runtime has been asked for yet.
+    pub fn are_unknown(&self) -> bool {
+        self.runtimes.contains_key(UNKNOWN_MARK)
+    }
+
+    /// Whether it is not known of a runtime whether it is there, or there in more versions.
+    pub fn is_unknown(&self, runtime: &str) -> bool {
+        self.are_unknown() || self.runtimes.contains_key(&format!("{UNKNOWN_MARK}{runtime}"))
     }
 }
 
@@ -218,6 +250,11 @@ impl Requirement {
         }
     }
 
+    /// Whether a host with these facts may have it, though it has not been found there: what decides has not answered yet.
+    pub fn is_unknown_of(&self, facts: &Facts) -> bool {
+        !self.is_met_by(facts) && matches!(self, Self::Runtime { name, .. } if facts.is_unknown(name))
+    }
+
     /// The kind of fact that decides whether a host has it.
     pub fn fact(&self) -> FactName {
         match self {
@@ -336,6 +373,22 @@ mod tests {
         assert!(requirement("python>=3.11").is_met_by(&facts));
         assert!(!requirement("python>=3.12").is_met_by(&facts));
         assert!(!requirement("docker").is_met_by(&facts));
+    }
+
+    #[test]
+    fn what_has_not_answered_is_unknown_and_not_absent() {
+        let version = |text: &str| Version::try_from(text.to_owned()).expect(text);
+        let mut facts = Facts { runtimes: [("python".to_owned(), vec![version("3.11")])].into(), ..Facts::default() };
+        facts.set_unknown("python");
+        assert!(requirement("python>=3.11").is_met_by(&facts) && !requirement("python>=3.11").is_unknown_of(&facts));
+        assert!(requirement("python>=3.12").is_unknown_of(&facts), "another interpreter has not answered");
+        assert!(!requirement("node").is_unknown_of(&facts) && !requirement("node").is_met_by(&facts));
+        assert!(!facts.may_run_containers() && !facts.are_unknown());
+        facts.set_all_unknown();
+        assert!(requirement("node").is_unknown_of(&facts) && facts.may_run_containers() && facts.are_unknown());
+        let facts = facts.bounded();
+        assert!(requirement("node").is_unknown_of(&facts), "also when it has come over the wire");
+        assert!(Requirement::try_from(format!("{UNKNOWN_MARK}node")).is_err(), "no runtime has such a name");
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl CommandReply {
                 Self::Snapshots(snapshots)
             }
             Self::Snapshot(view) => Self::Snapshot(Box::new(bounded_snapshot(*view))),
+            Self::View(view) => Self::View(Box::new(view.bounded())),
             other @ (Self::Accepted | Self::Duplicate | Self::Stale) => other,
         }
     }

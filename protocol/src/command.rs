@@ -9,6 +9,7 @@ use fleetwright_certs::{BadSignature, Signature, Signer, TrustedKeys};
 use fleetwright_deploy::admission::{Asks, INTENT_LIFETIME_MAX, Purpose, Signed};
 use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::health::CheckRun;
+use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{
     CommandId, DeploymentId, FleetName, Generation, HostName, PlanId, ReleaseId, ServerName, SnapshotId,
 };
@@ -30,6 +31,10 @@ pub const COMMAND_LIFETIME: Length = Length::from_secs(60);
 pub const CLOCK_SKEW_MAX: Length = Length::from_secs(60);
 /// How long checks that a person asked for may take, all together.
 pub const CHECK_RUN_TIMEOUT: Length = Length::from_secs(12);
+/// How long a host that is asked anew what it has may take to answer.
+pub const REFRESH_TIMEOUT: Length = Length::from_secs(12);
+/// How an agent begins its refusal of a command that it does not know, being older.
+pub const UNKNOWN_COMMAND_SAYS: &str = "the command is refused: malformed message";
 /// What an envelope adds to what it holds, at most, in bytes: what is sealed fits its frame.
 const ENVELOPE_BYTES: usize = 1024;
 /// Most log lines that one command may ask for.
@@ -131,6 +136,8 @@ pub enum CommandBody {
         /// from now on.
         ended: bool,
     },
+    /// Asks anew what the host has. Changes nothing, so it needs no intent. Agents of before refuse it as malformed.
+    Refresh,
 }
 
 impl CommandBody {
@@ -142,7 +149,7 @@ impl CommandBody {
             | Self::Check { server, .. }
             | Self::Snapshots { server }
             | Self::Snapshot { server, .. } => Some(server),
-            Self::Intent { .. } => None,
+            Self::Intent { .. } | Self::Refresh => None,
         }
     }
 
@@ -151,6 +158,7 @@ impl CommandBody {
         match self {
             Self::Step { intent, .. } | Self::Intent { intent, .. } => Some(intent),
             Self::Logs { .. } | Self::Check { .. } | Self::Snapshots { .. } | Self::Snapshot { .. } => None,
+            Self::Refresh => None,
         }
     }
 }
@@ -245,6 +253,8 @@ pub enum CommandReply {
     Snapshots(Vec<SnapshotSummary>),
     /// The snapshot.
     Snapshot(Box<SnapshotView>),
+    /// What the host has now.
+    View(Box<HostView>),
 }
 
 /// The operator's intent for one host, by version of its shape.

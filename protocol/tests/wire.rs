@@ -15,7 +15,8 @@ use fleetwright_deploy::release::SecretKey;
 use fleetwright_deploy::time::{Length, Timestamp};
 use fleetwright_protocol::artifact::{Chunk, Listed, Packed};
 use fleetwright_protocol::command::{
-    Command, CommandBody, CommandReply, CommandV1, Intent, IntentV1, IntentV2, SentSecret, StepOrder,
+    COMMAND_PURPOSE, Command, CommandBody, CommandReply, CommandV1, Intent, IntentV1, IntentV2, SentSecret, StepOrder,
+    UNKNOWN_COMMAND_SAYS, Verifier,
 };
 use fleetwright_protocol::enrol::{EnrolReply, EnrolRequest};
 use fleetwright_protocol::frame::{decode, encode};
@@ -203,8 +204,41 @@ fn messages_have_the_bytes_that_were_recorded() {
     let second = Intent::V2(IntentV2 { begin_by: Timestamp::from_unix_ms(5_000), ..of });
     text.push_str(&record("intent, second shape", &second));
     text.push_str(&record("announced", &CommandBody::Intent { intent: envelope(), ended: true }));
+    text.push_str(&record("refresh", &CommandBody::Refresh));
+    let mut facts = Facts::default();
+    facts.set_unknown("node");
+    let view =
+        HostView { address: String::new(), state_dir: "/s".to_owned(), labels: BTreeMap::new(), facts: Some(facts) };
+    text.push_str(&record("view", &CommandReply::View(Box::new(view))));
     text.push_str(&record("enrol", &EnrolRequest::V1 { token: "fw1-00".to_owned(), request_der: vec![1, 2] }));
     insta::assert_snapshot!(text);
+}
+
+#[test]
+fn an_agent_that_does_not_know_a_command_refuses_it_in_words_that_a_newer_coordinator_knows() {
+    let signer = fleetwright_certs::Signer::generate(COMMAND_PURPOSE).expect("a key");
+    let keys =
+        fleetwright_certs::TrustedKeys::from_pems([signer.public_pem().expect("a key").as_str()], COMMAND_PURPOSE);
+    let keys = keys.expect("keys");
+    let (fleet, host) = ("local".parse().expect("name"), "host-1".parse().expect("name"));
+    let command = |body| {
+        Command::V1(CommandV1 {
+            fleet: "local".parse().expect("name"),
+            host: "host-1".parse().expect("name"),
+            id: CommandId([1; 16]),
+            generation: Generation(7),
+            issued_at: Timestamp::from_unix_ms(1_000),
+            not_after: Timestamp::from_unix_ms(61_000),
+            body,
+        })
+    };
+    let mut payload = encode(&command(CommandBody::Refresh), 1024).expect("encode");
+    // The number of the kind of command is last; no version has this one.
+    *payload.last_mut().expect("bytes") = 99;
+    let signature = signer.sign(&payload);
+    let verifier = Verifier { fleet, host, command_keys: keys.clone(), intent_keys: keys };
+    let refused = verifier.open(&Envelope { payload, signature }, Timestamp::from_unix_ms(2_000)).expect_err("unknown");
+    assert!(refused.to_string().starts_with(UNKNOWN_COMMAND_SAYS), "{refused}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The container engine of this host.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::Docker;
@@ -37,18 +37,27 @@ pub(super) struct Ended {
     pub(super) out_of_memory: bool,
 }
 
-/// Which engine answers on this host, `docker` or `podman`, and its version.
-pub(crate) async fn engine_version() -> Option<(&'static str, Version)> {
+/// Where this host's engine listens: the sockets that are there, and none where `DOCKER_HOST` names something else; nothing
+/// where there is no engine to ask.
+pub(crate) fn socket() -> Option<Vec<PathBuf>> {
+    match std::env::var("DOCKER_HOST") {
+        Ok(named) => Some(named.strip_prefix("unix://").map(PathBuf::from).into_iter().collect()),
+        Err(_) => SOCKETS.iter().find(|socket| Path::new(socket).exists()).map(|socket| vec![PathBuf::from(socket)]),
+    }
+}
+
+/// Which engine answers on this host, `docker` or `podman`, and its version; or why that cannot be known.
+pub(crate) async fn engine_version() -> Result<(&'static str, Version), String> {
     let asked = async {
-        let engine = Engine::connect().await.ok()?;
-        let said = engine.0.version().await.ok()?;
+        let engine = Engine::connect().await.map_err(|failure| failure.message)?;
+        let said = engine.0.version().await.map_err(|error| error.to_string())?;
         let podman = said.components.iter().flatten().any(|component| component.name.starts_with("Podman"));
-        let text = said.version?;
+        let text = said.version.ok_or("it does not say its version")?;
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let version = Version::try_from(text[..end].trim_end_matches('.').to_owned()).ok()?;
-        Some((if podman { "podman" } else { "docker" }, version))
+        let version = Version::try_from(text[..end].trim_end_matches('.').to_owned());
+        Ok((if podman { "podman" } else { "docker" }, version.map_err(|error| error.to_string())?))
     };
-    timeout(VERSION_TIMEOUT, asked).await.ok()?
+    timeout(VERSION_TIMEOUT, asked).await.unwrap_or_else(|_| Err("it does not answer".to_owned()))
 }
 
 impl Engine {

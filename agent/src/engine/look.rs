@@ -2,13 +2,16 @@
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::HealthCheck;
+use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::ServerName;
-use fleetwright_protocol::command::{CommandBody, CommandReply, LOG_LINES_MAX};
+use fleetwright_protocol::command::{CommandBody, CommandReply, LOG_LINES_MAX, REFRESH_TIMEOUT};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::Engine;
+use crate::machine::Work;
 
 const STEP: &str = "look";
 
@@ -32,12 +35,15 @@ impl Engine {
 
     fn looking(&self, body: CommandBody) -> Result<BoxFuture<'static, CommandReply>, Failure> {
         let machine = self.machine.clone();
+        if matches!(body, CommandBody::Refresh) {
+            return Ok(refreshed(machine.refresh()).boxed());
+        }
         if !body.server().is_some_and(|server| machine.knows(server)) {
             return Err(Failure::new(FailureKind::ConfigurationError, STEP, "this host has no such server")
                 .hint("`fleetwright servers list` shows what runs where"));
         }
         Ok(match body {
-            CommandBody::Step { .. } | CommandBody::Intent { .. } => {
+            CommandBody::Step { .. } | CommandBody::Intent { .. } | CommandBody::Refresh => {
                 return Err(Failure::new(FailureKind::PermissionError, STEP, "a step changes something"));
             }
             CommandBody::Logs { server, lines } => {
@@ -74,6 +80,23 @@ impl Engine {
                 let hint = format!("its checks are {}", names.join(", "));
                 Err(Failure::new(FailureKind::ConfigurationError, STEP, message).hint(hint))
             }
+        }
+    }
+}
+
+/// What a host has, asked anew. Whatever takes longer than its answer may goes on, and is told by another greeting.
+async fn refreshed(refreshing: Work<HostView>) -> CommandReply {
+    let refreshing = tokio::spawn(refreshing);
+    match timeout(REFRESH_TIMEOUT.into(), refreshing).await {
+        Ok(Ok(Ok(view))) => CommandReply::View(Box::new(view)),
+        Ok(Ok(Err(failure))) => CommandReply::Refused(failure),
+        Ok(Err(error)) => CommandReply::Refused(Failure::new(FailureKind::DeploymentError, STEP, error.to_string())),
+        Err(_) => {
+            let message = format!("not everything on this host has answered within {REFRESH_TIMEOUT}");
+            CommandReply::Refused(
+                Failure::new(FailureKind::TimeoutError, STEP, message)
+                    .hint("it is still being asked, and told when it has answered: `fleetwright hosts show HOST`"),
+            )
         }
     }
 }

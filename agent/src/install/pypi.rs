@@ -9,7 +9,7 @@ use fleetwright_registries::Kind;
 use super::client::{self, Client};
 use super::told::not_found;
 use super::{STEP, explain, explain_lock, registry, told, write};
-use crate::facts::{self, Python};
+use crate::facts::{Known, Python};
 use crate::layout::ReleaseLayout;
 use crate::stage::remove_folder;
 
@@ -32,11 +32,13 @@ pub(super) async fn install(
     layout: &ReleaseLayout,
     wanted: &Wanted<'_>,
     installer: &std::path::Path,
+    facts: &Known,
 ) -> Result<(), Failure> {
-    let found = facts::pythons().await;
+    let found = facts.pythons().await;
     let mut of_package: Option<String> = None;
     loop {
-        let python = suitable_python(&found, release, wanted, of_package.as_deref())?;
+        let python = suitable_python(&found, release, wanted, of_package.as_deref());
+        let python = python.map_err(|lacking| facts.lacks_python(lacking))?;
         match install_for(python, layout, wanted, installer).await {
             Ok(installed) => return write(&layout.lock_file(), installed.as_bytes()),
             Err(Refused { failure, requires_python: Some(spec) }) if of_package.is_none() => {

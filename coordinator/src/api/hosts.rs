@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::{Path as UrlPath, Query, State};
+use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Introduction};
+use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{HostName, InvalidId};
 use fleetwright_deploy::time::Length;
+use fleetwright_protocol::command::{CommandBody, CommandReply, UNKNOWN_COMMAND_SAYS};
 use serde::{Deserialize, Serialize};
 
+use super::look::unexpected;
 use super::views::HostRow;
 use super::{Answer, Api, Refusal, check_words, ending, not_found};
 use crate::clock;
@@ -105,6 +109,28 @@ async fn decide(api: &Api, host: HostName, event: FleetEvent) -> Answer<HostRow>
     let over = api.engine.budgets.over(clock::now());
     let row = api.engine.look(move |fleet, _, _| HostRow::one(fleet, &host, &over)).await;
     row.flatten().map(Json).ok_or_else(ending)
+}
+
+/// Has a host find out anew what it has. That changes nothing but what is known, and the host tells it like any news.
+pub(super) async fn refresh(State(api): State<Api>, UrlPath(host): UrlPath<String>) -> Answer<HostView> {
+    let host = name(&host)?;
+    let of = host.clone();
+    let asked = api.engine.ask(|reply| Request::LookAt { host: of, body: CommandBody::Refresh, reply }).await;
+    match asked.ok_or_else(ending)? {
+        Ok(CommandReply::View(view)) => Ok(Json(view.bounded())),
+        Ok(_) => Err(unexpected(&host)),
+        Err(failure) if failure.message.starts_with(UNKNOWN_COMMAND_SAYS) => {
+            let message = format!("the agent of {host} does not know this command: it is older than the coordinator");
+            let failure =
+                Failure { host: Some(host), ..Failure::new(FailureKind::DependencyError, "refresh", message) };
+            Err(Refusal(
+                failure.hint(
+                    "deploy the agent of this version; until then, one that is started anew asks everything anew",
+                ),
+            ))
+        }
+        Err(failure) => Err(Refusal(Failure { host: Some(host), ..failure })),
+    }
 }
 
 fn name(host: &str) -> Result<HostName, Refusal> {

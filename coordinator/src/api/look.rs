@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path as UrlPath, Query, State};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::CheckRun;
-use fleetwright_deploy::ids::{InstanceId, InvalidId, SnapshotId};
+use fleetwright_deploy::ids::{HostName, InstanceId, InvalidId, SnapshotId};
 use fleetwright_protocol::command::{CommandBody, CommandReply};
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ pub(super) async fn logs(
     let body = CommandBody::Logs { server: instance.server.clone(), lines: query.lines.unwrap_or(LOG_LINES) };
     match ask(api, &instance, body).await? {
         CommandReply::Logs(lines) => Ok(Json(LogsView { instance, lines })),
-        _ => Err(unexpected(&instance)),
+        _ => Err(unexpected(&instance.host)),
     }
 }
 
@@ -55,7 +55,7 @@ pub(super) async fn checks(
     let body = CommandBody::Check { server: instance.server.clone(), tag: request.tag };
     match ask(api, &instance, body).await? {
         CommandReply::Checks(runs) => Ok(Json(runs)),
-        _ => Err(unexpected(&instance)),
+        _ => Err(unexpected(&instance.host)),
     }
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn snapshots(
     let body = CommandBody::Snapshots { server: instance.server.clone() };
     match ask(api, &instance, body).await? {
         CommandReply::Snapshots(snapshots) => Ok(Json(snapshots)),
-        _ => Err(unexpected(&instance)),
+        _ => Err(unexpected(&instance.host)),
     }
 }
 
@@ -81,7 +81,7 @@ pub(super) async fn snapshot(
     let body = CommandBody::Snapshot { server: instance.server.clone(), id, compare: query.compare };
     match ask(api, &instance, body).await? {
         CommandReply::Snapshot(view) => Ok(Json(*view)),
-        _ => Err(unexpected(&instance)),
+        _ => Err(unexpected(&instance.host)),
     }
 }
 
@@ -95,8 +95,8 @@ async fn ask(api: Api, instance: &InstanceId, body: CommandBody) -> Result<Comma
     answer.map_err(Refusal)
 }
 
-fn unexpected(instance: &InstanceId) -> Refusal {
-    let message = format!("{} answers something else than was asked for", instance.host);
+pub(super) fn unexpected(host: &HostName) -> Refusal {
+    let message = format!("{host} answers something else than was asked for");
     Refusal(
         Failure::new(FailureKind::DeploymentError, "look", message)
             .hint("are its agent and the coordinator of the same version?"),

@@ -6,14 +6,17 @@ use anyhow::Result;
 use clap::Subcommand;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::Introduction;
+use fleetwright_deploy::host::{Facts, HostView, UNKNOWN_MARK};
 use fleetwright_deploy::ids::HostName;
 use fleetwright_deploy::time::Length;
+use futures_util::future::join_all;
 
 use super::deploy::who;
-use super::output::table;
+use super::output::{describe, table};
 use super::{Context, exit, tables};
 use crate::api::hosts::{AddressRequest, LabelRequest, TokenView};
 use crate::api::views::HostRow;
+use crate::client::{Client, failure_in};
 
 /// Shows hosts, says what they are, and lets new ones enrol.
 #[derive(Subcommand)]
@@ -50,6 +53,15 @@ pub(crate) enum HostsCommand {
         /// Labels to give it (`zone=a`), and names of labels to take away, each with a `-` behind it (`zone-`).
         #[arg(required = true, value_name = "KEY=VALUE|KEY-", value_parser = change)]
         labels: Vec<(String, Option<String>)>,
+    },
+    /// Has hosts find out anew which programs and engines they have.
+    ///
+    /// Hosts ask their programs once, and again when a program or the search path has changed. What they cannot see change,
+    /// such as the version behind a shim or a package that gives an interpreter `venv`, is asked anew by this.
+    Refresh {
+        /// The names of the hosts.
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<HostName>,
     },
     /// Says at which address the servers of a host listen.
     ///
@@ -94,6 +106,7 @@ pub(super) async fn hosts(command: HostsCommand, context: &Context) -> Result<u8
             let row: HostRow = client.post(&format!("/v1/hosts/{host}/labels"), &request).await?;
             context.ui.data(&row, || show(&row));
         }
+        HostsCommand::Refresh { hosts } => return refresh(&hosts, &client, context).await,
         HostsCommand::Address { host, address } => {
             let request = AddressRequest { by: who(), address };
             let row: HostRow = client.post(&format!("/v1/hosts/{host}/address"), &request).await?;
@@ -101,6 +114,37 @@ pub(super) async fn hosts(command: HostsCommand, context: &Context) -> Result<u8
         }
     }
     Ok(exit::DONE)
+}
+
+/// Asks hosts side by side; those that answer are told of also where others do not.
+async fn refresh(hosts: &[HostName], client: &Client, context: &Context) -> Result<u8> {
+    let asked = hosts.iter().map(|host| async move {
+        let found: Result<HostView> = client.post(&format!("/v1/hosts/{host}/refresh"), &()).await;
+        (host, found)
+    });
+    let answers = join_all(asked).await;
+    let found: BTreeMap<&HostName, &HostView> =
+        answers.iter().filter_map(|(host, found)| Some((*host, found.as_ref().ok()?))).collect();
+    if !found.is_empty() {
+        context.ui.data(&found, || {
+            let lines = found.iter().map(|(host, view)| format!("{host} has {}", runtimes(view.facts.as_ref())));
+            lines.collect::<Vec<_>>().join("\n")
+        });
+    }
+    let all = answers.len();
+    let mut failed: Vec<anyhow::Error> = answers.into_iter().filter_map(|(_, found)| found.err()).collect();
+    match failed.pop() {
+        None => Ok(exit::DONE),
+        Some(error) if all == 1 => Err(error),
+        Some(error) => {
+            failed.push(error);
+            for error in &failed {
+                let told = failure_in(error).map_or_else(|| format!("{error:#}"), describe);
+                context.ui.warn(&told);
+            }
+            Ok(exit::FAILED)
+        }
+    }
 }
 
 /// Reads a label.
@@ -124,12 +168,22 @@ fn joined(labels: &BTreeMap<String, String>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
-/// The programs and engines that a host says it has.
-fn runtimes(row: &HostRow) -> String {
-    let facts = row.view.as_ref().and_then(|view| view.facts.as_ref());
-    let runtimes = facts.iter().flat_map(|facts| &facts.runtimes).map(|(name, versions)| {
+fn facts(row: &HostRow) -> Option<&Facts> {
+    row.view.as_ref().and_then(|view| view.facts.as_ref())
+}
+
+/// The programs and engines that a host says it has, and which have not answered it.
+fn runtimes(facts: Option<&Facts>) -> String {
+    let Some(facts) = facts else { return String::new() };
+    if facts.are_unknown() {
+        return "what it has is not known yet".to_owned();
+    }
+    let runtimes = facts.runtimes.iter().map(|(name, versions)| {
         let versions: Vec<String> = versions.iter().map(ToString::to_string).collect();
-        format!("{name} {}", versions.join("/"))
+        match name.strip_prefix(UNKNOWN_MARK) {
+            Some(name) => format!("{name} unknown"),
+            None => format!("{name} {}", versions.join("/")),
+        }
     });
     runtimes.collect::<Vec<_>>().join(", ")
 }
@@ -152,7 +206,7 @@ fn list(rows: &[HostRow]) -> String {
                 row.address.clone().unwrap_or_default(),
                 row.instances.to_string(),
                 joined(&row.labels),
-                runtimes(row),
+                runtimes(facts(row)),
             ]
         })
         .collect();
@@ -173,14 +227,14 @@ fn show(row: &HostRow) -> String {
         format!("  address  {}", row.address.as_deref().unwrap_or("none is believed yet")),
         format!("  labels   {}", joined(&row.labels)),
     ];
-    if let Some(facts) = row.view.as_ref().and_then(|view| view.facts.as_ref()) {
+    if let Some(facts) = facts(row) {
         let [memory, disk] = [facts.memory_bytes, facts.disk_bytes].map(|bytes| bytes >> 20);
         lines.push(format!(
             "  says it has  {} {}, {} processors, {memory} MiB of memory, {disk} MiB of disk; {}",
             facts.os,
             facts.arch,
             facts.cpus,
-            runtimes(row)
+            runtimes(Some(facts))
         ));
     }
     lines.extend(row.over_budget.as_ref().map(|over| tables::over_budget(&row.host, over)));

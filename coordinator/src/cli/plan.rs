@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use fleetwright_deploy::config::Server;
 use fleetwright_deploy::host::{Facts, HostView};
-use fleetwright_deploy::ids::{EnvironmentName, ServerName};
+use fleetwright_deploy::ids::{EnvironmentName, HostName, ServerName};
 use fleetwright_deploy::plan::{OnFailure, OnTimeout, Pace, PauseAt, PausePoint, PlannedStep, StepAction};
 use fleetwright_deploy::planning::{
     self, Change, CheckedPlan, Circumstances, Configuration, Explanation, Risk, RiskLevel, SavedArtifact, SavedPlan,
@@ -16,6 +18,7 @@ use fleetwright_deploy::release::SecretSource;
 use fleetwright_deploy::time::Length;
 use serde_json::json;
 use similar::{ChangeTag, TextDiff};
+use tokio::time::{Instant, sleep};
 
 use super::output::{Color, Ui};
 use super::{Context, exit, graph};
@@ -27,6 +30,10 @@ use crate::{clock, project};
 
 /// Where an agent keeps its state on a host that is only known from a manifest.
 const ASSUMED_STATE_DIR: &str = "/var/lib/fleetwright-agent";
+
+/// How long a plan waits for what hosts have found that were asked for the first time, and how often it looks.
+const FACTS_TIMEOUT: Duration = Duration::from_secs(20);
+const FACTS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Shows what a deployment would do: groups, hosts, and every change.
 ///
@@ -162,7 +169,7 @@ async fn circumstances(project: &Project, client: Option<&Client>) -> Result<Cir
     let configuration = &project.configuration;
     let mut circumstances = match client {
         Some(client) => {
-            let view: PlanningView = client.get("/v1/planning").await?;
+            let view = fleet(configuration, client).await?;
             let sources = secret_sources(&configuration.environment.1);
             let mut circumstances = view.circumstances(clock::now());
             let local = project.artifacts.iter().map(|local| local.sha256.clone());
@@ -175,6 +182,25 @@ async fn circumstances(project: &Project, client: Option<&Client>) -> Result<Cir
     circumstances.overrides = project.overrides.clone();
     circumstances.files = project.files.clone();
     Ok(circumstances)
+}
+
+/// What the coordinator knows of its fleet. Where needs decide, hosts that are being asked what they have get a while.
+async fn fleet(configuration: &Configuration, client: &Client) -> Result<PlanningView> {
+    let needs = |server: &Server| {
+        !server.requires.is_empty() || server.package.as_ref().is_some_and(|package| package.value.oci.is_some())
+    };
+    let deadline = Instant::now() + FACTS_TIMEOUT;
+    let matters = configuration.servers.values().any(|(_, server)| needs(server));
+    loop {
+        let view: PlanningView = client.get("/v1/planning").await?;
+        let asks = |(name, host): (&HostName, &HostView)| {
+            !view.unreachable.contains(name) && host.facts.as_ref().is_some_and(Facts::are_unknown)
+        };
+        if !matters || !view.hosts.iter().any(asks) || Instant::now() > deadline {
+            return Ok(view);
+        }
+        sleep(FACTS_PAUSE).await;
+    }
 }
 
 /// Saves a plan to a file, whole or not at all.

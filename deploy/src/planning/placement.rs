@@ -7,7 +7,7 @@ use serde_saphyr::Spanned;
 use super::entries::Entries;
 use super::{Circumstances, Configuration, Present};
 use crate::config::{Environment, ManifestServer, Problem, Problems, Server};
-use crate::host::{FactName, HostView, Requirement, Version, bytes};
+use crate::host::{FactName, Facts, HostView, Requirement, Version, bytes};
 use crate::ids::{HostName, InstanceId, ServerName};
 use crate::plan::Skipped;
 use crate::release::interpreter::{self, Chosen, Interpreter, choose, locked_for};
@@ -299,12 +299,21 @@ impl<'a> Board<'a> {
         }
         if let Some(facts) = &view.facts {
             let trusts = |fact| trusts(self.environment, wanted.server, fact);
+            // What runs there already does not go because something has not answered.
+            let keeps = self.keeps(&wanted.entry.server.value, n);
             let mut known = wanted.server.requires.iter().filter(|requirement| trusts(requirement.fact()));
-            if let Some(missing) = known.find(|requirement| !requirement.is_met_by(facts)) {
-                return Some(format!("no {missing}"));
+            let enough = |needed: &Requirement| needed.is_met_by(facts) || keeps && needed.is_unknown_of(facts);
+            if let Some(missing) = known.find(|needed| !enough(needed)) {
+                let unknown = missing.is_unknown_of(facts);
+                return Some(if unknown { unknown_of(host.name, facts, missing) } else { format!("no {missing}") });
             }
             if wanted.image && trusts(FactName::Runtimes) && !facts.runs_containers() {
-                return Some("no container engine (docker or podman)".to_owned());
+                let engine = "container engine (docker or podman)";
+                match facts.may_run_containers() {
+                    false => return Some(format!("no {engine}")),
+                    true if keeps => {}
+                    true => return Some(unknown_of(host.name, facts, &format!("a {engine}"))),
+                }
             }
         }
         if let Some((port, other)) = wanted.port.and_then(|port| Some((port, host.ports.get(&port)?))) {
@@ -398,6 +407,18 @@ pub(super) fn place<'a>(
     Problems::none_or(problems)?;
     placed.chosen = board.chosen;
     Ok(placed)
+}
+
+/// That it is not known whether a host has something, and what a person can do.
+fn unknown_of(host: &HostName, facts: &Facts, what: &dyn std::fmt::Display) -> String {
+    if facts.are_unknown() {
+        return format!(
+            "the facts of {host} are not known yet, {what} among them: its agent is asking; plan again in a moment"
+        );
+    }
+    format!(
+        "it is not known whether it has {what}: that has not answered; ask again with `fleetwright hosts refresh {host}`"
+    )
 }
 
 /// Whether what hosts say of this may decide where a server goes.

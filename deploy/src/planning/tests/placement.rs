@@ -125,6 +125,33 @@ fn facts_that_an_environment_does_not_trust_decide_nothing() {
 }
 
 #[test]
+fn what_a_host_has_not_answered_yet_is_said_to_be_unknown_and_not_lacking() {
+    let why = |change: &dyn Fn(&mut Facts), server: &str| {
+        let mut circumstances = small_hosts(1);
+        circumstances.hosts.values_mut().filter_map(|host| host.facts.as_mut()).for_each(change);
+        let configuration = read(&manifest("  - { server: a }\n"), ENVIRONMENT, &[("a", server)]).expect("readable");
+        plan(&configuration, &circumstances).expect_err("cannot be placed").to_string()
+    };
+    let needs_node = SERVER.replace("requires: [python>=3.10]", "requires: [node>=20]");
+    let lacking = why(&|_| {}, &needs_node);
+    assert!(lacking.contains("h1: no node>=20") && !lacking.contains("known"), "{lacking}");
+    let unknown = why(&|facts| facts.set_unknown("node"), &needs_node);
+    assert!(unknown.contains("h1: it is not known whether it has node>=20"), "{unknown}");
+    assert!(unknown.contains("`fleetwright hosts refresh h1`") && !unknown.contains("no node"), "{unknown}");
+    let new = why(&|facts| facts.set_all_unknown(), &needs_node);
+    assert!(new.contains("h1: the facts of h1 are not known yet") && new.contains("plan again"), "{new}");
+    // What runs there stays there.
+    let configuration = read(&manifest("  - { server: a }\n"), ENVIRONMENT, &[("a", SERVER)]).expect("readable");
+    let mut circumstances = deployed(plan(&configuration, &small_hosts(2)).expect("a plan").plan(), small_hosts(2));
+    circumstances.hosts.values_mut().filter_map(|host| host.facts.as_mut()).for_each(|facts| facts.runtimes.clear());
+    let known = plan(&configuration, &circumstances).expect_err("nobody has it").to_string();
+    assert!(known.contains("no python>=3.10"), "{known}");
+    circumstances.hosts.values_mut().filter_map(|host| host.facts.as_mut()).for_each(Facts::set_all_unknown);
+    let checked = plan(&configuration, &circumstances).expect("it runs there already");
+    assert_eq!(checked.plan().summary().changes(), 0);
+}
+
+#[test]
 fn what_is_sensitive_goes_to_no_host_for_what_that_says_of_itself() {
     let needy = |sensitive: &str| {
         SERVER.replace("requires: [python>=3.10]", "requires: [python>=4, memory>=1TiB]")
