@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, getpgid, kill_process, kill_process_group, waitpid};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -114,12 +115,50 @@ pub(crate) fn kill_descendants() {
     kill_descendants_that(|_| true);
 }
 
+/// How often it is looked whether what was killed has ended.
+const END_POLL: Duration = Duration::from_millis(10);
+
+/// The processes of this host, but for this one, that have this, `NAME=value`, in the environment that they were started
+/// with: whatever has been started from a process with it, unless that has taken it away.
+pub(crate) fn marked(mark: &str) -> Vec<i32> {
+    let this = i32::try_from(std::process::id()).unwrap_or(0);
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| *pid != this && has_mark(*pid, mark)).collect()
+}
+
+fn has_mark(pid: i32, mark: &str) -> bool {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+}
+
+/// Sends a signal to all processes of this host with a mark, but for those of one group.
+pub(crate) fn signal_marked_but(mark: &str, group: i32, signal: Signal) {
+    let outside = |pid: &Pid| getpgid(Some(*pid)).is_ok_and(|of| of.as_raw_nonzero().get() != group);
+    for pid in marked(mark).into_iter().filter_map(Pid::from_raw).filter(outside) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Kills all processes of this host with a mark, until there is none. Gives the one that does not end in time, and its name.
+pub(crate) fn end_marked(mark: &str, patience: Duration) -> Result<(), (i32, String)> {
+    let end = Instant::now() + patience;
+    loop {
+        let Some(left) = marked(mark).first().copied() else { return Ok(()) };
+        if Instant::now() > end {
+            let name = fs::read_to_string(format!("/proc/{left}/comm")).unwrap_or_default();
+            return Err((left, name.trim_end().to_owned()));
+        }
+        for pid in marked(mark).into_iter().filter_map(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(END_POLL);
+    }
+}
+
 /// Kills what descends from this process and has this, `NAME=value`, in the environment that it was started with.
 pub(crate) fn kill_marked(mark: &str) {
-    kill_descendants_that(|pid| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
-    });
+    kill_descendants_that(|pid| has_mark(pid, mark));
 }
 
 fn kill_descendants_that(are: impl Fn(i32) -> bool) {
@@ -139,9 +178,9 @@ fn kill_descendants_that(are: impl Fn(i32) -> bool) {
             return;
         }
         for child in found.into_iter().filter_map(Pid::from_raw) {
-            let _ = rustix::process::kill_process(child, Signal::KILL);
+            let _ = kill_process(child, Signal::KILL);
         }
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

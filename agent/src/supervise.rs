@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use fleetwright_deploy::release::{Endpoint, Release, Resources, RestartPolicy, Transport};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
@@ -27,7 +27,7 @@ use crate::identity::AgentIdentity;
 use crate::install;
 use crate::layout::ServerLayout;
 use crate::output::OWN_LINE;
-use crate::process::{Process, kill_group};
+use crate::process::{self, OwnChildren, Process, kill_group};
 use crate::runtime::cgroup::Cgroup;
 use crate::stage;
 
@@ -39,6 +39,8 @@ const STEADY_AFTER: Duration = Duration::from_secs(60);
 /// How large a log grows before it is put aside, in bytes, and how many are kept.
 const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
 const LOGS_KEPT: u32 = 3;
+/// How long it is tried to end what a server has left behind, before it is started again or said to be stopped.
+const REST_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the lock is asked for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -69,12 +71,28 @@ pub async fn supervise(folder: &Path) -> Result<()> {
     if let Some(orphan) = read_status(&layout).and_then(|status| status.server).filter(|server| server.is_alive()) {
         kill_group(orphan.pid, Signal::KILL);
     }
+    // Whatever its servers leave behind comes to this process, and ends with it.
+    process::adopt_orphans();
+    let own = OwnChildren::default();
+    let collecting = tokio::spawn(process::collect_orphans(own.clone()));
     let release = stage::load(&layout.current_release())
         .with_context(|| format!("{} holds no release", layout.current().display()))?;
     let pid = i32::try_from(std::process::id())?;
     let supervisor = Process::find(pid).context("this process is not in /proc")?;
     let status = Status { supervisor, server: None, exits: 0, last_exit: None, given_up: false };
-    Supervisor { log: Log::open(&layout)?, layout, release, status }.run().await
+    let mut supervisor = Supervisor { log: Log::open(&layout)?, layout, release, status, own };
+    supervisor.kill_rest();
+    let ended = supervisor.run().await;
+    collecting.abort();
+    ended
+}
+
+/// The variable by which whatever a server has started is known, wherever it has gone.
+const MARK_VARIABLE: &str = "FLEETWRIGHT_SERVER_FOLDER";
+
+/// What is in the environment of everything that a server has started.
+pub(crate) fn mark_of(server: &ServerLayout) -> String {
+    format!("{MARK_VARIABLE}={}", server.folder().display())
 }
 
 fn lock(layout: &ServerLayout) -> Result<File> {
@@ -104,6 +122,7 @@ struct Supervisor {
     release: Release,
     status: Status,
     log: Log,
+    own: OwnChildren,
 }
 
 impl Supervisor {
@@ -120,8 +139,9 @@ impl Supervisor {
                         exit = follow(&mut child, &mut output, &mut self.log) => exit?,
                         _ = stop.recv() => return self.stop(child, output).await,
                     };
-                    // Whatever the server left behind in its group would hold its port.
+                    // Whatever the server left behind would hold its port.
                     if let Some(server) = self.status.server {
+                        self.own.remove(Some(server.pid));
                         kill_group(server.pid, Signal::KILL);
                     }
                     self.kill_rest();
@@ -153,6 +173,7 @@ impl Supervisor {
             serde_json::from_slice(&fs::read(release.environment())?)?;
         let child = command
             .envs(confine::for_program(environment))
+            .env(MARK_VARIABLE, self.layout.folder())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -162,29 +183,39 @@ impl Supervisor {
                 Some(program) => format!("`{program}`"),
                 None => "the package's program".to_owned(),
             })?;
-        self.status.server = child.id().and_then(|pid| Process::find(i32::try_from(pid).ok()?));
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        self.own.add(pid);
+        self.status.server = pid.and_then(Process::find);
         self.save()?;
         self.log.line("started");
         self.limit();
         Ok(child)
     }
 
-    /// Ends what has left the server's process group, as far as a cgroup holds it.
-    fn kill_rest(&self) {
+    /// Ends what has left the server's process group: what is in its cgroup, what has come to this process, and what is
+    /// known by its environment.
+    fn kill_rest(&mut self) {
         if let Ok(group) = Cgroup::of(&self.layout) {
             group.kill();
         }
+        process::kill_descendants();
+        if let Err((pid, name)) = process::end_marked(&mark_of(&self.layout), REST_PATIENCE) {
+            self.log
+                .line(&format!("`{name}` (process {pid}), which it has started, does not end although it was killed"));
+        }
     }
 
-    /// Puts the server into a cgroup of its own, where it has limits and the host allows it.
+    /// Puts the server into a cgroup of its own, where the host allows it: it counts against its limits, and holds what
+    /// leaves the server's process group.
     fn limit(&mut self) {
         let (resources, Some(server)) = (&self.release.run.resources, self.status.server) else { return };
-        if *resources == Resources::default() {
+        let has_limits = *resources != Resources::default();
+        if !has_limits && !geteuid().is_root() {
             return;
         }
         match Cgroup::of(&self.layout).and_then(|group| group.limit(resources).and_then(|()| group.take(server.pid))) {
-            Ok(()) => {}
-            Err(error) => self.log.line(&format!("its limits cannot be set on this host: {error}")),
+            Err(error) if has_limits => self.log.line(&format!("its limits cannot be set on this host: {error}")),
+            Ok(()) | Err(_) => {}
         }
     }
 
@@ -233,17 +264,19 @@ impl Supervisor {
         self.save()
     }
 
-    /// SIGTERM to the whole group; SIGKILL for what is still there after the server's time to stop. What it says on its
-    /// way out is written down, too.
+    /// SIGTERM to the whole group, and to what has left it; SIGKILL for what is still there after the server's time to
+    /// stop. What it says on its way out is written down, too.
     async fn stop(mut self, mut child: Child, mut output: Output) -> Result<()> {
         self.log.line("stopping");
         if let Some(server) = self.status.server {
             kill_group(server.pid, Signal::TERM);
+            process::signal_marked_but(&mark_of(&self.layout), server.pid, Signal::TERM);
             let patience = self.release.run.stop_timeout.into();
             let _ = timeout(patience, follow(&mut child, &mut output, &mut self.log)).await;
             kill_group(server.pid, Signal::KILL);
         }
         child.wait().await?;
+        self.own.remove(self.status.server.map(|server| server.pid));
         self.kill_rest();
         self.status.server = None;
         self.log.line("stopped");

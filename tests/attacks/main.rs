@@ -8,6 +8,7 @@ mod data_folder;
 mod exhaustion;
 mod host_claims;
 mod installs;
+mod leftovers;
 mod network;
 mod packages;
 mod stolen_keys;

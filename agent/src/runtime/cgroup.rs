@@ -27,30 +27,44 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// The groups of a server, made where they are missing.
     pub(crate) fn of(server: &ServerLayout) -> io::Result<Self> {
+        Self::named(&Self::name_of(server))
+    }
+
+    /// The groups of a server as they are, if they are there.
+    pub(crate) fn existing(server: &ServerLayout) -> Self {
+        Self::at(&Self::name_of(server))
+    }
+
+    fn name_of(server: &ServerLayout) -> String {
         // Servers of different agents on one host may have the same name.
         let hash = blake3::hash(server.folder().as_os_str().as_encoded_bytes()).to_hex();
-        Self::named(&format!("{}-{}", server.name(), &hash[..8]))
+        format!("{}-{}", server.name(), &hash[..8])
+    }
+
+    fn at(name: &str) -> Self {
+        let name = format!("fleetwright/{name}");
+        let unified = Path::new(ROOT).join("cgroup.controllers").exists();
+        let groups = if unified {
+            vec![Path::new(ROOT).join(name)]
+        } else {
+            HIERARCHIES.iter().map(|hierarchy| Path::new(ROOT).join(hierarchy).join(&name)).collect()
+        };
+        Self { groups, unified }
     }
 
     /// The groups of this name, made where they are missing.
     pub(crate) fn named(name: &str) -> io::Result<Self> {
-        let name = format!("fleetwright/{name}");
-        let unified = Path::new(ROOT).join("cgroup.controllers").exists();
-        let groups: Vec<PathBuf> = if unified {
+        let found = Self::at(name);
+        if found.unified {
             let parent = Path::new(ROOT).join("fleetwright");
             fs::create_dir_all(&parent)?;
             for folder in [Path::new(ROOT), &parent] {
                 // Controllers that are on already are no reason to fail.
                 let _ = fs::write(folder.join("cgroup.subtree_control"), "+memory +cpu +pids");
             }
-            vec![Path::new(ROOT).join(name)]
-        } else {
-            HIERARCHIES.iter().map(|hierarchy| Path::new(ROOT).join(hierarchy).join(&name)).collect()
-        };
-        for group in &groups {
-            fs::create_dir_all(group)?;
         }
-        Ok(Self { groups, unified })
+        found.groups.iter().try_for_each(fs::create_dir_all)?;
+        Ok(found)
     }
 
     /// Sets the limits; those that are not given are lifted.

@@ -18,14 +18,18 @@ use crate::handover;
 use crate::install::file_failure;
 use crate::layout::ServerLayout;
 use crate::output;
-use crate::process::kill_group;
+use crate::process::{self, kill_group};
+use crate::runtime::cgroup::Cgroup;
+use crate::snapshot::aside;
 use crate::stage;
-use crate::supervise::read_status;
+use crate::supervise::{mark_of, read_status};
 
 /// How often a supervisor that is to end is looked at.
 const POLL: Duration = Duration::from_millis(20);
 /// How much longer than its server a supervisor has to end.
 const SUPERVISOR_GRACE: Duration = Duration::from_secs(5);
+/// How long what a server has left behind has to end after it was killed.
+const REST_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a supervisor has to take its lock after it was started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -121,7 +125,7 @@ async fn start(server: &ServerLayout) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Stops a server and its supervisor; the whole process group is gone when it returns. Unless it is to be drained,
+/// Stops a server and its supervisor; all that the server has started is gone when it returns. Unless it is to be drained,
 /// the server gets no time to end by itself.
 async fn stop(server: &ServerLayout, drain: bool) -> Result<(), Failure> {
     let status = read_status(server);
@@ -154,5 +158,20 @@ async fn stop(server: &ServerLayout, drain: bool) -> Result<(), Failure> {
     {
         kill_group(left.pid, Signal::KILL);
     }
-    Ok(())
+    end_rest(server).await
+}
+
+/// Ends what a server has started and what has left its process group: its supervisor does so, unless it was killed.
+async fn end_rest(server: &ServerLayout) -> Result<(), Failure> {
+    let server = server.clone();
+    aside(move || {
+        Cgroup::existing(&server).kill();
+        process::end_marked(&mark_of(&server), REST_PATIENCE).map_err(|(pid, name)| {
+            let message =
+                format!("`{name}` (process {pid}), which the server has started, does not end although it was killed");
+            Failure::new(FailureKind::TimeoutError, "stop", message)
+                .hint("look for what it waits for on the host, for example a disk")
+        })
+    })
+    .await
 }
