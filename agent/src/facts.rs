@@ -95,7 +95,9 @@ impl Known {
 
     fn by(search: Search, state_dir: &Path, file: PathBuf) -> Arc<Self> {
         let kept = Kept::read(&file);
-        let now = Mutex::new(Now { asked: kept.is_some(), kept: kept.unwrap_or_default(), silent: BTreeMap::new() });
+        let (asked, kept) = (kept.is_some(), kept.unwrap_or_default());
+        let silent = kept.silent.iter().map(|key| (key.clone(), Silent::default())).collect();
+        let now = Mutex::new(Now { asked, kept, silent });
         Arc::new(Self {
             search,
             state_dir: state_dir.to_owned(),
@@ -196,27 +198,34 @@ impl Known {
         let before = self.facts();
         let (search, Now { kept, silent, .. }) = (self.search.clone(), self.now().clone());
         // A search path may lead to a folder that does not answer.
-        let looked = tokio::task::spawn_blocking(move || search.look(&kept, anew == Anew::All)).await;
+        let looked = tokio::task::spawn_blocking(move || search.look(&kept)).await;
         let Ok(probes) = looked else { return };
         let mut kept = Kept::default();
         let (mut ask, mut still) = (Vec::new(), Vec::new());
         for (probe, stamps, answer) in probes {
-            let again = matches!((&probe, anew), (Probe::Engine, Anew::Engine));
+            // What a program lacks may have come beside it.
+            let says_no = |answer: &Answer| answer.said == Said::Nothing;
+            let again = anew == Anew::All
+                || (anew == Anew::Engine && (probe == Probe::Engine || answer.as_ref().is_some_and(says_no)));
             match (stamps, answer) {
                 (None, _) => {}
                 (Some(_), Some(answer)) if !again => {
                     kept.answers.insert(probe.key(), answer);
                 }
-                (Some(stamps), _) => {
+                (Some(stamps), answer) => {
                     let silent = silent.get(&probe.key()).filter(|silent| anew == Anew::Changed && silent.of == stamps);
                     match silent {
                         Some(silent) => still.push((probe.key(), silent.clone())),
-                        None => ask.push((probe, stamps)),
+                        None => ask.push((probe, stamps, answer)),
                     }
                 }
             }
         }
-        let asked = ask.into_iter().map(|(probe, stamps)| self.ask(probe, stamps));
+        let asked = ask.into_iter().map(async |(probe, stamps, before)| {
+            let (key, answer) = self.ask(probe, stamps).await;
+            // What the same program has said counts until it says something else.
+            (key, before.map_or(answer.clone(), |before| answer.or(Ok(before))))
+        });
         let answers: Vec<(String, Result<Answer, Silent>)> =
             stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).collect().await;
         let changed = {
@@ -228,6 +237,7 @@ impl Known {
                 }
             }
             now.silent = still.into_iter().collect();
+            kept.silent = now.silent.keys().cloned().collect();
             let changed = now.kept != kept || !now.asked;
             (now.kept, now.asked) = (kept, true);
             changed.then(|| now.kept.clone())

@@ -110,7 +110,7 @@ mod tests {
         let used = room.servers[&name];
         assert!((2 << 20..3 << 20).contains(&used.bytes), "{used:?}");
         assert_eq!(used.files, 6, "data, link, deep, its file with two names, logs, its file");
-        assert!(!used.is_more);
+        assert!(!used.is_too_deep && !used.is_too_much);
     }
 
     #[test]
@@ -124,13 +124,13 @@ mod tests {
         fs::write(deep.join("fill"), vec![1; 1 << 20]).expect("write");
         let device = fs::metadata(folder.path()).expect("folder").dev();
         let used = |end| walk::used(folder.path(), device, end).expect("counted");
-        assert!(used(Instant::now() + walk::PATIENCE).is_more);
+        assert!(used(Instant::now() + walk::PATIENCE).is_too_deep);
         fs::remove_dir_all(folder.path().join("d")).expect("remove");
-        assert!(!used(Instant::now() + walk::PATIENCE).is_more);
+        assert!(!used(Instant::now() + walk::PATIENCE).is_too_deep);
         fs::write(folder.path().join("file"), "").expect("write");
         let over = Instant::now();
         while Instant::now() == over {}
-        assert!(used(over).is_more, "there is no time left");
+        assert!(used(over).is_too_much, "there is no time left");
     }
 
     #[test]

@@ -229,12 +229,12 @@ impl Deployment {
         }
     }
 
-    /// The orders that are not answered yet, in the order of the plan.
+    /// The orders that are not answered yet, in the order of the instances' names.
     pub fn outstanding(&self) -> impl Iterator<Item = (&InstanceId, u32, Order)> {
         self.steps.iter().filter_map(|(id, step)| Some((id, step.attempt, self.order_of(id, step)?)))
     }
 
-    /// The orders to one host that are not answered yet, in the order of the plan.
+    /// The orders to one host that are not answered yet, in the order of the servers' names.
     pub fn outstanding_on(&self, host: &HostName) -> impl Iterator<Item = (&InstanceId, u32, Order)> {
         self.steps.on(host).filter_map(|(id, step)| Some((id, step.attempt, self.order_of(id, step)?)))
     }

@@ -40,8 +40,10 @@ pub struct Used {
     pub bytes: u64,
     /// Files, folders, links: whatever the file system counts.
     pub files: u64,
-    /// Whether there is more than could be counted: it is too deep, or takes too long to be gone through.
-    pub is_more: bool,
+    /// Whether there is more, so deep that nobody has put it there to use it.
+    pub is_too_deep: bool,
+    /// Whether there is more that takes too long to be gone through.
+    pub is_too_much: bool,
 }
 
 impl Used {
@@ -51,7 +53,8 @@ impl Used {
         Self {
             bytes: self.bytes.saturating_add(other.bytes),
             files: self.files.saturating_add(other.files),
-            is_more: self.is_more || other.is_more,
+            is_too_deep: self.is_too_deep || other.is_too_deep,
+            is_too_much: self.is_too_much || other.is_too_much,
         }
     }
 }
@@ -97,8 +100,8 @@ impl Room {
 
     /// The server to stop: the one that has grown most since there was room (`before`), in what is lacking. Nothing while
     /// there is room, and nothing when no server has grown enough to be the reason: most of what is gone must be with it.
-    /// One that has become more than can be counted comes first, since nothing says that it is not the reason; one that was
-    /// so before comes last.
+    /// One that has become too deep to be counted comes first; one that cannot be counted in time, or could not before either,
+    /// comes last, since nothing says that it is the reason but that no other is.
     pub fn offender(&self, before: &Self) -> Option<Offender> {
         let bytes = self.lacks_bytes().then(|| {
             let least = reserve_bytes(self.total_bytes) / GROWTH_PARTS;
@@ -121,13 +124,15 @@ impl Room {
         if !self.is_critical() {
             return None;
         }
-        let uncounted = |was: bool| {
-            let was_more = |server: &ServerName| before.servers.get(server).is_some_and(|used| used.is_more);
-            let (server, _) = self.servers.iter().find(|(server, used)| used.is_more && was_more(server) == was)?;
+        let uncounted = |is: fn(&Used) -> bool, was: bool| {
+            let was_so = |server: &ServerName| before.servers.get(server).is_some_and(is);
+            let (server, _) = self.servers.iter().find(|(server, used)| is(used) && was_so(server) == was)?;
             Some((server.clone(), "it has more than can be counted".to_owned()))
         };
+        let (deep, much): (fn(&Used) -> bool, fn(&Used) -> bool) = (|used| used.is_too_deep, |used| used.is_too_much);
         let counted = || bytes.flatten().or_else(|| files().flatten());
-        let (server, what) = uncounted(false).or_else(counted).or_else(|| uncounted(true))?;
+        let last = || uncounted(much, false).or_else(|| uncounted(deep, true)).or_else(|| uncounted(much, true));
+        let (server, what) = uncounted(deep, false).or_else(counted).or_else(last)?;
         Some(Offender { server, reason: format!("it fills the disk: {what}; it is stopped until there is room") })
     }
 
@@ -151,14 +156,14 @@ mod tests {
     }
 
     fn room(free_bytes: u64, servers: &[(&str, u64)]) -> Room {
-        let used = |bytes: u64| Used { bytes, files: 1, is_more: false };
+        let used = |bytes: u64| Used { bytes, files: 1, ..Used::default() };
         let servers = servers.iter().map(|(server, bytes)| (name(server), used(*bytes))).collect();
         Room { total_bytes: 1024 * MIB, free_bytes, servers, ..Room::default() }
     }
 
     /// A disk with much room for bytes.
     fn files(free_files: u64, servers: &[(&str, u64)]) -> Room {
-        let used = |files: u64| Used { bytes: 0, files, is_more: false };
+        let used = |files: u64| Used { files, ..Used::default() };
         let servers = servers.iter().map(|(server, files)| (name(server), used(*files))).collect();
         Room { total_bytes: 1024 * MIB, free_bytes: 512 * MIB, total_files: 64 * 1024, free_files, servers }
     }
@@ -197,10 +202,10 @@ mod tests {
     }
 
     #[test]
-    fn who_has_become_more_than_can_be_counted_is_stopped_first_and_who_was_so_before_last() {
+    fn who_has_become_too_deep_to_be_counted_is_stopped_first_and_who_was_so_before_last() {
         let more = |room: &Room, server: &str| {
             let mut room = room.clone();
-            room.servers.entry(name(server)).or_default().is_more = true;
+            room.servers.entry(name(server)).or_default().is_too_deep = true;
             room
         };
         let before = room(500 * MIB, &[("deep", MIB), ("new", MIB)]);
@@ -214,6 +219,14 @@ mod tests {
         let nobody = room(0, &[("deep", MIB), ("new", MIB)]);
         assert_eq!(more(&nobody, "deep").offender(&deep_before).map(|of| of.server), Some(name("deep")));
         assert_eq!(more(&room(500 * MIB, &[]), "deep").offender(&before), None, "there is room");
+        // What takes long to be counted is no reason as long as there is another.
+        let long = |room: &Room, server: &str| {
+            let mut room = room.clone();
+            room.servers.entry(name(server)).or_default().is_too_much = true;
+            room
+        };
+        assert_eq!(long(&now, "deep").offender(&before).map(|of| of.server), Some(name("new")));
+        assert_eq!(long(&nobody, "deep").offender(&before).map(|of| of.server), Some(name("deep")));
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(super) fn resolve(path: &Path, user: &Identity) -> Option<Route> {
                 let folder = fs::symlink_metadata(&route.end).ok()?;
                 let next = route.end.join(name);
                 let found = fs::symlink_metadata(&next).ok()?;
-                let is_users = could_exchange(&folder, &found, user);
+                let is_users = could_exchange(&route.end, &folder, &found, user);
                 route.is_users |= is_users;
                 if !found.is_symlink() {
                     route.end = next;
@@ -62,12 +62,15 @@ fn parts_of(path: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Whether a user could put something else in the place of what is in a folder.
-fn could_exchange(folder: &Metadata, found: &Metadata, user: &Identity) -> bool {
+fn could_exchange(path: &Path, folder: &Metadata, found: &Metadata, user: &Identity) -> bool {
     let mode = folder.mode();
-    if folder.uid() == user.uid {
+    if folder.uid() == user.uid || (found.is_symlink() && found.uid() == user.uid) {
         return true;
     }
-    let is_of_group = folder.gid() == user.gid || user.groups.contains(&folder.gid());
+    // In an access control list anybody may be named; the group's bits are the most that one of them may do then (acl(5)).
+    let mut none = [0_u8; 0];
+    let is_listed = rustix::fs::lgetxattr(path, "system.posix_acl_access", &mut none).is_ok_and(|bytes| bytes > 0);
+    let is_of_group = is_listed || folder.gid() == user.gid || user.groups.contains(&folder.gid());
     let may_write = mode & if is_of_group { 0o020 } else { 0o002 } != 0;
     may_write && (mode & STICKY == 0 || found.uid() == user.uid)
 }

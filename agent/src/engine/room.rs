@@ -316,9 +316,9 @@ impl Engine {
     fn over_limit(&self, room: &Room) -> BTreeMap<ServerName, String> {
         let over = |(server, used): (&ServerName, &Used)| {
             let limit = self.running(server)?.run.resources.disk_bytes;
-            let limit = limit.filter(|limit| used.is_more || used.bytes > *limit)?;
+            let limit = limit.filter(|limit| used.is_too_deep || used.bytes > *limit)?;
             let words = |bytes: u64| size(usize::try_from(bytes).unwrap_or(usize::MAX));
-            let counted = if used.is_more { "more than can be counted".to_owned() } else { words(used.bytes) };
+            let counted = if used.is_too_deep { "more than can be counted".to_owned() } else { words(used.bytes) };
             let (used, limit) = (counted, words(limit));
             Some((server.clone(), format!("it takes {used} of the disk; its `resources.disk` is {limit}")))
         };

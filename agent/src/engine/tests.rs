@@ -105,7 +105,7 @@ impl Machine for Notes {
         Vec::new()
     }
     fn room(&self, _: &[ServerName]) -> BoxFuture<'static, Option<Room>> {
-        let servers = [(name("greedy"), Used { bytes: 900 << 20, files: 1, is_more: false })].into();
+        let servers = [(name("greedy"), Used { bytes: 900 << 20, files: 1, ..Used::default() })].into();
         let free_bytes = if self.roomy.load(Ordering::Relaxed) { 1 << 29 } else { 0 };
         std::future::ready(Some(Room { total_bytes: 1 << 30, free_bytes, servers, ..Room::default() })).boxed()
     }
@@ -244,7 +244,7 @@ async fn what_takes_more_of_the_disk_than_it_is_to_is_stopped_when_the_disk_is_l
         let host = Full::with(Notes { limit, roomy: true.into(), ..Notes::default() }, false);
         // The engine's own first look finds room, whatever is taken.
         host.wait_for("keep the reserve").await;
-        let used = [(name("greedy"), Used { bytes: 200 << 20, files: 1, is_more: false })].into();
+        let used = [(name("greedy"), Used { bytes: 200 << 20, files: 1, ..Used::default() })].into();
         let room = Room { total_bytes: 1 << 30, free_bytes: 0, servers: used, ..Room::default() };
         let (answer, alive) = oneshot::channel();
         for input in [Input::Room(Some(room)), Input::Alive(answer)] {

@@ -1,6 +1,6 @@
 //! What programs have answered, with what tells that they are still the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,14 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub(super) struct Kept {
     version: u32,
     pub(super) answers: BTreeMap<String, Answer>,
+    /// What was asked and has not answered: that is not known after a restart either.
+    #[serde(default)]
+    pub(super) silent: BTreeSet<String>,
 }
 
 impl Default for Kept {
     fn default() -> Self {
-        Self { version: VERSION, answers: BTreeMap::new() }
+        Self { version: VERSION, answers: BTreeMap::new(), silent: BTreeSet::new() }
     }
 }
 

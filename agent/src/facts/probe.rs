@@ -16,6 +16,7 @@ use super::PATIENCE;
 use super::RETRY_PAUSE_MAX;
 use super::kept::{Answer, Kept, Said, Stamp};
 use crate::container;
+use crate::process::KillGroup;
 use crate::runtime::systemd;
 
 /// What this host calls its Python.
@@ -103,11 +104,11 @@ impl Search {
     }
 
     /// Looks at what there is to ask, and which answers still count. Starts nothing.
-    pub(super) fn look(&self, kept: &Kept, anew: bool) -> Vec<Looked> {
+    pub(super) fn look(&self, kept: &Kept) -> Vec<Looked> {
         let looked = self.probes().into_iter().map(|probe| {
             let stamps = self.stamps(&probe);
             let answer = kept.answers.get(&probe.key());
-            let counts = |answer: &&Answer| !anew && stamps.as_ref().is_some_and(|stamps| answer.is_of(stamps));
+            let counts = |answer: &&Answer| stamps.as_ref().is_some_and(|stamps| answer.is_of(stamps));
             let answer = answer.filter(counts).cloned();
             (probe, stamps, answer)
         });
@@ -180,13 +181,15 @@ impl Search {
 
     async fn run(&self, program: &Path, arguments: &[&str], read: impl FnOnce(&str) -> Option<Said>) -> Told {
         let mut command = Command::new(program);
-        command.args(arguments).env("PATH", &self.path).kill_on_drop(true);
+        command.args(arguments).env("PATH", &self.path).process_group(0).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = match command.spawn() {
             Ok(child) => child,
             Err(error) if is_of_no_use(&error) => return Told::Said(Said::Nothing),
             Err(error) => return Told::Unknown(error.to_string()),
         };
+        // What it has started goes with it, also when it is no longer waited for.
+        let _group = KillGroup::of(child.id());
         let Some(stdout) = child.stdout.take() else { return Told::Unknown("its output cannot be read".to_owned()) };
         let mut text = Vec::new();
         // A program that has more to say finds nobody who listens.

@@ -138,6 +138,7 @@ async fn a_program_that_does_not_answer_or_is_killed_is_unknown_until_it_is_aske
     assert!(facts.is_unknown("node") && needs("node>=99")[0].is_unknown_of(&facts));
     assert!(!facts.is_unknown("python") && needs("python3>=3.99")[0].is_met_by(&facts));
     let again = host.known_within(patience);
+    assert!(again.facts().is_unknown("node"), "also after a restart, before anything is looked at");
     again.look(Anew::Changed).await;
     assert!(again.facts().is_unknown("node"), "nothing is kept of it");
     let mut changes = again.changes();

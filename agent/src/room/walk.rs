@@ -21,7 +21,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn used(folder: &Path, device: u64, end: Instant) -> Option<Used> {
     let folder = Folder::open(folder).ok()?;
     let root = folder.seen().ok().filter(|seen| seen.device == device)?;
-    let used = Used { bytes: root.taken_bytes, files: 1, is_more: false };
+    let used = Used { bytes: root.taken_bytes, files: 1, ..Used::default() };
     let mut walk = Walk { device, end, used, linked: BTreeSet::new() };
     let _ = walk.count(&folder, 0);
     Some(walk.used)
@@ -38,7 +38,7 @@ impl Walk {
     fn count(&mut self, folder: &Folder, depth: usize) -> io::Result<()> {
         for name in folder.names()? {
             if Instant::now() > self.end {
-                self.used.is_more = true;
+                self.used.is_too_much = true;
                 return Ok(());
             }
             let name = name?;
@@ -60,7 +60,7 @@ impl Walk {
                 continue;
             }
             if depth == DEPTH_MAX {
-                self.used.is_more = true;
+                self.used.is_too_deep = true;
             } else if let Ok(Some(inner)) = folder.folder(Path::new(&name), &seen) {
                 // What is removed meanwhile takes up nothing.
                 let _ = self.count(&inner, depth + 1);

@@ -115,6 +115,7 @@ impl Deployment {
                 continue;
             }
             for id in self.may_switch(lane, now, effects) {
+                // Nothing further is looked at until there is a place for this one.
                 if self.steps.count(StepStateName::is_in_motion) >= self.plan.rollout.max_parallel as usize {
                     return;
                 }
@@ -131,13 +132,12 @@ impl Deployment {
         is_active(Mutant::StartTooEarly) || before.iter().all(|server| self.steps.is_started(server))
     }
 
-    /// The instances of a server that may be switched now, within its canary, its bake, its batches, `max_unavailable`
-    /// and `max_parallel`. What was left out holds up nobody, and is no canary.
+    /// The instances of a server that may be switched now, within its canary, its bake, its batches and `max_unavailable`.
+    /// What was left out holds up nobody, and is no canary.
     fn may_switch(&mut self, number: usize, now: Timestamp, effects: &mut Effects) -> Vec<InstanceId> {
         let lane = self.steps.lane(number);
-        let server = lane.server().clone();
-        let pace = self.plan.pace(&server);
-        let canaries = self.canaries(lane);
+        let (server, pace) = (lane.server().clone(), lane.pace());
+        let canaries = Self::canaries(lane);
         let promoted = canaries == lane.changing()
             || (self.has_baked(lane, pace.bake, now)
                 && self.passes(&PauseAt::AfterCanary(server.clone()), now, effects));
@@ -145,19 +145,20 @@ impl Deployment {
         let open = if promoted { lane.open(canaries, pace.batch as usize) } else { canaries };
         let budget = (pace.max_unavailable as usize).saturating_sub(self.unavailable(&server));
         let budget = if is_active(Mutant::IgnoreBudget) { usize::MAX } else { budget };
+        // One more than there are places says that the others have to wait.
         let places =
             (self.plan.rollout.max_parallel as usize).saturating_sub(self.steps.count(StepStateName::is_in_motion));
-        self.steps.switchable(lane, lane.end_of(open)).take(budget.min(places)).cloned().collect()
+        self.steps.switchable(lane, lane.end_of(open)).take(budget.min(places + 1)).cloned().collect()
     }
 
     /// How many instances of a server go ahead of the others.
-    pub(super) fn canaries(&self, lane: &Lane) -> usize {
-        lane.changing().min(self.plan.pace(lane.server()).canary as usize)
+    fn canaries(lane: &Lane) -> usize {
+        lane.changing().min(lane.pace().canary as usize)
     }
 
     /// Whether every canary is confirmed, and has stayed healthy for the bake time.
     fn has_baked(&self, lane: &Lane, bake: Length, now: Timestamp) -> bool {
-        let end = lane.end_of(self.canaries(lane));
+        let end = lane.end_of(Self::canaries(lane));
         lane.is_confirmed(end)
             && self.steps.in_lane(lane, 0..end).all(|(_, step)| match &step.state {
                 StepState::Confirmed { since } => since.after(bake) <= now,

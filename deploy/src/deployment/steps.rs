@@ -12,13 +12,13 @@ use serde::{Serialize, Serializer};
 use super::step::{Step, StepState, StepStateName};
 use crate::ids::{HostName, InstanceId, ServerName};
 use crate::mutant::{Mutant, is_active};
-use crate::plan::{Plan, StepAction};
+use crate::plan::{Pace, Plan, StepAction};
 use crate::time::{Length, Timestamp};
 
 /// How much longer than a host's own dead-man deadline the coordinator waits for its word.
 const HOST_GRACE: Length = Length::from_secs(30);
 
-/// The steps of a deployment, in the order of its plan.
+/// The steps of a deployment. Their numbers are their places in the plan.
 #[derive(Clone, Debug)]
 pub struct Steps {
     list: Vec<Entry>,
@@ -45,12 +45,15 @@ struct Entry {
 /// What is counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Index {
-    /// The numbers of all steps, by the names of their instances.
+    /// The numbers of all steps, by the names of their instances. What is decided about several steps at once is decided in
+    /// this order: recorded journals count on it.
     by_id: Vec<usize>,
-    /// The numbers of all steps, by host.
+    /// The place of each step in that order.
+    ranks: Vec<usize>,
+    /// The numbers of all steps, by host and then by name.
     by_host: Vec<usize>,
     by_state: BTreeMap<StepStateName, BTreeSet<usize>>,
-    /// Until when a step may stay as it is.
+    /// Until when a step may stay as it is, and its place by name.
     deadlines: BTreeSet<(Timestamp, usize)>,
     lanes: Vec<Lane>,
     lane_of: BTreeMap<(usize, usize), usize>,
@@ -67,11 +70,15 @@ struct Index {
 pub(super) struct Lane {
     group: usize,
     server: ServerName,
+    of: usize,
+    pace: Pace,
     changing: Vec<usize>,
     left_out: BTreeSet<usize>,
     /// Those that are neither confirmed nor left out.
     unconfirmed: BTreeSet<usize>,
     staged: BTreeSet<usize>,
+    /// Since when those are confirmed of which nothing came after that, and their numbers.
+    confirmed: BTreeSet<(Timestamp, usize)>,
 }
 
 /// The steps of one server in all groups.
@@ -79,6 +86,7 @@ pub(super) struct Lane {
 struct OfServer {
     steps: usize,
     left_out: usize,
+    staged: usize,
     not_started: usize,
     unavailable: usize,
 }
@@ -100,7 +108,7 @@ impl Steps {
             for (planned, step) in of_group.steps.iter().enumerate() {
                 let pace = plan.pace(&step.instance.server);
                 let server = steps.index.server(&step.instance.server);
-                let lane = steps.index.lane(group, server, &step.instance.server);
+                let lane = steps.index.lane(group, server, &step.instance.server, pace);
                 let id = step.instance.clone();
                 let step = kept(&id).unwrap_or_else(|| Step::new(group, step));
                 steps.list.push(Entry {
@@ -115,15 +123,19 @@ impl Steps {
                 });
             }
         }
-        for (number, entry) in steps.list.iter().enumerate() {
-            steps.index.count(number, entry, 1);
-        }
         let list = &steps.list;
         let mut numbers: Vec<usize> = (0..list.len()).collect();
         numbers.sort_by(|a, b| list[*a].id.cmp(&list[*b].id));
         steps.index.by_id.clone_from(&numbers);
-        numbers.sort_by(|a, b| (&list[*a].id.host, a).cmp(&(&list[*b].id.host, b)));
+        numbers.sort_by(|a, b| list[*a].id.host.cmp(&list[*b].id.host));
         steps.index.by_host = numbers;
+        steps.index.ranks = vec![0; list.len()];
+        for (rank, number) in steps.index.by_id.iter().enumerate() {
+            steps.index.ranks[*number] = rank;
+        }
+        for (number, entry) in list.iter().enumerate() {
+            steps.index.count(number, entry, 1);
+        }
         steps
     }
 
@@ -137,14 +149,14 @@ impl Steps {
         Some(&self.list[self.number(id)?].step)
     }
 
-    /// All steps, in the order of the plan.
+    /// All steps, by the names of their instances.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&InstanceId, &Step)> {
-        self.list.iter().map(|entry| (&entry.id, &entry.step))
+        self.index.by_id.iter().map(|number| &self.list[*number]).map(|entry| (&entry.id, &entry.step))
     }
 
-    /// All steps without their instances, in the order of the plan.
+    /// All steps without their instances, by the names of these.
     pub fn values(&self) -> impl DoubleEndedIterator<Item = &Step> {
-        self.list.iter().map(|entry| &entry.step)
+        self.iter().map(|(_, step)| step)
     }
 
     /// How many there are.
@@ -164,7 +176,7 @@ impl Steps {
         &numbers[first..end]
     }
 
-    /// The steps on a host, in the order of the plan.
+    /// The steps on a host, by the names of their servers.
     pub fn on(&self, host: &HostName) -> impl Iterator<Item = (&InstanceId, &Step)> {
         self.of_host(host).iter().map(|number| (&self.list[*number].id, &self.list[*number].step))
     }
@@ -236,18 +248,46 @@ impl Steps {
         })
     }
 
-    /// Those in certain states, in the order of the plan.
+    /// Those in certain states, by their names.
     pub(super) fn ids_where(&self, which: impl Fn(StepStateName) -> bool) -> Vec<InstanceId> {
         let sets = self.index.by_state.iter().filter(|(name, _)| which(**name));
         let mut numbers: Vec<usize> = sets.flat_map(|(_, numbers)| numbers.iter().copied()).collect();
-        numbers.sort_unstable();
+        numbers.sort_unstable_by_key(|number| self.index.ranks[*number]);
         numbers.into_iter().map(|number| self.list[number].id.clone()).collect()
     }
 
-    /// The earliest deadline of any step.
+    /// The earliest deadline of any step; of several at once, the one of the first by name.
     pub(super) fn deadline(&self) -> Option<(Timestamp, &InstanceId, &Step)> {
-        let (at, number) = self.index.deadlines.first()?;
-        Some((*at, &self.list[*number].id, &self.list[*number].step))
+        let (at, rank) = self.index.deadlines.first()?;
+        let entry = &self.list[self.index.by_id[*rank]];
+        Some((*at, &entry.id, &entry.step))
+    }
+
+    /// The confirmed steps of a group that stay healthy for the bake time of their server, while others of that are still to
+    /// follow its canaries: each since when, and until when, if that is later than a moment.
+    pub(super) fn baking(
+        &self,
+        group: usize,
+        after: Timestamp,
+    ) -> impl Iterator<Item = (&InstanceId, Timestamp, Timestamp)> {
+        let lanes = self.lanes(group).filter(|lane| lane.pace.canary > 0 && self.index.servers[lane.of].staged > 0);
+        lanes.flat_map(move |lane| {
+            let until = move |since: &Timestamp| since.after(lane.pace.bake);
+            let late = lane.confirmed.iter().rev().take_while(move |(since, _)| until(since) > after);
+            late.map(move |(since, number)| (&self.list[*number].id, *since, until(since)))
+        })
+    }
+
+    /// Until when the first of [`Self::baking`] does.
+    pub(super) fn baked_at(&self, group: usize, after: Timestamp) -> Option<Timestamp> {
+        let lanes = self.lanes(group).filter(|lane| lane.pace.canary > 0 && self.index.servers[lane.of].staged > 0);
+        let first = |lane: &Lane| {
+            let bake_ms = i64::try_from(lane.pace.bake.ms()).unwrap_or(i64::MAX);
+            let from = Timestamp::from_unix_ms(after.unix_ms().saturating_sub(bake_ms));
+            let late = lane.confirmed.range((from, 0)..).map(|(since, _)| since.after(lane.pace.bake));
+            late.into_iter().find(|until| *until > after)
+        };
+        lanes.filter_map(first).min()
     }
 
     /// Until when a step may stay in the state that it is in.
@@ -369,17 +409,20 @@ impl Index {
     }
 
     /// The number of the lane of a server in a group.
-    fn lane(&mut self, group: usize, server: usize, name: &ServerName) -> usize {
+    fn lane(&mut self, group: usize, server: usize, name: &ServerName, pace: Pace) -> usize {
         let next = self.lanes.len();
         let lane = *self.lane_of.entry((group, server)).or_insert(next);
         if lane == next {
             self.lanes.push(Lane {
                 group,
                 server: name.clone(),
+                of: server,
+                pace,
                 changing: Vec::new(),
                 left_out: BTreeSet::new(),
                 unconfirmed: BTreeSet::new(),
                 staged: BTreeSet::new(),
+                confirmed: BTreeSet::new(),
             });
         }
         lane
@@ -395,7 +438,10 @@ impl Index {
             self.by_state.remove(&name);
         }
         if let Some(at) = entry.deadline() {
-            put(&mut self.deadlines, (at, number), by);
+            put(&mut self.deadlines, (at, self.ranks[number]), by);
+        }
+        if let StepState::Confirmed { since } = &entry.step.state {
+            put(&mut lane.confirmed, (*since, number), by);
         }
         let left_out = name == StepStateName::LeftOut;
         let staged = name == StepStateName::Staged;
@@ -418,6 +464,7 @@ impl Index {
         of.steps = of.steps.saturating_add_signed(by);
         for (count, counts) in [
             (&mut of.left_out, left_out),
+            (&mut of.staged, staged),
             (&mut of.not_started, !name.has_started()),
             (&mut of.unavailable, entry.is_unavailable()),
         ] {
@@ -446,6 +493,11 @@ impl Lane {
     /// The server.
     pub(super) fn server(&self) -> &ServerName {
         &self.server
+    }
+
+    /// How fast its instances are switched.
+    pub(super) fn pace(&self) -> Pace {
+        self.pace
     }
 
     /// How many steps change, but for those that were left out.

@@ -112,7 +112,9 @@ impl Deployment {
             Due { at, kind: if backs_off { WaitKind::BackOff } else { WaitKind::Host }, instance: Some(id.clone()) }
         });
         let external = self.externals_asked_again().map(|at| due(WaitKind::BackOff, at));
-        let bake = self.canaries_baking().map(|(_, _, until)| until).min().map(|at| due(WaitKind::Bake, at));
+        // A bake that is over waits for nothing: what holds the others then is another bound.
+        let bake = self.group_at_work().and_then(|group| self.steps.baked_at(group, self.progress_at));
+        let bake = bake.map(|at| due(WaitKind::Bake, at));
         let asked = self.is_forward() && self.waiting_points().next().is_some();
         let approval = self.waiting_points().filter_map(|(n, since, _)| self.approval_until(n, since)).min();
         let approval = approval.filter(|_| asked).map(|at| due(WaitKind::Approval, at));
@@ -183,10 +185,14 @@ impl Deployment {
                     return waiting;
                 }
             }
-            _ => waiting.extend(self.canaries_baking().map(|(id, since, until)| {
-                let what = "(canary) to stay healthy for the bake time";
-                Waiting::new(WaitKind::Bake, what, since, Some(until)).of(id)
-            })),
+            _ => {
+                let groups = self.group_at_work().into_iter();
+                let baking = groups.flat_map(|group| self.steps.baking(group, self.progress_at));
+                waiting.extend(baking.map(|(id, since, until)| {
+                    let what = "(canary) to stay healthy for the bake time";
+                    Waiting::new(WaitKind::Bake, what, since, Some(until)).of(id)
+                }));
+            }
         }
         let approvals = self.approvals();
         let asked = !approvals.is_empty() && !on_the_way;
@@ -267,25 +273,11 @@ impl Deployment {
         points.collect()
     }
 
-    /// Canaries that are confirmed but must stay healthy for the bake time before the others of their server, each since
-    /// when, and until when.
-    fn canaries_baking(&self) -> impl Iterator<Item = (&InstanceId, Timestamp, Timestamp)> {
-        let group = match &self.phase {
+    /// The group at work.
+    fn group_at_work(&self) -> Option<usize> {
+        match &self.phase {
             Phase::ServerDeployment { group } => Some(*group),
             _ => None,
-        };
-        let ready = group.into_iter().flat_map(|group| self.steps.ready(group));
-        ready.map(|lane| self.steps.lane(lane)).flat_map(move |lane| {
-            let bake = self.plan.pace(lane.server()).bake;
-            let canaries = self.steps.in_lane(lane, 0..lane.end_of(self.canaries(lane)));
-            canaries.filter_map(move |(id, step)| match &step.state {
-                StepState::Confirmed { since } => {
-                    let until = since.after(bake);
-                    // A bake that is over waits for nothing: what holds the others then is another bound.
-                    (until > self.progress_at).then_some((id, *since, until))
-                }
-                _ => None,
-            })
-        })
+        }
     }
 }

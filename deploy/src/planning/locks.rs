@@ -66,7 +66,21 @@ fn is_of_lock(line: &str) -> bool {
     line.is_empty()
         || line.starts_with('#')
         || (line.starts_with("--hash=") && !line.contains(char::is_whitespace))
-        || (!line.starts_with('-') && line.contains("==") && !line.contains('@'))
+        || is_of_version(line)
+}
+
+/// Whether a line is one name of one version, with a marker and digests at most.
+fn is_of_version(line: &str) -> bool {
+    let Some((name, rest)) = line.split_once("==") else { return false };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.[], ".contains(c);
+    let is_version = |c: char| c.is_ascii_alphanumeric() || "-_.+!*".contains(c);
+    let rest = rest.trim_start_matches('=').trim_start();
+    let (version, rest) = rest.split_at(rest.find(|c: char| !is_version(c)).unwrap_or(rest.len()));
+    let mut options = rest.split_whitespace().filter(|word| word.starts_with('-'));
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(is_name)
+        && !version.is_empty()
+        && options.all(|word| word.starts_with("--hash="))
 }
 
 /// A package of a lock of npm's that nothing says the content of.
@@ -154,7 +168,8 @@ mod tests {
             "--find-links x",
             "-r other.txt",
             "x @ https://elsewhere/x.whl",
-            "https://elsewhere/x.whl#x==1@",
+            "https://elsewhere/x.whl#egg==1 --hash=sha256:aa",
+            "x==1 --hash=sha256:aa --config-settings a=b",
             "x>=1",
         ] {
             assert!(!is_of_lock(wrong), "{wrong}");

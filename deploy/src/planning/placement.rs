@@ -399,7 +399,9 @@ pub(super) fn place<'a>(
                 let problem =
                     Problem::at(source, &entry.server, format!("`{}` cannot be placed: {reason}", entry.server.value));
                 problems.push(
-                    problem.hint("change `place`, give a host what is missing, or mark the server `optional: true`"),
+                    problem.hint(
+                        "change `place`, give a host what is missing, or mark the server `optional: true`; what has been installed beside a program is seen by `fleetwright hosts refresh HOST`",
+                    ),
                 );
             }
         }
