@@ -205,8 +205,13 @@ impl Known {
         for (probe, stamps, answer) in probes {
             // What a program lacks may have come beside it.
             let says_no = |answer: &Answer| answer.said == Said::Nothing;
-            let again = anew == Anew::All
-                || (anew == Anew::Engine && (probe == Probe::Engine || answer.as_ref().is_some_and(says_no)));
+            let says_no = answer.as_ref().is_some_and(says_no);
+            let again = match anew {
+                Anew::All => true,
+                Anew::Engine => probe == Probe::Engine || says_no,
+                Anew::Silent => probe == Probe::Engine && says_no,
+                Anew::Changed => false,
+            };
             match (stamps, answer) {
                 (None, _) => {}
                 (Some(_), Some(answer)) if !again => {
@@ -224,7 +229,7 @@ impl Known {
         let asked = ask.into_iter().map(async |(probe, stamps, before)| {
             let (key, answer) = self.ask(probe, stamps).await;
             // What the same program has said counts until it says something else.
-            (key, before.map_or(answer.clone(), |before| answer.or(Ok(before))))
+            (key, answer.or_else(|silent| before.ok_or(silent)))
         });
         let answers: Vec<(String, Result<Answer, Silent>)> =
             stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).collect().await;

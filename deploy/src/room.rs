@@ -46,6 +46,9 @@ pub struct Used {
     pub is_too_much: bool,
 }
 
+/// What is asked of what a server takes up.
+type Kind = fn(&Used) -> bool;
+
 impl Used {
     /// Both together.
     #[must_use]
@@ -124,12 +127,12 @@ impl Room {
         if !self.is_critical() {
             return None;
         }
-        let uncounted = |is: fn(&Used) -> bool, was: bool| {
+        let uncounted = |is: Kind, was: bool| {
             let was_so = |server: &ServerName| before.servers.get(server).is_some_and(is);
             let (server, _) = self.servers.iter().find(|(server, used)| is(used) && was_so(server) == was)?;
             Some((server.clone(), "it has more than can be counted".to_owned()))
         };
-        let (deep, much): (fn(&Used) -> bool, fn(&Used) -> bool) = (|used| used.is_too_deep, |used| used.is_too_much);
+        let (deep, much): (Kind, Kind) = (|used| used.is_too_deep, |used| used.is_too_much);
         let counted = || bytes.flatten().or_else(|| files().flatten());
         let last = || uncounted(much, false).or_else(|| uncounted(deep, true)).or_else(|| uncounted(much, true));
         let (server, what) = uncounted(deep, false).or_else(counted).or_else(last)?;

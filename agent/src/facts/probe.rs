@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use fleetwright_deploy::host::Version;
 use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 use tokio::process::Command;
 
 use super::PATIENCE;
@@ -173,6 +174,13 @@ impl Search {
     }
 
     async fn ask_engine(&self) -> Told {
+        // Where nobody listens, or nobody is let in, there is no engine. One that is started later is asked then.
+        for socket in container::socket().into_iter().flatten() {
+            match UnixStream::connect(&socket).await {
+                Err(error) if is_of_nobody(&error) => return Told::Said(Said::Nothing),
+                Ok(_) | Err(_) => {}
+            }
+        }
         match container::engine_version().await {
             Ok((name, version)) => Told::Said(Said::Engine { name: name.to_owned(), version }),
             Err(why) => Told::Unknown(why),
@@ -207,6 +215,12 @@ impl Search {
             Err(error) => Told::Unknown(error.to_string()),
         }
     }
+}
+
+/// Whether nobody can be reached at a socket.
+fn is_of_nobody(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(error.kind(), Kind::NotFound | Kind::NotADirectory | Kind::ConnectionRefused | Kind::PermissionDenied)
 }
 
 /// Whether an error says that a file is no program that can run here, whenever it is tried.
