@@ -94,7 +94,7 @@ impl From<KeptFleet> for Fleet {
 }
 
 impl Serialize for Fleet {
-    /// As [`KeptFleet`] reads it.
+    /// As a snapshot holds it, and as it is read back.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Kept<'a> {

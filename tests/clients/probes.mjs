@@ -74,9 +74,21 @@ export function common(client, modern, told) {
     roots: () => text(modern ? `${prefix}list_roots` : "ask_roots"),
     cancel: async () => {
       const stop = new AbortController();
-      setTimeout(() => stop.abort("enough"), 500);
+      const { transport } = client;
+      const send = transport.send.bind(transport);
+      let told = [];
+      transport.send = (...given) => {
+        const sent = send(...given);
+        told.push(sent);
+        return sent;
+      };
+      setTimeout(() => {
+        told = [];
+        stop.abort("enough");
+      }, 500);
       const why = await text("wait", { seconds: 600 }, { signal: stop.signal }).catch((error) => error.constructor.name);
-      // That it gave up is told before what is asked now.
+      // The SDK does not wait until it has told that it gave up; whoever ends before that has told nobody.
+      await Promise.allSettled(told);
       await client.listTools();
       return why;
     },

@@ -141,22 +141,22 @@ impl StepState {
         StepStateName::from(self).into()
     }
 
-    /// See [`StepStateName::is_switching`].
+    /// Between the order to switch and the confirmation.
     pub fn is_switching(&self) -> bool {
         StepStateName::from(self).is_switching()
     }
 
-    /// See [`StepStateName::is_in_motion`].
+    /// Whether it may be out of service because of what its host is doing.
     pub fn is_in_motion(&self) -> bool {
         StepStateName::from(self).is_in_motion()
     }
 
-    /// See [`StepStateName::is_confirmed`].
+    /// Confirmed, whatever came after that.
     pub fn is_confirmed(&self) -> bool {
         StepStateName::from(self).is_confirmed()
     }
 
-    /// See [`StepStateName::is_touched`].
+    /// Whether a rollback has to do something about it.
     pub fn is_touched(&self) -> bool {
         StepStateName::from(self).is_touched()
     }
