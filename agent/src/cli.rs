@@ -158,9 +158,7 @@ fn refused(error: clap::Error) -> clap::Error {
     if error.kind() != clap::error::ErrorKind::ValueValidation {
         return error;
     }
-    let whole = error.to_string();
-    let said = whole.strip_prefix("error: ").unwrap_or(&whole);
-    clap::Error::raw(error.kind(), fleetwright_deploy::wording::of_argument(said))
+    clap::Error::raw(error.kind(), fleetwright_deploy::wording::of_argument(&error.to_string()))
 }
 
 /// Runs the command line and gives the exit code.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::host::{Facts, Requirement, Version};
 use futures_util::{StreamExt, stream};
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use self::kept::{Answer, Kept, Said, Stamp};
 use self::probe::{Probe, Search, Told};
@@ -49,9 +49,10 @@ pub(crate) struct Python {
 enum Anew {
     /// What has changed since.
     Changed,
-    /// What has not answered as well.
+    /// What has not answered as well, and an engine that was not there.
     Silent,
-    /// And the container engine: it may be another behind the same socket.
+    /// And the container engine, which may be another behind the same socket, and what has said no: what it lacks may have
+    /// come beside it.
     Engine,
     /// Everything.
     All,
@@ -66,6 +67,8 @@ pub(crate) struct Known {
     machine: OnceLock<Facts>,
     /// One looks at a time; whoever waits finds most of it answered.
     looking: tokio::sync::Mutex<()>,
+    /// How often everything was asked anew: counted when that begins.
+    refreshes: AtomicU64,
     wake: Notify,
     follows: AtomicBool,
     changed: watch::Sender<u64>,
@@ -105,6 +108,7 @@ impl Known {
             now,
             machine: OnceLock::new(),
             looking: tokio::sync::Mutex::default(),
+            refreshes: AtomicU64::new(0),
             wake: Notify::new(),
             follows: AtomicBool::new(false),
             changed: watch::Sender::new(0),
@@ -150,6 +154,14 @@ impl Known {
         self.facts()
     }
 
+    /// Whether a look at what has changed would ask nothing. What is being asked again meanwhile is not waited for.
+    async fn is_settled(&self) -> bool {
+        let (search, Now { kept, silent, asked }) = (self.search.clone(), self.now().clone());
+        let is_silent = move |key: &str, stamps: &[Stamp]| silent.get(key).is_some_and(|silent| silent.of == stamps);
+        let settled = tokio::task::spawn_blocking(move || search.is_settled(&kept, is_silent)).await;
+        asked && settled.unwrap_or(false)
+    }
+
     /// Whether this host has what a release needs; a failure names what it lacks. Nothing is asked of which the answer is
     /// known; only before something is found to be lacking it is asked once more.
     pub(crate) async fn check(&self, needs: &[Requirement], step: &str) -> Result<(), Failure> {
@@ -183,6 +195,20 @@ impl Known {
         self.now().version("node")
     }
 
+    /// Asks once more what has not answered where that may be the Python that this host calls its own: another one must not be
+    /// taken in its place only because it was slow.
+    pub(crate) async fn settle_python(&self, step: &str) -> Result<(), Failure> {
+        self.look(Anew::Changed).await;
+        if self.facts().is_unknown("python3") {
+            self.look(Anew::Silent).await;
+        }
+        if self.facts().is_unknown("python3") {
+            let python = Requirement::Runtime { name: "python3".to_owned(), at_least: None };
+            return Err(unknown(&python, step));
+        }
+        Ok(())
+    }
+
     /// A failure for want of an interpreter, unless one that has not answered may be what is wanted.
     pub(crate) fn lacks_python(&self, lacking: Failure) -> Failure {
         let python = Requirement::Runtime { name: "python".to_owned(), at_least: None };
@@ -194,7 +220,18 @@ impl Known {
 
     /// Asks what has to be asked, keeps what is answered, and says so where that changes anything.
     async fn look(&self, anew: Anew) {
+        if anew == Anew::Changed && self.is_settled().await {
+            return;
+        }
+        let begun = self.refreshes.load(Ordering::Relaxed);
         let _alone = self.looking.lock().await;
+        if anew == Anew::All {
+            // Somebody else has had everything asked since: once is enough for all who waited.
+            if self.refreshes.load(Ordering::Relaxed) > begun {
+                return;
+            }
+            self.refreshes.fetch_add(1, Ordering::Relaxed);
+        }
         let before = self.facts();
         let (search, Now { kept, silent, .. }) = (self.search.clone(), self.now().clone());
         // A search path may lead to a folder that does not answer.
@@ -254,7 +291,8 @@ impl Known {
                 tracing::warn!(%error, "what this host has could not be kept; it is asked again after a restart");
             }
         }
-        if self.facts() != before {
+        // How large the disk is changes with its use where file systems share one.
+        if self.facts().runtimes != before.runtimes {
             self.changed.send_modify(|times| *times += 1);
         }
     }
@@ -291,7 +329,7 @@ async fn follow(known: Weak<Known>) {
     loop {
         let Some(of) = known.upgrade() else { return };
         of.look(anew).await;
-        let pause = if of.now().silent.is_empty() {
+        let retry = if of.now().silent.is_empty() {
             retries = 0;
             LOOK_INTERVAL
         } else {
@@ -299,9 +337,18 @@ async fn follow(known: Weak<Known>) {
             retries = retries.saturating_add(1);
             pause.min(of.search.retry_pause_max)
         };
-        anew = tokio::select! {
-            () = sleep(pause) => Anew::Silent,
-            () = of.wake.notified() => Anew::Engine,
+        let retry_at = Instant::now() + retry;
+        anew = loop {
+            let next = retry_at.min(Instant::now() + LOOK_INTERVAL);
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = of.wake.notified() => break Anew::Engine,
+            }
+            if next == retry_at {
+                break Anew::Silent;
+            }
+            // What has changed is seen meanwhile.
+            of.look(Anew::Changed).await;
         };
     }
 }

@@ -10,7 +10,9 @@ pub(crate) mod programs;
 mod pypi;
 mod registry;
 mod reuse;
+mod taken;
 mod told;
+mod user;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -138,7 +140,7 @@ async fn npm(
     let installed = client.run(&words, "npm install").await;
     installed.map_err(|failure| explain(failure, &wanted, "the npm registry", &client))?;
     client.finish().await?;
-    let lock = client::read_kept(&app.join("package-lock.json"))?;
+    let lock = taken::read_kept(&app.join("package-lock.json"))?;
     write(&layout.lock_file(), &lock)
 }
 

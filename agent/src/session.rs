@@ -147,7 +147,9 @@ impl Session {
             connection.close(close::NOT_PERMITTED.into(), b"not a coordinator of this fleet");
             bail!("{} is no coordinator of fleet {}", peer.uri(), self.identity.fleet);
         }
-        greet(&connection, view).await?;
+        if let Some(why) = greet(&connection, view).await? {
+            bail!("the coordinator refuses this host: {why}");
+        }
         self.serial.count += 1;
         self.machine.connected(&connection);
         let _ = self.inputs.send(Input::Connected(self.serial)).await;
@@ -185,8 +187,11 @@ impl Session {
                 Ok(()) = self.again.changed() => break Over::NewerWanted,
                 Ok(()) = self.views.changed() => {
                     let view = self.machine.view().await;
-                    if let Err(error) = greet(connection, view).await {
-                        break Over::Lost(error);
+                    match greet(connection, view).await {
+                        Ok(None) => {}
+                        // It is told again on the next connection.
+                        Ok(Some(why)) => tracing::warn!(why, "the coordinator does not take in what this host has now"),
+                        Err(error) => break Over::Lost(error),
                     }
                 }
                 Ok(()) = self.health.changed() => {
@@ -225,12 +230,12 @@ impl Session {
     }
 }
 
-/// Says who this host is: first on every connection, and again when more of it is known.
-async fn greet(connection: &Connection, view: HostView) -> Result<()> {
+/// Says who this host is: first on every connection, and again when more of it is known. Gives why that is refused.
+async fn greet(connection: &Connection, view: HostView) -> Result<Option<String>> {
     let greeting = AgentMessageV1::Greeting { agent_version: env!("CARGO_PKG_VERSION").to_owned(), view };
     match tell(connection, greeting).await? {
-        CoordinatorReply::Acknowledged | CoordinatorReply::Listed(_) | CoordinatorReply::Chunks(_) => Ok(()),
-        CoordinatorReply::Refused(why) => bail!("the coordinator refuses this host: {why}"),
+        CoordinatorReply::Acknowledged | CoordinatorReply::Listed(_) | CoordinatorReply::Chunks(_) => Ok(None),
+        CoordinatorReply::Refused(why) => Ok(Some(why)),
     }
 }
 

@@ -263,6 +263,27 @@ pub(crate) fn path_of(definition: &Path) -> std::path::PathBuf {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_client_that_asks_through_a_door_sees_nothing_of_the_environment_but_what_it_needs() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let registry = fleetwright_registries::Registry {
+            kind: fleetwright_registries::Kind::Simple,
+            url: "http://127.0.0.1:1/simple".to_owned(),
+            credentials: None,
+            package: "acme".to_owned(),
+            public: None,
+        };
+        let door = Door::open(&registry).await.expect("a door");
+        let mut client = Command::new("env");
+        client.env("FW_REGISTRY_PASSWORD", "hunter2");
+        through(&mut client, Some(&door), Path::new("/nowhere"));
+        let seen = run(&mut client, "env").await.expect("it runs");
+        let names = seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
+        let odd: Vec<&str> = names.filter(|name| !NEEDED.contains(name) && !name.starts_with("PIP_")).collect();
+        assert_eq!(odd, [] as [&str; 0], "cargo's own variables are those of this process");
+        assert!(seen.contains(&format!("PIP_INDEX_URL={}", door.url())), "{seen}");
+    }
+
     #[test]
     fn the_version_is_found_in_every_kind_of_file_name() {
         assert_eq!(version_of("mcp_server_time-2026.10.19-py3-none-any.whl"), Some("2026.10.19"));

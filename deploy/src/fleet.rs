@@ -8,13 +8,16 @@ mod deployments;
 mod event;
 mod hosts;
 mod instances;
+mod kept;
+mod settling;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use self::deployments::Deployments;
 use self::instances::Instances;
+use self::kept::KeptFleet;
 use crate::deployment::{
     Action, Deployment, DeploymentEvent, Effects, Hold, HoldKind, IllegalEvent, Note, Options, Order,
 };
@@ -23,8 +26,7 @@ use crate::health::{HealthReport, HealthStatus};
 use crate::host::HostView;
 use crate::ids::{DeploymentId, FleetName, Generation, HostName, InstanceId, ReleaseId, ServerName};
 use crate::mutant::{Mutant, is_active};
-use crate::plan::{External, Plan, PlannedStep, StepAction};
-use crate::release::Release;
+use crate::plan::{External, Plan, PlannedStep};
 use crate::time::Timestamp;
 
 pub use event::FleetEvent;
@@ -57,71 +59,6 @@ pub struct Fleet {
     instances: Instances,
     deployments: Deployments,
     halted: Option<Halt>,
-}
-
-/// A fleet as a snapshot holds it.
-#[derive(Deserialize)]
-struct KeptFleet {
-    name: FleetName,
-    generation: Generation,
-    hosts: BTreeMap<HostName, Host>,
-    tokens: BTreeMap<String, Token>,
-    instances: Instances,
-    deployments: BTreeMap<DeploymentId, Deployment>,
-    intents: BTreeMap<DeploymentId, BTreeMap<HostName, String>>,
-    order: Vec<DeploymentId>,
-    halted: Option<Halt>,
-}
-
-impl From<KeptFleet> for Fleet {
-    fn from(mut kept: KeptFleet) -> Self {
-        let mut deployments = Deployments::default();
-        for id in kept.order {
-            if let Some(deployment) = kept.deployments.remove(&id) {
-                deployments.keep(deployment, kept.intents.remove(&id).unwrap_or_default());
-            }
-        }
-        Self {
-            name: kept.name,
-            generation: kept.generation,
-            hosts: kept.hosts,
-            tokens: kept.tokens,
-            instances: kept.instances,
-            deployments,
-            halted: kept.halted,
-        }
-    }
-}
-
-impl Serialize for Fleet {
-    /// As a snapshot holds it, and as it is read back.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Kept<'a> {
-            name: &'a FleetName,
-            generation: Generation,
-            hosts: &'a BTreeMap<HostName, Host>,
-            tokens: &'a BTreeMap<String, Token>,
-            instances: &'a BTreeMap<InstanceId, InstanceRecord>,
-            deployments: BTreeMap<&'a DeploymentId, &'a Deployment>,
-            intents: BTreeMap<&'a DeploymentId, &'a BTreeMap<HostName, String>>,
-            order: Vec<&'a DeploymentId>,
-            halted: &'a Option<Halt>,
-        }
-        let order: Vec<&DeploymentId> = self.deployments().map(Deployment::id).collect();
-        Kept {
-            name: &self.name,
-            generation: self.generation,
-            hosts: &self.hosts,
-            tokens: &self.tokens,
-            instances: self.instances.by_id(),
-            deployments: self.deployments().map(|deployment| (deployment.id(), deployment)).collect(),
-            intents: order.iter().filter_map(|id| Some((*id, self.deployments.intents(id)?))).collect(),
-            order,
-            halted: &self.halted,
-        }
-        .serialize(serializer)
-    }
 }
 
 /// Why nothing new starts in the whole fleet.
@@ -468,18 +405,6 @@ impl Fleet {
         Ok(effects)
     }
 
-    /// Instances a plan leaves as they are still take their group, and their manifest, from it.
-    fn adopt_unchanged(&mut self, plan: &Plan) {
-        for (group, planned) in plan.groups.iter().enumerate() {
-            for step in planned.steps.iter().filter(|step| step.action == StepAction::Unchanged) {
-                if let Some(record) = self.instances.get_mut(&step.instance) {
-                    record.group = group;
-                    record.manifest.clone_from(&plan.manifest);
-                }
-            }
-        }
-    }
-
     fn tell(&mut self, id: &DeploymentId, event: DeploymentEvent, now: Timestamp) -> Result<Effects, Refused> {
         let told = self.deployments.change(id, |deployment| {
             let was_under_way = deployment.outcome().is_none();
@@ -504,72 +429,6 @@ impl Fleet {
                 effects.notes.extend(more.notes);
             }
         }
-    }
-
-    /// Remembers what settled; everything else is for the coordinator to perform.
-    fn take_in(&mut self, id: &DeploymentId, from: Effects, effects: &mut Effects, now: Timestamp) {
-        for action in from.actions {
-            match action {
-                Action::Settled { instance, release, trouble } => self.settle(id, instance, release, trouble, now),
-                Action::Send { .. } | Action::Ask { .. } | Action::Announce { .. } => effects.actions.push(action),
-            }
-        }
-        effects.notes.extend(from.notes);
-    }
-
-    /// A release that an instance runs, or that some deployment has planned for it.
-    fn release(&self, instance: &InstanceId, id: &ReleaseId) -> Option<Release> {
-        let running = self.instances.get(instance).filter(|record| record.release_id == *id);
-        let planned = || {
-            let steps = self.deployments().rev().filter_map(|deployment| deployment.planned(instance));
-            steps.filter(|step| step.release_id.as_ref() == Some(id)).find_map(|step| step.release.as_deref())
-        };
-        running.map(|record| &record.release).or_else(planned).cloned()
-    }
-
-    fn settle(
-        &mut self,
-        id: &DeploymentId,
-        instance: InstanceId,
-        release: Option<ReleaseId>,
-        trouble: Option<Failure>,
-        now: Timestamp,
-    ) {
-        // From here on it is known what the instance runs: what older deployments left unsettled there is history.
-        if trouble.is_none() {
-            let others = self.deployments.open().map(Deployment::id).filter(|other| *other != id).cloned();
-            for other in others.collect::<Vec<_>>() {
-                self.deployments.change(&other, |other| other.supersede(&instance, id));
-            }
-        }
-        let Some(release) = release else {
-            self.instances.remove(&instance);
-            return;
-        };
-        let Some(deployment) = self.deployments.get(id) else { return };
-        let release_id = release;
-        let Some(release) = self.release(&instance, &release_id) else {
-            // A host's word decides what its instances run, but only of what was planned for them.
-            if let Some(record) = self.instances.get_mut(&instance) {
-                let message = format!("its host runs release {}, which was never planned for it", release_id.short());
-                let failure = Failure::new(FailureKind::DeploymentError, "restore", message);
-                let failure = failure.hint("look at the host; deploying again takes it on");
-                record.trouble = Some(failure.at(&instance.host, &instance.server));
-            }
-            return;
-        };
-        let health = self.instances.get(&instance).filter(|record| record.release_id == release_id);
-        let record = InstanceRecord {
-            manifest: deployment.plan().manifest.clone(),
-            group: deployment.steps().get(&instance).map_or(0, |step| step.group),
-            health: health.map(|record| record.health.clone()).unwrap_or_default(),
-            release,
-            release_id,
-            deployment: id.clone(),
-            since: now,
-            trouble,
-        };
-        self.instances.insert(instance, record);
     }
 }
 

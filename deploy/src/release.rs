@@ -5,9 +5,9 @@
 
 mod bridge;
 mod container;
-mod index_name;
 pub mod interpreter;
 mod kept;
+mod package_name;
 mod registry;
 mod run;
 mod secret;
@@ -26,8 +26,8 @@ pub use bridge::{
     Sessions, bridge_host_fault, bridge_origin_fault, endpoint_path_fault,
 };
 pub use container::{Container, Volume};
-pub use index_name::index_name;
 pub use kept::Database;
+pub use package_name::{index_name, is_npm_name, is_pypi_name};
 pub use registry::Registry;
 pub use run::{
     BRIDGE_TOKEN_CHARACTERS_MIN, BRIDGE_TOKEN_VARIABLE, Endpoint, Resources, RestartPolicy, Run, RuntimeChoice,

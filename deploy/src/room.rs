@@ -46,9 +46,6 @@ pub struct Used {
     pub is_too_much: bool,
 }
 
-/// What is asked of what a server takes up.
-type Kind = fn(&Used) -> bool;
-
 impl Used {
     /// Both together.
     #[must_use]
@@ -127,16 +124,19 @@ impl Room {
         if !self.is_critical() {
             return None;
         }
-        let uncounted = |is: Kind, was: bool| {
-            let was_so = |server: &ServerName| before.servers.get(server).is_some_and(is);
-            let (server, _) = self.servers.iter().find(|(server, used)| is(used) && was_so(server) == was)?;
-            Some((server.clone(), "it has more than can be counted".to_owned()))
-        };
-        let (deep, much): (Kind, Kind) = (|used| used.is_too_deep, |used| used.is_too_much);
+        let too_deep = |was| self.uncounted(before, |used| used.is_too_deep, was);
+        let too_much = |was| self.uncounted(before, |used| used.is_too_much, was);
         let counted = || bytes.flatten().or_else(|| files().flatten());
-        let last = || uncounted(much, false).or_else(|| uncounted(deep, true)).or_else(|| uncounted(much, true));
-        let (server, what) = uncounted(deep, false).or_else(counted).or_else(last)?;
+        let last = || too_much(false).or_else(|| too_deep(true)).or_else(|| too_much(true));
+        let (server, what) = too_deep(false).or_else(counted).or_else(last)?;
         Some(Offender { server, reason: format!("it fills the disk: {what}; it is stopped until there is room") })
+    }
+
+    /// A server of which `is` is so now, and was or was not `before`.
+    fn uncounted(&self, before: &Self, is: fn(&Used) -> bool, was: bool) -> Option<(ServerName, String)> {
+        let was_so = |server: &ServerName| before.servers.get(server).is_some_and(is);
+        let (server, _) = self.servers.iter().find(|(server, used)| is(used) && was_so(server) == was)?;
+        Some((server.clone(), "it has more than can be counted".to_owned()))
     }
 
     fn grown_most(&self, before: &Self, of: fn(&Used) -> u64, least: u64) -> Option<(ServerName, u64)> {

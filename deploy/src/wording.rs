@@ -99,8 +99,9 @@ pub fn of_json(said: &str) -> String {
     words.to_owned()
 }
 
-/// What the reader of a command line says of a value.
+/// What the reader of a command line says of a value, without the `error: ` before it.
 pub fn of_argument(said: &str) -> String {
+    let said = said.strip_prefix("error: ").unwrap_or(said);
     let words = [
         ("invalid digit found in string", "it is not a whole number"),
         ("number too large to fit in target type", "it is too large"),
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(of_argument(&digits("70000")), "it is too large");
         assert_eq!(of_argument(&digits("")), "it is empty");
         assert_eq!(
-            of_argument("invalid value '0' for '--a': 0 is not in 1..=256"),
+            of_argument("error: invalid value '0' for '--a': 0 is not in 1..=256"),
             "invalid value '0' for '--a': 0 is not from 1 to 256"
         );
         assert_eq!(of_argument("-9 is not in -5..=5\nmore"), "-9 is not from -5 to 5\nmore");

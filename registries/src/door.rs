@@ -33,7 +33,7 @@ pub struct Door {
     url: String,
     shown: String,
     inside: Arc<Inside>,
-    /// Nothing is answered any more once this is gone, on no connection.
+    /// No request is answered any more once this is gone, on no connection.
     _open: watch::Sender<()>,
 }
 

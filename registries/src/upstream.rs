@@ -142,6 +142,8 @@ pub(crate) struct Upstream {
     at_home: Client,
     /// For files, and for the public registry.
     anywhere: Client,
+    /// For what is on this machine, before which no proxy stands.
+    here: Client,
 }
 
 /// What is asked for.
@@ -157,14 +159,15 @@ impl Upstream {
     pub(crate) fn new(registry: &Registry) -> Result<Self, Error> {
         let url = base(&registry.url).ok_or_else(|| Error::NoUrl(registry.url.clone()))?;
         let public = registry.public.as_deref().map(|text| base(text).ok_or(Error::NoPublicUrl)).transpose()?;
-        let direct = is_of_this_machine(&url);
+        let own_is_here = is_of_this_machine(&url);
         Ok(Self {
             kind: registry.kind,
             public,
             package: compared(registry.kind, &registry.package),
             authorization: registry.credentials.as_ref().map(authorization).transpose()?,
-            at_home: client(true, direct)?,
-            anywhere: client(false, direct)?,
+            at_home: client(true, own_is_here)?,
+            anywhere: client(false, false)?,
+            here: client(false, true)?,
             url,
         })
     }
@@ -183,7 +186,11 @@ impl Upstream {
     /// does not have would bring packages of others under names of its own.
     pub(crate) async fn get(&self, url: &Url, accept: &str, wanted: Wanted) -> Result<Response, Error> {
         let own = is_of(url, &self.url);
-        let http = if own && wanted == Wanted::List { &self.at_home } else { &self.anywhere };
+        let http = match wanted {
+            Wanted::List if own => &self.at_home,
+            _ if is_of_this_machine(url) => &self.here,
+            Wanted::List | Wanted::File => &self.anywhere,
+        };
         let authorization = self.authorization.as_ref().filter(|_| own);
         let mut request = http.get(url.clone()).header(ACCEPT, accept);
         if let Some(authorization) = authorization {

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use fleetwright_certs::{CertsError, store};
+use fleetwright_certs::store;
 use fleetwright_deploy::host::Version;
 use serde::{Deserialize, Serialize};
 
@@ -82,8 +82,9 @@ impl Stamp {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
-            changed_s: metadata.mtime(),
-            changed_ns: metadata.mtime_nsec(),
+            // When its content is said to be of, whoever puts another one in its place can say as well.
+            changed_s: metadata.ctime(),
+            changed_ns: metadata.ctime_nsec(),
         })
     }
 
@@ -120,7 +121,8 @@ impl Kept {
     }
 
     /// Writes it, whole and durably or not at all.
-    pub(super) fn write(&self, file: &Path) -> Result<(), CertsError> {
-        store::write_private(file, &serde_json::to_vec_pretty(self).unwrap_or_default())
+    pub(super) fn write(&self, file: &Path) -> Result<(), String> {
+        let bytes = serde_json::to_vec_pretty(self).map_err(|error| error.to_string())?;
+        store::write_private(file, &bytes).map_err(|error| error.to_string())
     }
 }

@@ -1,21 +1,21 @@
 //! Asking: which programs there are to ask, what is asked of each, and how its answer is read.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use fleetwright_deploy::host::Version;
+use rustix::fs::{Access, access};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
-use super::PATIENCE;
-use super::RETRY_PAUSE_MAX;
 use super::kept::{Answer, Kept, Said, Stamp};
+use super::{PATIENCE, RETRY_PAUSE_MAX};
 use crate::container;
 use crate::process::KillGroup;
 use crate::runtime::systemd;
@@ -104,6 +104,18 @@ impl Search {
         }
     }
 
+    /// Whether there is nothing to ask: all that was answered still counts, and nothing has come that could be asked.
+    pub(super) fn is_settled(&self, kept: &Kept, silent: impl Fn(&str, &[Stamp]) -> bool) -> bool {
+        let looked = self.look(kept);
+        let keys: BTreeSet<String> = looked.iter().map(|(probe, ..)| probe.key()).collect();
+        let settled = |(probe, stamps, answer): &Looked| match (stamps, answer) {
+            (_, Some(_)) => true,
+            (None, None) => !kept.answers.contains_key(&probe.key()),
+            (Some(stamps), None) => silent(&probe.key(), stamps),
+        };
+        looked.iter().all(settled) && kept.answers.keys().all(|key| keys.contains(key))
+    }
+
     /// Looks at what there is to ask, and which answers still count. Starts nothing.
     pub(super) fn look(&self, kept: &Kept) -> Vec<Looked> {
         let looked = self.probes().into_iter().map(|probe| {
@@ -147,8 +159,9 @@ impl Search {
 
     /// The program that a name on the search path leads to.
     fn resolve(&self, name: &Path) -> Option<PathBuf> {
+        // What this process may not run is passed over, as by whoever runs it by its name.
         let is_program = |path: &PathBuf| {
-            std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+            std::fs::metadata(path).is_ok_and(|found| found.is_file()) && access(path, Access::EXEC_OK).is_ok()
         };
         if name.components().count() > 1 {
             return Some(name.to_owned()).filter(is_program);

@@ -125,7 +125,7 @@ async fn a_program_that_does_not_answer_or_is_killed_is_unknown_until_it_is_aske
     host.put("first/node", &gated("exec /bin/sleep 300", "v99.0.0"));
     host.put("first/npm", &gated("kill -KILL $$", "11.0.0"));
     host.put_python("first/python3", "3.99.0");
-    let patience = Duration::from_secs(1);
+    let patience = Duration::from_secs(3);
     let known = host.known_within(patience);
     let failure = known.check(&needs("node>=99"), "preflight").await.expect_err("not known");
     assert_eq!((failure.kind, failure.transient), (FailureKind::TimeoutError, true), "{failure}");
@@ -182,4 +182,59 @@ async fn what_was_kept_and_cannot_be_read_is_asked_anew() {
         assert!(host.asked().contains(&"first/node".to_owned()));
         assert_eq!(fs::read_to_string(&file).expect("kept"), kept, "kept again");
     }
+}
+
+#[tokio::test]
+async fn a_stage_does_not_wait_for_what_it_does_not_need_while_that_is_asked_again() {
+    let host = Host::new();
+    host.put("first/node", "exec /bin/sleep 300");
+    host.put("first/npm", "echo 11.0.0");
+    host.put_python("first/python3", "3.99.0");
+    let known = host.known_within(Duration::from_secs(3));
+    known.look(Anew::Changed).await;
+    assert!(known.facts().is_unknown("node"));
+    // From now on it is waited for as long as it may be.
+    known.now().silent.values_mut().for_each(|silent| silent.times = 16);
+    let again = tokio::spawn({
+        let known = known.clone();
+        async move { known.look(Anew::Silent).await }
+    });
+    while known.looking.try_lock().is_ok() {
+        tokio::task::yield_now().await;
+    }
+    known.check(&needs("python>=3.99"), "preflight").await.expect("it has it");
+    known.settle_python("install").await.expect("it has answered");
+    assert_eq!(known.pythons().await.len(), 1);
+    assert!(known.looking.try_lock().is_err(), "Node is still being asked");
+    again.abort();
+}
+
+#[tokio::test]
+async fn whoever_waits_while_everything_is_asked_shares_the_next_answers() {
+    let host = Host::new();
+    host.put_python("first/python3", "3.99.0");
+    let known = host.known();
+    tokio::join!(known.refresh(), known.refresh(), known.refresh(), known.refresh());
+    assert_eq!(host.asked(), ["first/python3", "first/python3"], "once for the first, once for all others");
+}
+
+#[tokio::test]
+async fn another_python_is_not_taken_because_the_hosts_own_is_slow() {
+    let host = Host::new();
+    let gate = host.path("gate");
+    let own = format!(
+        "[ -e {} ] || exec /bin/sleep 300; echo {}; echo 3.99.0",
+        gate.display(),
+        host.path("first/python3").display()
+    );
+    host.put("first/python3", &own);
+    host.put_python("first/python3.9", "3.9.0");
+    let known = host.known_within(Duration::from_secs(3));
+    known.look(Anew::Changed).await;
+    assert_eq!(known.pythons().await.len(), 1);
+    let failure = known.settle_python("install").await.expect_err("not known");
+    assert!(failure.kind == FailureKind::TimeoutError && failure.message.contains("python3"), "{failure}");
+    fs::write(&gate, "").expect("gate");
+    known.settle_python("install").await.expect("it has answered");
+    assert!(known.pythons().await.iter().any(|python| python.is_usual));
 }

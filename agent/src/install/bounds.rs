@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::sleep;
 
 use super::STEP;
-use super::client::processes_of;
+use super::user::processes_of;
 use crate::beneath::{DEPTH_MAX, Folder};
 use crate::runtime::cgroup::Cgroup;
 use crate::snapshot::aside;

@@ -3,9 +3,8 @@
 //! whatever it has left running is ended, and what it has installed becomes root's. What it may use has bounds
 //! ([`bounds`]).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,41 +12,27 @@ use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_registries::Door;
-use rustix::fs::{FlockOperation, OFlags, flock};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tokio::io::AsyncRead;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::bounds::{self, BOUNDS, Kept, Watch};
+use super::taken::take_over;
+use super::user::{InstallUser, LEFTOVER_POLL, LEFTOVER_TIMEOUT, end_all_of};
 use super::{STEP, file_failure, told, write};
 use crate::confine::{self, Profile};
 use crate::layout::ReleaseLayout;
 use crate::process::{KillGroup, Process, kill_group};
-use crate::runtime::cgroup::Cgroup;
-use crate::runtime::users::{self, Identity};
 use crate::snapshot::aside;
 use crate::stage::remove_folder;
 use crate::supervise::inherited_path;
 
 /// How long one call of a package client may take.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long what was killed has to be gone.
-const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(10);
-const LEFTOVER_POLL: Duration = Duration::from_millis(20);
-/// How often what an install leaves running is killed when nobody can wait for it.
-const KILL_ROUNDS: u32 = 20;
 /// How long the output of a client may stay open once it has ended: something that it has left may hold it.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many installs may be under way on one host, of all its agents.
-const USERS_MAX: u32 = 8;
-/// Where it is written down which of their users are taken.
-const TAKEN: &str = "/run/fleetwright-install";
-/// How often a user is asked for while all are taken.
-const USER_POLL: Duration = Duration::from_millis(200);
-/// Largest file of an installed package that the agent itself reads, in bytes.
-const READ_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// What package clients get of the agent's own environment, by how its name begins, whatever its case.
 const SETTINGS: [&str; 13] = [
     "all_proxy",
@@ -79,17 +64,6 @@ pub(super) struct Client {
     door: Option<Door>,
     /// The interpreter of the host's that what is installed runs in.
     interpreter: Option<PathBuf>,
-}
-
-/// A user that is this install's alone for as long as it lasts. What is left of it is ended with it.
-struct InstallUser {
-    identity: Identity,
-    /// What counts its memory and its processes, where the host has it.
-    group: Option<Cgroup>,
-    /// What had been killed in there for want of memory before: a group is the one of an earlier install where that left
-    /// something which took its time to end.
-    killed_before: u64,
-    _taken: File,
 }
 
 impl Client {
@@ -261,64 +235,6 @@ impl Client {
     }
 }
 
-impl InstallUser {
-    /// Takes one that no other install has, and waits while there is none. An agent that is not root installs as itself.
-    async fn take() -> Result<Option<Self>, Failure> {
-        if !rustix::process::geteuid().is_root() || cfg!(test) {
-            return Ok(None);
-        }
-        let folder = Path::new(TAKEN);
-        let made = fs::DirBuilder::new().recursive(true).create(folder);
-        made.and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o700)))
-            .map_err(|error| file_failure(folder, &error))?;
-        loop {
-            for number in 1..=USERS_MAX {
-                let path = folder.join(number.to_string());
-                let taken = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-                let taken = taken.map_err(|error| file_failure(&path, &error))?;
-                if flock(&taken, FlockOperation::NonBlockingLockExclusive).is_err() {
-                    continue;
-                }
-                let name = format!("fw-install-{number}");
-                users::ensure(&name, true).await?;
-                let identity = users::identity(&name).ok_or_else(|| {
-                    Failure::new(FailureKind::DependencyError, STEP, format!("this host has no user `{name}`"))
-                })?;
-                // What an agent that was killed has left of an install would be this one's equal.
-                end_all_of(identity.uid).await?;
-                bounds::remove_strays(identity.uid);
-                let group = bounds::group(&format!("install-{number}"), BOUNDS);
-                let killed_before = group.as_ref().map_or(0, Cgroup::killed_for_memory);
-                return Ok(Some(Self { identity, group, killed_before, _taken: taken }));
-            }
-            sleep(USER_POLL).await;
-        }
-    }
-
-    fn ran_out_of_memory(&self) -> bool {
-        self.group.as_ref().is_some_and(|group| group.killed_for_memory() > self.killed_before)
-    }
-}
-
-impl Drop for InstallUser {
-    fn drop(&mut self) {
-        for _ in 0..KILL_ROUNDS {
-            let left = processes_of(self.identity.uid);
-            if left.is_empty() {
-                break;
-            }
-            for pid in left {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-            std::thread::sleep(LEFTOVER_POLL / 4);
-        }
-        bounds::remove_strays(self.identity.uid);
-        if let Some(group) = &self.group {
-            group.kill();
-        }
-    }
-}
-
 /// The settings of package clients in the agent's own environment.
 fn settings() -> impl Iterator<Item = (String, String)> {
     std::env::vars().filter(|(name, _)| is_setting(&name.to_ascii_lowercase()))
@@ -330,91 +246,6 @@ fn is_language(name: &str) -> bool {
 
 fn is_setting(name: &str) -> bool {
     !PLACES.contains(&name) && SETTINGS.iter().any(|setting| name.starts_with(setting))
-}
-
-/// Kills every process of a user, until there is none.
-async fn end_all_of(uid: u32) -> Result<(), Failure> {
-    let deadline = Instant::now() + LEFTOVER_TIMEOUT;
-    loop {
-        let left = processes_of(uid);
-        if left.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            let message =
-                format!("process {} of an install does not end although it was killed", left[0].as_raw_nonzero());
-            return Err(Failure::new(FailureKind::TimeoutError, STEP, message)
-                .hint("look for what it waits for on the host, for example a disk"));
-        }
-        for pid in left {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-        sleep(LEFTOVER_POLL).await;
-    }
-}
-
-/// The processes that run as a user. Who owns their folders in /proc says nothing: they may have that changed.
-pub(super) fn processes_of(uid: u32) -> Vec<Pid> {
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let of_user = |entry: fs::DirEntry| {
-        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let status = fs::read_to_string(entry.path().join("status")).ok()?;
-        let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        let is_of = line("Uid:").split_whitespace().any(|one| one.parse() == Ok(uid));
-        (is_of && !line("State:").trim_start().starts_with('Z')).then(|| Pid::from_raw(pid)).flatten()
-    };
-    all.filter_map(of_user).collect()
-}
-
-/// Makes everything below a folder root's, from the top: what is root's cannot be exchanged for something else while
-/// the rest is walked. Nothing keeps a right that only its maker could give, and no other name anywhere.
-fn take_over(path: &Path, maker: u32) -> std::io::Result<()> {
-    let found = fs::symlink_metadata(path)?;
-    if !found.is_dir() && !found.is_file() && !found.is_symlink() {
-        return fs::remove_file(path);
-    }
-    if found.is_file() && found.nlink() > 1 {
-        if found.uid() != maker {
-            return Err(std::io::Error::other(format!("{} is a file of somebody else", path.display())));
-        }
-        // The folder is root's by now; what was put into it before that must not lead anywhere.
-        let folder = path.parent().ok_or_else(|| std::io::Error::other("it is in no folder"))?;
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
-        let own = folder.join(format!(".own-{}", hex::encode(random)));
-        let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
-        let mut kept = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-        std::io::copy(&mut kept, &mut File::create_new(&own)?)?;
-        fs::rename(&own, path)?;
-    }
-    lchown(path, Some(0), Some(0))?;
-    if found.is_symlink() {
-        return Ok(());
-    }
-    let least = if found.is_dir() { 0o700 } else { 0o600 };
-    fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o755 | least))?;
-    if found.is_dir() {
-        for entry in fs::read_dir(path)? {
-            take_over(&entry?.path(), maker)?;
-        }
-    }
-    Ok(())
-}
-
-/// Reads a file that an install has left, and nothing that it points to instead.
-pub(super) fn read_kept(path: &Path) -> Result<Vec<u8>, Failure> {
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
-    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let read = opened.and_then(|file| {
-        let found = file.metadata()?;
-        if !found.is_file() || found.len() > READ_BYTES_MAX {
-            return Err(std::io::Error::other("it is no file of a usual size"));
-        }
-        let mut content = Vec::new();
-        file.take(READ_BYTES_MAX).read_to_end(&mut content)?;
-        Ok(content)
-    });
-    read.map_err(|error| file_failure(path, &error))
 }
 
 /// Runs a client to its end, in a process group of its own, or until it uses more than it may. While it is at work,
@@ -511,65 +342,6 @@ mod tests {
         for kept in ["aws_secret_access_key", "fleetwright_token", "npm_config_cache", "home", "path", "pip_cache_dir"]
         {
             assert!(!is_setting(kept), "{kept}");
-        }
-    }
-
-    #[test]
-    fn what_an_install_points_to_is_not_read() {
-        let folder = tempfile::tempdir().expect("folder");
-        let (secret, link) = (folder.path().join("secret"), folder.path().join("link"));
-        fs::write(&secret, b"no").expect("write");
-        std::os::unix::fs::symlink(&secret, &link).expect("link");
-        assert!(read_kept(&link).is_err());
-        assert_eq!(read_kept(&secret).expect("a file"), b"no");
-    }
-
-    #[test]
-    fn what_is_taken_over_has_no_other_name_and_no_special_right() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
-        let folder = tempfile::tempdir().expect("folder");
-        let (app, other) = (folder.path().join("app"), folder.path().join("other"));
-        fs::create_dir_all(app.join("bin")).expect("folder");
-        fs::write(&other, b"theirs").expect("write");
-        lchown(&other, Some(4_000_000), Some(4_000_000)).expect("owner");
-        fs::set_permissions(&other, fs::Permissions::from_mode(0o4777)).expect("mode");
-        fs::hard_link(&other, app.join("bin/linked")).expect("link");
-        assert!(take_over(&app, 4_000_001).is_err(), "it is not of the one who has linked it");
-        take_over(&app, 4_000_000).expect("take over");
-        let found = fs::metadata(app.join("bin/linked")).expect("file");
-        assert_eq!((found.uid(), found.nlink(), found.mode() & 0o7777), (0, 1, 0o755));
-        assert_eq!(fs::metadata(&other).expect("file").uid(), 4_000_000, "the other name is left alone");
-    }
-
-    #[test]
-    fn what_is_taken_over_is_written_through_no_link_that_was_put_there() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
-        let folder = tempfile::tempdir().expect("folder");
-        let (app, host) = (folder.path().join("app"), folder.path().join("host"));
-        fs::create_dir_all(&app).expect("folder");
-        fs::write(&host, "the host's").expect("write");
-        fs::set_permissions(&host, fs::Permissions::from_mode(0o600)).expect("mode");
-        fs::write(app.join("x"), "evil").expect("write");
-        fs::set_permissions(app.join("x"), fs::Permissions::from_mode(0o755)).expect("mode");
-        fs::hard_link(app.join("x"), app.join("y")).expect("link");
-        for name in ["x", "y"] {
-            // The names that a copy has had, and what a copy could be mistaken for.
-            for planted in [format!("{name}.fleetwright-own"), format!(".own-{name}")] {
-                std::os::unix::fs::symlink(&host, app.join(planted)).expect("link");
-            }
-        }
-        lchown(app.join("x"), Some(4_000_000), Some(4_000_000)).expect("owner");
-        take_over(&app, 4_000_000).expect("take over");
-        assert_eq!(fs::read_to_string(&host).expect("read"), "the host's");
-        assert_eq!(fs::metadata(&host).expect("file").mode() & 0o7777, 0o600);
-        for name in ["x", "y"] {
-            let found = fs::symlink_metadata(app.join(name)).expect("file");
-            assert!(found.is_file() && found.uid() == 0, "{name}");
-            assert_eq!(fs::read_to_string(app.join(name)).expect("read"), "evil");
         }
     }
 

@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{STEP, file_failure};
 use crate::check::chain;
+use crate::snapshot::aside;
 
 /// Answers of a server that may answer otherwise soon.
 const PASSING: [StatusCode; 2] = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
@@ -35,7 +36,8 @@ const ROOM_LOOKED_AT: u64 = 8 * 1024 * 1024;
 /// Fetches `url` to `path`, and checks its SHA-256.
 pub(super) async fn download(url: &str, sha256: &str, path: &Path) -> Result<(), Failure> {
     if let Some(local) = url.strip_prefix("file://") {
-        copy(Path::new(local), path)?;
+        let (from, to) = (PathBuf::from(local), path.to_owned());
+        aside(move || copy(&from, &to)).await?;
     } else {
         fetch(url, path).await?;
     }
@@ -245,6 +247,14 @@ mod tests {
         assert_eq!(fs::read(&path).expect("read"), CONTENT);
         assert_eq!(*asked.lock().expect("lock"), ["all", "from 6"]);
         fs::remove_file(&path).expect("remove");
+        // What has no end is not waited for.
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .expect("fifo");
+        for (odd, why) in [(&fifo, "no plain file"), (&folder.path().join("none"), "No such file")] {
+            let failure = download(&format!("file://{}", odd.display()), &digest, &path).await.expect_err("refused");
+            assert!(failure.message.contains(why) && failure.hint.is_some(), "{failure}");
+        }
         let failure = download(&url, &"0".repeat(64), &path).await.expect_err("refused");
         assert!(failure.kind == FailureKind::PermissionError && failure.message.contains(&digest), "{failure}");
         assert!(!path.exists(), "what is not right does not stay");

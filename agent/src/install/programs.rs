@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::release::{Package, Release, RuntimeChoice, index_name};
 
-use super::client::read_kept;
+use super::taken::read_kept;
 use super::{STEP, write};
 use crate::confine;
 use crate::layout::{ReleaseLayout, ServerLayout};

@@ -6,7 +6,8 @@ use fleetwright_deploy::release::interpreter::{self, Interpreter, choose, locked
 use fleetwright_deploy::release::{Registry, Release};
 use fleetwright_registries::Kind;
 
-use super::client::{self, Client};
+use super::client::Client;
+use super::taken::read_kept;
 use super::told::not_found;
 use super::{STEP, explain, explain_lock, registry, told, write};
 use crate::facts::{Known, Python};
@@ -34,6 +35,7 @@ pub(super) async fn install(
     installer: &std::path::Path,
     facts: &Known,
 ) -> Result<(), Failure> {
+    facts.settle_python(STEP).await?;
     let found = facts.pythons().await;
     let mut of_package: Option<String> = None;
     loop {
@@ -155,7 +157,7 @@ async fn newest(pip: &Pip<'_>, wanted: &Wanted<'_>) -> Result<String, Refused> {
         };
         return Err(Refused { failure, requires_python });
     }
-    let report = if reports { client::read_kept(&report).ok() } else { None };
+    let report = if reports { read_kept(&report).ok() } else { None };
     if let (Some(door), Some(report)) = (pip.client.door(), &report)
         && let Some((name, url)) = past(report, |url| door.has_given(url))
     {

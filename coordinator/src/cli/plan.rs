@@ -31,9 +31,11 @@ use crate::{clock, project};
 /// Where an agent keeps its state on a host that is only known from a manifest.
 const ASSUMED_STATE_DIR: &str = "/var/lib/fleetwright-agent";
 
-/// How long a plan waits for what hosts have found that were asked for the first time, and how often it looks.
+/// How long a plan waits for what hosts have found that were asked for the first time, and the pause before it looks again,
+/// the first time and at most: each look makes the whole view.
 const FACTS_TIMEOUT: Duration = Duration::from_secs(20);
 const FACTS_PAUSE: Duration = Duration::from_millis(100);
+const FACTS_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Shows what a deployment would do: groups, hosts, and every change.
 ///
@@ -191,6 +193,7 @@ async fn fleet(configuration: &Configuration, client: &Client) -> Result<Plannin
     };
     let deadline = Instant::now() + FACTS_TIMEOUT;
     let matters = configuration.servers.values().any(|(_, server)| needs(server));
+    let mut pause = FACTS_PAUSE;
     loop {
         let view: PlanningView = client.get("/v1/planning").await?;
         let asks = |(name, host): (&HostName, &HostView)| {
@@ -199,7 +202,9 @@ async fn fleet(configuration: &Configuration, client: &Client) -> Result<Plannin
         if !matters || !view.hosts.iter().any(asks) || Instant::now() > deadline {
             return Ok(view);
         }
-        sleep(FACTS_PAUSE).await;
+        // The coordinator tells of hosts by its events, and of what planning wants to know only when it is asked.
+        sleep(pause).await;
+        pause = (pause * 2).min(FACTS_PAUSE_MAX);
     }
 }
 

@@ -4,15 +4,20 @@
 //! [`Steps::set`] is the only way to put a step into a state. Everything else in an [`Index`] follows from the steps and
 //! is made anew when they are read; [`Steps::disagreement`] compares the two.
 
+mod index;
+mod lane;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde::{Serialize, Serializer};
 
+use self::index::{Index, OfServer};
+pub(super) use self::lane::Lane;
 use super::step::{Step, StepState, StepStateName};
 use crate::ids::{HostName, InstanceId, ServerName};
 use crate::mutant::{Mutant, is_active};
-use crate::plan::{Pace, Plan, StepAction};
+use crate::plan::{Plan, StepAction};
 use crate::time::{Length, Timestamp};
 
 /// How much longer than a host's own dead-man deadline the coordinator waits for its word.
@@ -40,55 +45,6 @@ struct Entry {
     away: bool,
     /// How long its host may take from the switch on.
     patience: Length,
-}
-
-/// What is counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Index {
-    /// The numbers of all steps, by the names of their instances. What is decided about several steps at once is decided in
-    /// this order: recorded journals count on it.
-    by_id: Vec<usize>,
-    /// The place of each step in that order.
-    ranks: Vec<usize>,
-    /// The numbers of all steps, by host and then by name.
-    by_host: Vec<usize>,
-    by_state: BTreeMap<StepStateName, BTreeSet<usize>>,
-    /// Until when a step may stay as it is, and its place by name.
-    deadlines: BTreeSet<(Timestamp, usize)>,
-    lanes: Vec<Lane>,
-    lane_of: BTreeMap<(usize, usize), usize>,
-    servers: Vec<OfServer>,
-    server_of: BTreeMap<ServerName, usize>,
-    /// For each group, how many of its steps have not come through.
-    behind: BTreeMap<usize, usize>,
-    /// The lanes of each group that have staged steps.
-    ready: BTreeSet<(usize, usize)>,
-}
-
-/// The steps of one server in one group. Places count those that change, in the order of the plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Lane {
-    group: usize,
-    server: ServerName,
-    of: usize,
-    pace: Pace,
-    changing: Vec<usize>,
-    left_out: BTreeSet<usize>,
-    /// Those that are neither confirmed nor left out.
-    unconfirmed: BTreeSet<usize>,
-    staged: BTreeSet<usize>,
-    /// Since when those are confirmed of which nothing came after that, and their numbers.
-    confirmed: BTreeSet<(Timestamp, usize)>,
-}
-
-/// The steps of one server in all groups.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct OfServer {
-    steps: usize,
-    left_out: usize,
-    staged: usize,
-    not_started: usize,
-    unavailable: usize,
 }
 
 impl Steps {
@@ -157,16 +113,6 @@ impl Steps {
     /// All steps without their instances, by the names of these.
     pub fn values(&self) -> impl DoubleEndedIterator<Item = &Step> {
         self.iter().map(|(_, step)| step)
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.list.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
     }
 
     fn of_host(&self, host: &HostName) -> &[usize] {
@@ -393,157 +339,6 @@ impl Entry {
         let existed = self.step.action != StepAction::Create || name.is_confirmed();
         let failed = matches!(name, StepStateName::Failed | StepStateName::Stuck);
         name.is_in_motion() || failed || (existed && self.away && !is_active(Mutant::ForgetUnreachable))
-    }
-}
-
-impl Index {
-    /// The number of a server.
-    fn server(&mut self, server: &ServerName) -> usize {
-        if let Some(number) = self.server_of.get(server) {
-            return *number;
-        }
-        let number = self.servers.len();
-        self.servers.push(OfServer::default());
-        self.server_of.insert(server.clone(), number);
-        number
-    }
-
-    /// The number of the lane of a server in a group.
-    fn lane(&mut self, group: usize, server: usize, name: &ServerName, pace: Pace) -> usize {
-        let next = self.lanes.len();
-        let lane = *self.lane_of.entry((group, server)).or_insert(next);
-        if lane == next {
-            self.lanes.push(Lane {
-                group,
-                server: name.clone(),
-                of: server,
-                pace,
-                changing: Vec::new(),
-                left_out: BTreeSet::new(),
-                unconfirmed: BTreeSet::new(),
-                staged: BTreeSet::new(),
-                confirmed: BTreeSet::new(),
-            });
-        }
-        lane
-    }
-
-    /// Counts a step in as it is, or out.
-    fn count(&mut self, number: usize, entry: &Entry, by: isize) {
-        let name = StepStateName::from(&entry.step.state);
-        let (lane, of) = (&mut self.lanes[entry.lane], &mut self.servers[entry.server]);
-        let same = self.by_state.entry(name).or_default();
-        put(same, number, by);
-        if same.is_empty() {
-            self.by_state.remove(&name);
-        }
-        if let Some(at) = entry.deadline() {
-            put(&mut self.deadlines, (at, self.ranks[number]), by);
-        }
-        if let StepState::Confirmed { since } = &entry.step.state {
-            put(&mut lane.confirmed, (*since, number), by);
-        }
-        let left_out = name == StepStateName::LeftOut;
-        let staged = name == StepStateName::Staged;
-        if entry.step.action != StepAction::Unchanged {
-            for (set, belongs) in [
-                (&mut lane.left_out, left_out),
-                (&mut lane.staged, staged),
-                (&mut lane.unconfirmed, !left_out && !name.is_confirmed()),
-            ] {
-                if belongs {
-                    put(set, entry.place, by);
-                }
-            }
-        }
-        if lane.staged.is_empty() {
-            self.ready.remove(&(lane.group, entry.lane));
-        } else {
-            self.ready.insert((lane.group, entry.lane));
-        }
-        of.steps = of.steps.saturating_add_signed(by);
-        for (count, counts) in [
-            (&mut of.left_out, left_out),
-            (&mut of.staged, staged),
-            (&mut of.not_started, !name.has_started()),
-            (&mut of.unavailable, entry.is_unavailable()),
-        ] {
-            *count = count.saturating_add_signed(if counts { by } else { 0 });
-        }
-        if !name.came_through() {
-            let behind = self.behind.entry(lane.group).or_default();
-            *behind = behind.saturating_add_signed(by);
-            if *behind == 0 {
-                self.behind.remove(&lane.group);
-            }
-        }
-    }
-}
-
-impl Lane {
-    /// Adds a step, and gives its place.
-    fn add(&mut self, number: usize, step: &Step) -> usize {
-        let place = self.changing.len();
-        if step.action != StepAction::Unchanged {
-            self.changing.push(number);
-        }
-        place
-    }
-
-    /// The server.
-    pub(super) fn server(&self) -> &ServerName {
-        &self.server
-    }
-
-    /// How fast its instances are switched.
-    pub(super) fn pace(&self) -> Pace {
-        self.pace
-    }
-
-    /// How many steps change, but for those that were left out.
-    pub(super) fn changing(&self) -> usize {
-        self.changing.len() - self.left_out.len()
-    }
-
-    /// Whether any step changes.
-    pub(super) fn changes(&self) -> bool {
-        !self.changing.is_empty()
-    }
-
-    /// The place after so many steps that were not left out.
-    pub(super) fn end_of(&self, steps: usize) -> usize {
-        let mut end = steps;
-        for place in &self.left_out {
-            if *place < end {
-                end += 1;
-            } else {
-                break;
-            }
-        }
-        end.min(self.changing.len())
-    }
-
-    /// Whether every step of the first places is confirmed or was left out.
-    pub(super) fn is_confirmed(&self, end: usize) -> bool {
-        self.unconfirmed.first().is_none_or(|place| *place >= end)
-    }
-
-    /// How many steps are in the batches that have begun or may begin: those before the first batch that is not
-    /// confirmed, and that batch.
-    pub(super) fn open(&self, canaries: usize, batch: usize) -> usize {
-        let all = self.changing();
-        let after_canaries = self.end_of(canaries);
-        let Some(first) = self.unconfirmed.range(after_canaries..).next().filter(|_| batch > 0) else { return all };
-        let rank = first - self.left_out.range(..first).count();
-        all.min(canaries + (rank.saturating_sub(canaries) / batch + 1) * batch)
-    }
-}
-
-fn put<T: Ord>(set: &mut BTreeSet<T>, value: T, by: isize) {
-    if by > 0 {
-        set.insert(value);
-    } else {
-        set.remove(&value);
     }
 }
 

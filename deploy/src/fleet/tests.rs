@@ -3,7 +3,8 @@ mod hosts;
 use super::*;
 use crate::deployment::Order;
 use crate::instance::StepReport;
-use crate::plan::{Group, PlannedStep, RollbackPolicy, Rollout};
+use crate::plan::{Group, PlannedStep, RollbackPolicy, Rollout, StepAction};
+use crate::release::Release;
 use crate::time::Length;
 
 fn at(ms: i64) -> Timestamp {

@@ -11,7 +11,7 @@ use crate::config::{Condition, Field, PackageWritten, Problem, RunWritten, Secre
 use crate::plan::Rollout;
 use crate::release::{
     ARTIFACT_SCHEME, BRIDGE_TOKEN_CHARACTERS_MIN, BRIDGE_TOKEN_VARIABLE, OWN_SESSIONS_MAX, RestartPolicy,
-    RuntimeChoice, Sessions, Transport, endpoint_path_fault, is_artifact, is_secret_name,
+    RuntimeChoice, Sessions, Transport, endpoint_path_fault, is_artifact, is_npm_name, is_pypi_name, is_secret_name,
 };
 
 /// Everything that is wrong and can be said without rendering.
@@ -348,7 +348,9 @@ fn package(source: &Source, server: &Server, problems: &mut Vec<Problem>) {
 fn named(source: &Source, package: &Spanned<PackageWritten>, problems: &mut Vec<Problem>) {
     let written = &package.value;
     let (name, fits, hint) = match (&written.pypi, &written.npm) {
-        (Some(name), _) => (name, is_pypi_name(name), "write its name as PyPI has it: mcp-server-time, or mcp[cli]"),
+        (Some(name), _) => {
+            (name, is_pypi_with_extras(name), "write its name as PyPI has it: mcp-server-time, or mcp[cli]")
+        }
         (None, Some(name)) => (name, is_npm_name(name), "write its name as npm has it: time-mcp, or @scope/time-mcp"),
         (None, None) => return,
     };
@@ -357,29 +359,10 @@ fn named(source: &Source, package: &Spanned<PackageWritten>, problems: &mut Vec<
     }
 }
 
-/// The name of a distribution (packaging.python.org, “Names and normalization”), with extras or without.
-fn is_pypi_name(text: &str) -> bool {
-    let is_name = |name: &str| {
-        let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
-        ends(name.bytes().next())
-            && ends(name.bytes().last())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-    };
+/// The name of a distribution, with extras or without.
+fn is_pypi_with_extras(text: &str) -> bool {
     match text.strip_suffix(']').and_then(|text| text.split_once('[')) {
-        Some((name, extras)) => is_name(name) && extras.split(',').all(|extra| is_name(extra.trim())),
-        None => is_name(text),
-    }
-}
-
-/// The name of a package of npm (docs.npmjs.com, “package.json”), with its scope or without.
-fn is_npm_name(text: &str) -> bool {
-    let is_part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with(['.', '-'])
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
-    };
-    match text.strip_prefix('@') {
-        Some(scoped) => scoped.split_once('/').is_some_and(|(scope, name)| is_part(scope) && is_part(name)),
-        None => is_part(text),
+        Some((name, extras)) => is_pypi_name(name) && extras.split(',').all(|extra| is_pypi_name(extra.trim())),
+        None => is_pypi_name(text),
     }
 }

@@ -100,27 +100,6 @@ fn means(label: &str, exact: &[&str], ends: &[&str]) -> bool {
     exact.contains(&label.as_str()) || ends.iter().any(|end| label.ends_with(end))
 }
 
-/// Whether this is the name of a package of npm: nothing that npm would take for a folder, a URL or an option.
-pub(super) fn is_npm(name: &str) -> bool {
-    let part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with(['.', '-'])
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~-".contains(&b))
-    };
-    match name.strip_prefix('@') {
-        Some(scoped) => scoped.split_once('/').is_some_and(|(scope, name)| part(scope) && part(name)),
-        None => part(name),
-    }
-}
-
-/// Whether this is the name of a distribution of PyPI (PEP 508).
-pub(super) fn is_pypi(name: &str) -> bool {
-    let end = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
-    end(name.bytes().next())
-        && end(name.bytes().last())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,24 +138,5 @@ mod tests {
             assert!(!is_port(label), "{label}");
         }
         assert!(is_host("--host") && is_host("SLACK_MCP_HOST") && !is_host("DOCKER_HOST") && !is_host("PGHOST"));
-    }
-
-    #[test]
-    fn what_a_client_of_a_registry_would_take_for_something_else_is_no_name_of_a_package() {
-        for name in ["@a/b", "a.b-c_d", "A"] {
-            assert!(is_npm(name), "{name}");
-        }
-        for name in
-            ["", "../x", "git+ssh://h/x", "https://h/x.tgz", "a/b", "@a", "@a/../b", "-g", "a b", "file:x", "a@1"]
-        {
-            assert!(!is_npm(name), "{name}");
-        }
-        assert!(
-            is_pypi("mcp-server-time")
-                && is_pypi("a")
-                && !is_pypi("-r")
-                && !is_pypi("a @ https://h")
-                && !is_pypi("a[b]")
-        );
     }
 }

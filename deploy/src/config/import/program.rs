@@ -8,9 +8,9 @@ use super::definition::{Given, exact};
 use super::entry::EntryPackage;
 use super::runtime::Runtime;
 use super::words::{Words, one_line};
-use super::{Found, ImportError, bundle, naming, without_secrets};
+use super::{Found, ImportError, bundle, without_secrets};
 use crate::config::text::quoted;
-use crate::release::index_name;
+use crate::release::{index_name, is_npm_name, is_pypi_name};
 
 /// Longest name of a program, in bytes.
 const PROGRAM_BYTES_MAX: usize = 255;
@@ -42,7 +42,7 @@ pub(super) fn of(
         return archive(given, package, version, place, answers);
     }
     let name = &package.identifier;
-    let fits = if kind == "npm" { naming::is_npm(name) } else { naming::is_pypi(name) };
+    let fits = if kind == "npm" { is_npm_name(name) } else { is_pypi_name(name) };
     if !fits {
         let message = format!("`{}` is not the name of a package of {kind}", one_line(&without_secrets(name)));
         return Err(

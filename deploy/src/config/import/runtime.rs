@@ -101,7 +101,7 @@ pub(super) fn read(
             "--with" if hint == "uvx" => {
                 let extra = value().unwrap_or_default();
                 let exact = extra.split_once("==").is_some_and(|(name, version)| {
-                    super::naming::is_pypi(name) && super::definition::is_exact(version)
+                    crate::release::is_pypi_name(name) && super::definition::is_exact(version)
                 });
                 if !exact {
                     let message = format!("`--with {}` is no exact version", one_line(&extra));
