@@ -158,7 +158,7 @@ impl Story {
         let plan = plan(&self.fleet, version);
         let id = DeploymentId::new(plan.parent.next(), &plan.id());
         let options = Options { rollback: true, started_by: "bench".to_owned() };
-        self.tell(FleetEvent::DeploymentStarted { plan: Box::new(plan), options, intents: BTreeMap::new() });
+        self.tell(FleetEvent::DeploymentStarted { plan: plan.into(), options, intents: BTreeMap::new() });
         while self.fleet.deployment(&id).is_some_and(|deployment| deployment.outcome().is_none()) {
             let orders: Vec<(InstanceId, u32, Order)> = (0..HOSTS)
                 .flat_map(|n| {

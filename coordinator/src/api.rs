@@ -31,7 +31,7 @@ use tokio::net::UnixListener;
 use self::views::{DeploymentSummary, DeploymentView, HostMetrics, InstanceRow, PastRow, PlanningView, StatusView};
 use crate::artifacts::{Artifacts, missing};
 use crate::clock;
-use crate::engine::{Handle, Request, Samples};
+use crate::engine::{Handle, Request};
 use crate::secrets::Secrets;
 
 /// Largest request body, in bytes: a plan with all its releases.
@@ -215,45 +215,43 @@ fn not_found(what: String) -> Refusal {
     Refusal(Failure::new(FailureKind::ConfigurationError, "request", what))
 }
 
-async fn status(State(api): State<Api>) -> Answer<StatusView> {
-    let listen = api.listen.clone();
+async fn status(State(api): State<Api>) -> Json<StatusView> {
+    Json(status_of(&api))
+}
+
+fn status_of(api: &Api) -> StatusView {
     let over = api.engine.budgets.over(clock::now());
-    let view = api.engine.look(move |fleet, _, seq| StatusView::new(fleet, seq, listen, over)).await;
-    view.map(Json).ok_or_else(ending)
+    api.engine.read(|view| StatusView::new(view, api.listen.clone(), over))
 }
 
-async fn servers(State(api): State<Api>) -> Answer<Vec<InstanceRow>> {
-    api.engine.look(|fleet, _, _| InstanceRow::all(fleet)).await.map(Json).ok_or_else(ending)
+async fn servers(State(api): State<Api>) -> Json<Vec<InstanceRow>> {
+    Json(api.engine.read(|view| InstanceRow::all(&view.fleet)))
 }
 
-async fn metrics(State(api): State<Api>) -> Answer<Vec<HostMetrics>> {
-    let view = |samples: &Samples| {
-        let newest = samples
-            .iter()
-            .filter_map(|(host, samples)| Some(HostMetrics { host: host.clone(), sample: samples.back()?.clone() }));
-        newest.collect()
-    };
-    api.engine.look(move |_, samples, _| view(samples)).await.map(Json).ok_or_else(ending)
+async fn metrics(State(api): State<Api>) -> Json<Vec<HostMetrics>> {
+    let newest = api.engine.samples.newest().into_iter();
+    Json(newest.map(|(host, sample)| HostMetrics { host, sample }).collect())
 }
 
-async fn planning(State(api): State<Api>) -> Answer<PlanningView> {
-    let mut view = api.engine.look(|fleet, _, _| PlanningView::new(fleet)).await.ok_or_else(ending)?;
+async fn planning(State(api): State<Api>) -> Json<PlanningView> {
+    let mut planning = api.engine.read(|view| PlanningView::new(&view.fleet));
     let store = api.artifacts.clone();
     let all = tokio::task::spawn_blocking(move || store.all()).await.unwrap_or_default();
-    view.artifacts = all.into_iter().map(|artifact| artifact.sha256).collect();
-    Ok(Json(view))
+    planning.artifacts = all.into_iter().map(|artifact| artifact.sha256).collect();
+    Json(planning)
 }
 
-async fn deployments(State(api): State<Api>) -> Answer<Vec<DeploymentSummary>> {
-    let all = |fleet: &fleetwright_deploy::fleet::Fleet| fleet.deployments().map(DeploymentSummary::new).collect();
-    api.engine.look(move |fleet, _, _| all(fleet)).await.map(Json).ok_or_else(ending)
+async fn deployments(State(api): State<Api>) -> Json<Vec<DeploymentSummary>> {
+    Json(api.engine.read(|view| view.fleet.deployments().map(DeploymentSummary::new).collect()))
 }
 
 async fn deployment(State(api): State<Api>, UrlPath(id): UrlPath<String>) -> Answer<DeploymentView> {
-    let missing = no_deployment(&id);
-    let Ok(id) = id.parse::<DeploymentId>() else { return Err(missing) };
-    let view = api.engine.look(move |fleet, _, _| fleet.deployment(&id).map(DeploymentView::new)).await;
-    view.ok_or_else(ending)?.map(Json).ok_or(missing)
+    let found = id.parse().ok().and_then(|id| view_of(&api, &id));
+    found.map(Json).ok_or_else(|| no_deployment(&id))
+}
+
+fn view_of(api: &Api, id: &DeploymentId) -> Option<DeploymentView> {
+    api.engine.read(|view| view.fleet.deployment(id).map(DeploymentView::new))
 }
 
 async fn start(State(api): State<Api>, Json(request): Json<StartRequest>) -> Answer<Started> {
@@ -263,7 +261,7 @@ async fn start(State(api): State<Api>, Json(request): Json<StartRequest>) -> Ans
     if let Some(lacking) = to_stage.into_iter().find(|sha256| !api.artifacts.has(sha256)) {
         return Err(Refusal(missing(lacking)));
     }
-    let plan = Box::new(plan);
+    let plan = Arc::new(plan);
     let started = api.engine.ask(|reply| Request::Start { plan, options, intents, reply }).await.ok_or_else(ending)?;
     started.map(|id| Json(Started { id })).map_err(Refusal)
 }
@@ -304,8 +302,7 @@ async fn control(
     let asked = deployment.clone();
     let decided = api.engine.ask(|reply| Request::Control { deployment: asked, event, reply }).await;
     decided.ok_or_else(ending)?.map_err(Refusal)?;
-    let view = api.engine.look(move |fleet, _, _| fleet.deployment(&deployment).map(DeploymentView::new)).await;
-    view.ok_or_else(ending)?.map(Json).ok_or_else(missing)
+    view_of(&api, &deployment).map(Json).ok_or_else(missing)
 }
 
 async fn halt(State(api): State<Api>, Json(request): Json<ControlRequest>) -> Answer<StatusView> {
@@ -322,10 +319,10 @@ async fn unhalt(State(api): State<Api>, Json(request): Json<ControlRequest>) -> 
 async fn hold_fleet(api: Api, event: FleetEvent) -> Answer<StatusView> {
     let held = api.engine.ask(|reply| Request::Decide { event, reply }).await.ok_or_else(ending)?;
     held.map_err(Refusal)?;
-    status(State(api)).await
+    Ok(Json(status_of(&api)))
 }
 
 async fn past(State(api): State<Api>, UrlPath(server): UrlPath<String>) -> Answer<Vec<PastRow>> {
     let server = server.parse().map_err(|error: fleetwright_deploy::ids::InvalidId| not_found(error.to_string()))?;
-    api.engine.look(move |fleet, _, _| PastRow::all(fleet, &server)).await.map(Json).ok_or_else(ending)
+    Ok(Json(api.engine.read(|view| PastRow::all(&view.fleet, &server))))
 }

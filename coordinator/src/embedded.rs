@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use fleetwright_deploy::time::Length;
 use fleetwright_protocol::endpoint::{self, TlsIdentity};
 use fleetwright_protocol::{Clock, FrameError, close};
 use quinn::Endpoint;
+use tokio::sync::oneshot;
 
 use crate::artifacts::Artifacts;
 use crate::commands::CommandMaker;
@@ -70,6 +72,7 @@ impl Coordinator {
         let FleetFile { name, .. } = state_dir.fleet()?;
         let lock = state_dir.lock()?;
         let (journal, fleet) = open_journal(&state_dir, &name)?;
+        let reader = SqliteStore::open_read_only(&state_dir.journal())?;
         let secrets = Arc::new(Secrets::new(state_dir.secrets(), state_dir.values_key()?));
         let authorities = Authorities {
             authority: state_dir.authority(&name)?,
@@ -77,7 +80,7 @@ impl Coordinator {
             operator_keys: state_dir.operator_keys()?,
             operator_public: state_dir.operator_public()?,
         };
-        let (engine, handle) = Engine::open(fleet, journal, authorities, clock.clone());
+        let (engine, handle) = Engine::open(fleet, journal, reader, authorities, clock.clone());
         let authority_fingerprint = state_dir.authority_fingerprint()?;
         let (identity, reset_key) = (state_dir.tls()?, state_dir.reset_key()?);
         let artifacts = Arc::new(Artifacts::new(state_dir.artifacts()));
@@ -115,10 +118,22 @@ impl Coordinator {
     /// Works for the agents that dial the endpoint, until `until` ends or the journal fails; then it tells them that
     /// it leaves. The state folder stays locked until the endpoint is gone.
     pub async fn run(self, endpoint: Endpoint, until: impl Future<Output = Result<()>>) -> Result<()> {
+        let (stop, stopped) = oneshot::channel();
+        let mut engine = pin!(self.engine.run(stopped));
+        let agents = sessions::accept(endpoint.clone(), self.name, self.handle, self.artifacts, self.clock);
+        let serving = async {
+            tokio::select! {
+                () = agents => Ok(()),
+                ended = until => ended,
+            }
+        };
         let outcome = tokio::select! {
-            ended = self.engine.run() => ended,
-            () = sessions::accept(endpoint.clone(), self.name, self.handle, self.artifacts, self.clock) => Ok(()),
-            ended = until => ended,
+            ended = &mut engine => ended,
+            outcome = serving => {
+                drop(stop);
+                // What it is in the midst of is durable then.
+                engine.await.and(outcome)
+            }
         };
         endpoint.close(close::GOODBYE.into(), b"the coordinator is ending");
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, endpoint.wait_idle()).await;
@@ -134,9 +149,13 @@ impl Operator {
         &self.authority_fingerprint
     }
 
-    /// Looks at the fleet.
-    pub async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Fleet) -> T + Send + 'static) -> Result<T, Failure> {
-        self.handle.look(|fleet, _, _| look(fleet)).await.ok_or_else(ending)
+    /// Looks at what is durable of the fleet; an error when the coordinator has ended. Whoever was answered sees what it has
+    /// changed.
+    pub fn look<T>(&self, look: impl FnOnce(&Fleet) -> T) -> Result<T, Failure> {
+        if self.handle.has_ended() {
+            return Err(ending());
+        }
+        Ok(self.handle.read(|view| look(&view.fleet)))
     }
 
     /// A token that enrols a host, of which nothing is said.
@@ -149,7 +168,7 @@ impl Operator {
     pub async fn start(&self, plan: Plan, options: Options) -> Result<DeploymentId, Failure> {
         let generation = plan.parent.next();
         let intents = self.intents(&DeploymentId::new(generation, &plan.id()), &plan, (Purpose::Deploy, generation))?;
-        let plan = Box::new(plan);
+        let plan = Arc::new(plan);
         self.ask(|reply| Request::Start { plan, options, intents, reply }).await
     }
 
@@ -161,9 +180,8 @@ impl Operator {
         strategy: Option<RollbackStrategy>,
         only: BTreeSet<InstanceId>,
     ) -> Result<(), Failure> {
-        let wanted = deployment.clone();
-        let found = self.look(move |fleet| Some((fleet.deployment(&wanted)?.plan().clone(), fleet.generation())));
-        let (plan, generation) = found.await?.ok_or_else(|| {
+        let found = self.look(|fleet| Some((fleet.deployment(&deployment)?.plan().clone(), fleet.generation())));
+        let (plan, generation) = found?.ok_or_else(|| {
             Failure::new(FailureKind::ConfigurationError, "rollback", format!("there is no deployment {deployment}"))
         })?;
         let to = (&only, generation.next());

@@ -9,6 +9,7 @@ mod operators;
 mod request;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -22,17 +23,20 @@ use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::Clock;
 use fleetwright_protocol::command::CommandReply;
 use fleetwright_protocol::report::CoordinatorReply;
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::commands::CommandMaker;
 use crate::externals;
 use crate::journal::{EventRecord, Journal, JournalError, NewEntry, SqliteStore};
 use crate::said::Said;
+use crate::samples::Samples;
 use crate::sessions::{Outbound, SessionHandle};
+use crate::view::{self, Publisher};
 
 pub(crate) use budgets::Budgets;
 use budgets::HeldBack;
-pub(crate) use request::{Handle, NotObeyed, Reply, Request, Samples};
+pub(crate) use request::{Handle, NotObeyed, Reply, Request};
 
 /// How many requests may wait; whoever has more waits too.
 const REQUESTS_MAX: usize = 1_024;
@@ -60,8 +64,8 @@ type Deferred = Box<dyn FnOnce(&mut Engine, Result<(), &Failure>) + Send>;
 
 pub(crate) struct Engine {
     fleet: Fleet,
-    /// Nothing only while the journal is opened anew.
-    journal: Option<Journal<SqliteStore>>,
+    published: Publisher,
+    journal: Journal<SqliteStore>,
     /// Entries that are applied but not durable yet, with the actions that follow from them.
     entries: Vec<NewEntry>,
     actions: Vec<Action>,
@@ -73,7 +77,6 @@ pub(crate) struct Engine {
     sessions: BTreeMap<HostName, SessionHandle>,
     /// Those that newer ones took over from, until they are gone.
     superseded: BTreeMap<HostName, Vec<SessionHandle>>,
-    samples: Samples,
     /// What each host may still add to the journal, and the newest health of each instance that could not be added yet.
     budgets: Budgets,
     held_back: BTreeMap<InstanceId, HeldBack>,
@@ -88,16 +91,26 @@ impl Engine {
     pub(crate) fn open(
         fleet: Fleet,
         journal: Journal<SqliteStore>,
+        reader: SqliteStore,
         authorities: Authorities,
         clock: Clock,
     ) -> (Self, Handle) {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let (records, _) = broadcast::channel(FOLLOWERS_BEHIND_MAX);
         let budgets = Budgets::after_start(fleet.hosts().keys().cloned());
-        let handle = Handle { requests: sender, records: records.clone(), budgets: budgets.clone() };
+        let (published, view) = view::of(&fleet, journal.last());
+        let handle = Handle {
+            requests: sender,
+            records: records.clone(),
+            budgets: budgets.clone(),
+            samples: Samples::default(),
+            view,
+            journal: Arc::new(Mutex::new(reader)),
+        };
         let engine = Self {
             fleet,
-            journal: Some(journal),
+            published,
+            journal,
             entries: Vec::new(),
             actions: Vec::new(),
             deferred: Vec::new(),
@@ -107,7 +120,6 @@ impl Engine {
             clock,
             sessions: BTreeMap::new(),
             superseded: BTreeMap::new(),
-            samples: BTreeMap::new(),
             budgets,
             held_back: BTreeMap::new(),
             requests,
@@ -117,8 +129,25 @@ impl Engine {
         (engine, handle)
     }
 
-    /// Works until the journal fails. What was under way goes on as soon as its hosts are back.
-    pub(crate) async fn run(mut self) -> Result<()> {
+    /// Works until it is to stop, or the journal fails. Commits wait for the disk, and nobody else is to wait for them: where
+    /// there are several threads, this takes one of its own.
+    pub(crate) async fn run(self, stop: oneshot::Receiver<()>) -> Result<()> {
+        let runtime = tokio::runtime::Handle::current();
+        if runtime.runtime_flavor() == RuntimeFlavor::CurrentThread {
+            return self.work_until(stop).await;
+        }
+        tokio::task::spawn_blocking(move || runtime.block_on(self.work_until(stop))).await?
+    }
+
+    async fn work_until(self, stop: oneshot::Receiver<()>) -> Result<()> {
+        tokio::select! {
+            ended = self.work() => ended,
+            _ = stop => Ok(()),
+        }
+    }
+
+    /// What was under way goes on as soon as its hosts are back.
+    async fn work(mut self) -> Result<()> {
         self.event(FleetEvent::CoordinatorStarted).ok();
         self.commit()?;
         self.ask_missed();
@@ -194,11 +223,14 @@ impl Engine {
         let entries = std::mem::take(&mut self.entries);
         let actions = std::mem::take(&mut self.actions);
         if !entries.is_empty() {
-            let first = self.last() + 1;
-            if let Err(error) = self.journal_mut().append(&entries) {
-                return if error.is_full() { self.stall(&error) } else { Err(error) };
+            if let Err(error) = self.journal.append(&entries) {
+                if error.is_full() {
+                    self.stall(&error);
+                    return Ok(());
+                }
+                return Err(error);
             }
-            self.publish(first, entries);
+            self.publish(entries);
             let now = self.clock.now();
             for action in actions {
                 match action {
@@ -214,15 +246,18 @@ impl Engine {
         for work in std::mem::take(&mut self.deferred) {
             work(self, Ok(()));
         }
-        let Some(journal) = &mut self.journal else { return Ok(()) };
-        match journal.snapshot_if_due(&self.fleet) {
+        match self.journal.snapshot_if_due(&self.fleet) {
             Err(error) if !error.is_full() => Err(error),
             // The entries are durable; a snapshot can wait.
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
-    fn publish(&self, first: u64, entries: Vec<NewEntry>) {
+    /// Lets readers and followers have what is durable now.
+    fn publish(&mut self, entries: Vec<NewEntry>) {
+        let last = self.journal.last();
+        self.published.publish(&mut self.fleet, last, &entries);
+        let first = last + 1 - entries.len() as u64;
         for (seq, NewEntry { at, event, notes }) in (first..).zip(entries) {
             for note in &notes {
                 tracing::info!(
@@ -241,7 +276,7 @@ impl Engine {
 
     /// Nothing can be made durable: goes back to what is, and does nothing more until there is room. Agents are
     /// let go, so that they tell again what was not taken.
-    fn stall(&mut self, error: &JournalError) -> Result<(), JournalError> {
+    fn stall(&mut self, error: &JournalError) {
         let failure = Failure::new(FailureKind::ResourceError, "journal", error.to_string())
             .hint("make room on the disk of the coordinator's state folder; it goes on by itself then");
         tracing::error!(%failure, "nothing new is done until there is room");
@@ -251,43 +286,29 @@ impl Engine {
         for (_, session) in std::mem::take(&mut self.sessions) {
             session.let_go();
         }
-        if let Some(journal) = self.journal.take() {
-            let (journal, fleet) = journal.fold_again()?;
-            (self.journal, self.fleet) = (Some(journal), fleet);
-        }
+        self.fleet = self.published.durable();
         self.full = Some((failure, Instant::now()));
-        Ok(())
     }
 
     /// Goes on after the disk was full, as after a restart, if there is room again.
     fn look_for_room(&mut self) {
         if let Some((full, _)) = self.full.take_if(|(_, tried)| tried.elapsed() >= FULL_PAUSE) {
-            let durable = self.fleet.clone();
             self.event(FleetEvent::CoordinatorStarted).ok();
             let entries = std::mem::take(&mut self.entries);
             // Without a session there is nobody to send anything to.
             self.actions.clear();
-            match self.journal_mut().append(&entries) {
+            match self.journal.append(&entries) {
                 Ok(()) => {
                     tracing::info!("there is room for the journal again");
-                    self.publish(self.last(), entries);
+                    self.publish(entries);
                     self.ask_missed();
                 }
-                Err(_) => (self.full, self.fleet) = (Some((full, Instant::now())), durable),
+                Err(_) => (self.full, self.fleet) = (Some((full, Instant::now())), self.published.durable()),
             }
         }
     }
 
-    fn journal_mut(&mut self) -> &mut Journal<SqliteStore> {
-        #[expect(clippy::expect_used, reason = "it is taken and put back within one function")]
-        self.journal.as_mut().expect("the journal is open")
-    }
-
-    fn last(&self) -> u64 {
-        self.journal.as_ref().map_or(0, Journal::last)
-    }
-
-    /// Takes a request in. What only looks must see nothing that is not durable.
+    /// Takes a request in.
     fn take(&mut self, request: Request) -> Result<()> {
         match request {
             Request::HostConnected { host, view, session, reply } => self.host_connected(host, view, session, reply),
@@ -312,7 +333,6 @@ impl Engine {
                 // An answer that nobody waits for any more changes nothing.
                 self.event(FleetEvent::Deployment { deployment, event }).ok();
             }
-            Request::Metrics { host, samples } => self.keep_samples(host, samples),
             Request::NotObeyed { instance, deployment, attempt, order, not_obeyed } => {
                 self.not_obeyed(instance, deployment, attempt, order, not_obeyed);
             }
@@ -346,15 +366,6 @@ impl Engine {
                 }
             }
             Request::NotHeard { .. } => {}
-            Request::Records { after, limit, reply } => {
-                self.commit()?;
-                let records = self.journal.as_ref().map(|journal| journal.records(after, limit)).transpose()?;
-                let _ = reply.send(records.unwrap_or_default());
-            }
-            Request::Look(look) => {
-                self.commit()?;
-                look(&self.fleet, &self.samples, self.last());
-            }
         }
         Ok(())
     }

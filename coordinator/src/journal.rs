@@ -94,7 +94,6 @@ pub struct Opened {
 /// The journal of a fleet.
 pub struct Journal<S> {
     store: S,
-    fleet: FleetName,
     last: u64,
     last_hash: EntryHash,
     snapshot: u64,
@@ -128,7 +127,7 @@ impl<S: Store> Journal<S> {
                 break;
             }
         }
-        let journal = Self { store, fleet, last, last_hash, snapshot, snapshot_every: SNAPSHOT_EVERY };
+        let journal = Self { store, last, last_hash, snapshot, snapshot_every: SNAPSHOT_EVERY };
         Ok((journal, folded, opened))
     }
 
@@ -174,12 +173,6 @@ impl<S: Store> Journal<S> {
         Ok(())
     }
 
-    /// Folds what is durable anew, as after an append that failed.
-    pub fn fold_again(self) -> Result<(Self, Fleet), JournalError> {
-        let (journal, fleet, _) = Self::open(self.store, self.fleet)?;
-        Ok((journal.with_snapshots_every(self.snapshot_every), fleet))
-    }
-
     /// Keeps a snapshot of the fold when enough entries have come since the last one.
     pub fn snapshot_if_due(&mut self, fleet: &Fleet) -> Result<(), JournalError> {
         if self.last < self.snapshot + self.snapshot_every {
@@ -190,15 +183,15 @@ impl<S: Store> Journal<S> {
         self.snapshot = self.last;
         Ok(())
     }
+}
 
-    /// What people are told about entries after `after`, at most `limit` of them.
-    pub fn records(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {
-        let entries = self.store.read(after, limit)?.into_iter().map(|entry| {
-            let notes = serde_json::from_str(&entry.notes)?;
-            Ok(EventRecord { seq: entry.seq, at: entry.at, event_type: entry.event_type, notes })
-        });
-        entries.collect()
-    }
+/// What people are told about the entries after `after`, at most `limit` of them.
+pub fn records(store: &impl Store, after: u64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {
+    let entries = store.read(after, limit)?.into_iter().map(|entry| {
+        let notes = serde_json::from_str(&entry.notes)?;
+        Ok(EventRecord { seq: entry.seq, at: entry.at, event_type: entry.event_type, notes })
+    });
+    entries.collect()
 }
 
 /// Opens the journal in a file. One that was cut off or overwritten is put aside first, and begins anew with the

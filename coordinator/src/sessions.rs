@@ -249,7 +249,7 @@ async fn admit(incoming: Incoming, place: Place, serving: Arc<Serving>) {
             refuse("the certificate is another fleet's")
         }
         (Some(ALPN), Some(peer)) => match peer.name.parse::<HostName>() {
-            Ok(host) if is_enrolled(&serving.engine, &host, &connection).await => {
+            Ok(host) if is_enrolled(&serving.engine, &host, &connection) => {
                 serve(connection, id, host, serving).await;
             }
             Ok(_) => refuse("the certificate is not the one its host enrolled with"),
@@ -260,12 +260,11 @@ async fn admit(incoming: Incoming, place: Place, serving: Arc<Serving>) {
 }
 
 /// Whether this is the certificate that the host enrolled with last.
-async fn is_enrolled(engine: &Handle, host: &HostName, connection: &Connection) -> bool {
+fn is_enrolled(engine: &Handle, host: &HostName, connection: &Connection) -> bool {
     let presented = endpoint::peer_fingerprint(connection);
-    let host = host.clone();
-    let known =
-        engine.look(move |fleet, _, _| fleet.hosts().get(&host).map(|host| host.certificate_sha256.clone())).await;
-    presented.is_some() && known.flatten() == presented
+    presented.is_some_and(|presented| {
+        engine.read(|view| view.fleet.hosts().get(host).is_some_and(|host| host.certificate_sha256 == presented))
+    })
 }
 
 /// Serves one agent until its connection is gone.

@@ -137,7 +137,7 @@ impl Story {
         let plan = self.plan(version);
         let id = DeploymentId::new(plan.parent.next(), &plan.id());
         let options = Options { rollback: true, started_by: "bench".to_owned() };
-        self.tell(FleetEvent::DeploymentStarted { plan: Box::new(plan), options, intents: BTreeMap::new() });
+        self.tell(FleetEvent::DeploymentStarted { plan: plan.into(), options, intents: BTreeMap::new() });
         id
     }
 

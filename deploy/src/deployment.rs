@@ -18,6 +18,7 @@ mod steps;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +47,7 @@ pub use waiting::{WaitKind, Waiting};
 pub struct Deployment {
     id: DeploymentId,
     plan_id: PlanId,
-    plan: Plan,
+    plan: Arc<Plan>,
     options: Options,
     started_at: Timestamp,
     progress_at: Timestamp,
@@ -62,7 +63,7 @@ pub struct Deployment {
 
 impl Deployment {
     /// A deployment of `plan` that has not begun; `connected` are the hosts whose agents are connected.
-    pub fn new(plan: Plan, options: Options, connected: &BTreeSet<HostName>, now: Timestamp) -> Self {
+    pub fn new(plan: Arc<Plan>, options: Options, connected: &BTreeSet<HostName>, now: Timestamp) -> Self {
         let plan_id = plan.id();
         let hosts = plan.steps().map(|step| &step.instance.host);
         let unreachable: BTreeSet<HostName> = hosts.filter(|host| !connected.contains(*host)).cloned().collect();

@@ -12,6 +12,7 @@ mod kept;
 mod settling;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -193,7 +194,7 @@ impl Fleet {
     pub fn artifacts(&self) -> BTreeSet<&str> {
         let steps = self.deployments.under_way().flat_map(|deployment| deployment.plan().steps());
         let planned = steps.filter_map(|step| step.release.as_deref());
-        let present = self.instances().values().map(|record| &record.release);
+        let present = self.instances().values().map(|record| &*record.release);
         planned.chain(present).filter_map(|release| release.package.artifact()).collect()
     }
 
@@ -269,7 +270,7 @@ impl Fleet {
                 self.health_reported(&instance, &release, report, &output, now)
             }
             FleetEvent::DeploymentStarted { plan, options, intents } => {
-                self.deployment_started(*plan, options, intents, now)
+                self.deployment_started(plan, options, intents, now)
             }
             FleetEvent::Halted { by, reason } => self.halt(by, reason, now),
             FleetEvent::Unhalted { by } => self.unhalt(by, now),
@@ -384,7 +385,7 @@ impl Fleet {
 
     fn deployment_started(
         &mut self,
-        plan: Plan,
+        plan: Arc<Plan>,
         options: Options,
         intents: BTreeMap<HostName, String>,
         now: Timestamp,

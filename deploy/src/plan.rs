@@ -1,6 +1,7 @@
 //! A plan: the immutable, ordered outcome of planning. It leaves no choice to whoever executes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
@@ -49,7 +50,7 @@ pub struct PlannedStep {
     /// The release it runs when the plan was made.
     pub previous: Option<ReleaseId>,
     /// The release it is to run; nothing for a removal.
-    pub release: Option<Box<Release>>,
+    pub release: Option<Arc<Release>>,
     /// The hash of that release.
     pub release_id: Option<ReleaseId>,
 }

@@ -371,7 +371,7 @@ impl Warnings {
 pub fn go_back(older: &Plan, server: &ServerName, circumstances: &Circumstances) -> CheckedPlan {
     let steps = older.steps().filter(|step| step.instance.server == *server);
     let steps = steps.filter_map(|planned| {
-        let release = Box::new(digests::anew(*planned.release.clone()?, circumstances));
+        let release = Box::new(digests::anew(Release::clone(planned.release.as_ref()?), circumstances));
         let present = circumstances.present.get(&planned.instance);
         let id = release.id();
         Some(steps::step(planned.instance.clone(), release, id, present))

@@ -311,9 +311,9 @@ impl Net {
     }
 
     /// Looks at the fleet, also over a restart of the coordinator.
-    pub async fn look<T: Send + 'static>(&self, look: impl Fn(&Fleet) -> T + Clone + Send + 'static) -> T {
+    pub async fn look<T>(&self, look: impl Fn(&Fleet) -> T) -> T {
         loop {
-            if let Ok(seen) = self.operator().await.look(look.clone()).await {
+            if let Ok(seen) = self.operator().await.look(&look) {
                 return seen;
             }
             sleep(LOOK_INTERVAL).await;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{Answer, Api, Refusal, ending};
+use super::{Answer, Api, Refusal};
 use crate::artifacts::{Artifact, is_sha256, missing};
 use crate::clock;
 
@@ -44,7 +44,7 @@ pub(crate) struct RemoveRequest {
 }
 
 pub(super) async fn list(State(api): State<Api>) -> Answer<Vec<ArtifactRow>> {
-    let used = in_use(&api).await?;
+    let used = in_use(&api);
     let store = api.artifacts.clone();
     let all = aside(move || Ok(store.all())).await?;
     let rows = all.into_iter().map(|artifact| ArtifactRow { in_use: used.contains(&artifact.sha256), artifact });
@@ -91,7 +91,7 @@ pub(super) async fn remove(
     State(api): State<Api>,
     Json(RemoveRequest { sha256 }): Json<RemoveRequest>,
 ) -> Answer<Vec<Artifact>> {
-    let used = in_use(&api).await?;
+    let used = in_use(&api);
     if let Some(used) = sha256.iter().find(|sha256| used.contains(*sha256)) {
         let message = format!("artifact {used} is used by what runs or is being deployed");
         let failure = Failure::new(FailureKind::DeploymentError, "artifacts", message);
@@ -104,9 +104,8 @@ pub(super) async fn remove(
     aside(move || store.remove(&sha256)).await.map(Json)
 }
 
-async fn in_use(api: &Api) -> Result<BTreeSet<String>, Refusal> {
-    let used = api.engine.look(|fleet, _, _| fleet.artifacts().into_iter().map(str::to_owned).collect()).await;
-    used.ok_or_else(ending)
+fn in_use(api: &Api) -> BTreeSet<String> {
+    api.engine.read(|view| view.fleet.artifacts().into_iter().map(str::to_owned).collect())
 }
 
 /// Work that waits for disks, beside everything else.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Api;
-use crate::engine::{Handle, Request};
+use crate::engine::Handle;
 use crate::journal::EventRecord;
 
 /// How many records are read from the journal at once.
@@ -74,7 +74,8 @@ async fn stream(mut socket: WebSocket, engine: Handle, query: EventsQuery) -> Op
 
 async fn catch_up(socket: &mut WebSocket, engine: &Handle, mut last: u64) -> Option<u64> {
     loop {
-        let records = engine.ask(|reply| Request::Records { after: last, limit: PAGE, reply }).await?;
+        let records = engine.records(last, PAGE).await;
+        let records = records.inspect_err(|error| tracing::error!(%error, "the journal cannot be read")).ok()?;
         for record in &records {
             send(socket, record).await?;
             last = record.seq;

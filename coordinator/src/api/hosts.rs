@@ -51,9 +51,9 @@ pub(super) struct TokenQuery {
     expires_in: Option<Length>,
 }
 
-pub(super) async fn list(State(api): State<Api>) -> Answer<Vec<HostRow>> {
+pub(super) async fn list(State(api): State<Api>) -> Json<Vec<HostRow>> {
     let over = api.engine.budgets.over(clock::now());
-    api.engine.look(move |fleet, _, _| HostRow::all(fleet, &over)).await.map(Json).ok_or_else(ending)
+    Json(api.engine.read(|view| HostRow::all(&view.fleet, &over)))
 }
 
 /// Without a body nothing is said of the host.
@@ -107,8 +107,8 @@ async fn decide(api: &Api, host: HostName, event: FleetEvent) -> Answer<HostRow>
     let decided = api.engine.ask(|reply| Request::Decide { event, reply }).await;
     decided.ok_or_else(ending)?.map_err(Refusal)?;
     let over = api.engine.budgets.over(clock::now());
-    let row = api.engine.look(move |fleet, _, _| HostRow::one(fleet, &host, &over)).await;
-    row.flatten().map(Json).ok_or_else(ending)
+    let row = api.engine.read(|view| HostRow::one(&view.fleet, &host, &over));
+    row.map(Json).ok_or_else(|| not_found(format!("there is no host {host}")))
 }
 
 /// Has a host find out anew what it has. That changes nothing but what is known, and the host tells it like any news.

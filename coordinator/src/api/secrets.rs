@@ -84,7 +84,7 @@ pub(super) async fn list(
     State(api): State<Api>,
     Json(declared): Json<BTreeMap<String, SecretSource>>,
 ) -> Answer<Vec<SecretRow>> {
-    let mut uses = api.engine.look(|fleet, _, _| used(fleet)).await.ok_or_else(ending)?;
+    let mut uses = api.engine.read(|view| used(&view.fleet));
     for (name, source) in declared {
         uses.entry((name.clone(), secret_key(&source))).or_insert_with(|| Use::new(name, source));
     }

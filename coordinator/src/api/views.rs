@@ -1,6 +1,7 @@
 //! What the interface shows. Field names are stable: they are only ever added to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fleetwright_deploy::deployment::{Deployment, Hold, Outcome, Phase, PhaseName, StepState, Waiting};
 use fleetwright_deploy::failure::Failure;
@@ -18,6 +19,8 @@ use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::report::MetricsSample;
 use serde::{Deserialize, Serialize};
+
+use crate::view::View;
 
 /// The fleet at a glance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,19 +45,14 @@ pub(crate) struct StatusView {
 }
 
 impl StatusView {
-    pub(crate) fn new(
-        fleet: &Fleet,
-        last_event: u64,
-        listen: String,
-        over_budget: BTreeMap<HostName, OverBudget>,
-    ) -> Self {
+    pub(crate) fn new(View { seq, fleet }: &View, listen: String, over_budget: BTreeMap<HostName, OverBudget>) -> Self {
         let connected = fleet.hosts().values().filter(|host| host.connected).count();
         let available = |row: &&InstanceRow| row.health.is_available() && row.trouble.is_none();
         Self {
             fleet: fleet.name().clone(),
             generation: fleet.generation(),
             listen,
-            last_event,
+            last_event: *seq,
             hosts: fleet.hosts().len(),
             hosts_connected: connected,
             instances: fleet.instances().len(),
@@ -344,7 +342,7 @@ pub(crate) struct PresentRow {
     pub(crate) instance: InstanceId,
     pub(crate) manifest: ManifestName,
     pub(crate) group: usize,
-    pub(crate) release: Release,
+    pub(crate) release: Arc<Release>,
     pub(crate) release_id: ReleaseId,
     pub(crate) in_trouble: bool,
 }
@@ -374,6 +372,7 @@ impl PlanningView {
     pub(crate) fn circumstances(self, now: Timestamp) -> Circumstances {
         let present = self.present.into_iter().map(|row| {
             let PresentRow { instance, manifest, group, release, release_id, in_trouble } = row;
+            let release = Arc::unwrap_or_clone(release);
             (instance, Present { manifest, group, release, release_id, in_trouble })
         });
         Circumstances {

@@ -10,16 +10,13 @@ use fleetwright_deploy::fleet::{FleetEvent, Introduction};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
 use fleetwright_deploy::reported;
-use fleetwright_deploy::time::{Length, Timestamp};
+use fleetwright_deploy::time::Length;
 use fleetwright_protocol::enrol::Credentials;
-use fleetwright_protocol::report::{CoordinatorReply, MetricsSample, SAMPLES_MAX};
+use fleetwright_protocol::report::CoordinatorReply;
 
 use super::operators::failure_of;
 use super::{Authorities, Engine, NotObeyed, Reply, Request};
 use crate::sessions::SessionHandle;
-
-/// How many samples of metrics are kept per host.
-const SAMPLES_KEPT: usize = 360;
 
 impl Engine {
     pub(super) fn host_connected(
@@ -137,22 +134,6 @@ impl Engine {
         };
         let event = DeploymentEvent::OrderRefused { instance, attempt, order, failure };
         self.event(FleetEvent::Deployment { deployment, event }).ok();
-    }
-
-    pub(super) fn keep_samples(&mut self, host: HostName, mut new: Vec<MetricsSample>) {
-        // Each server of the host once, and nothing else: what is kept is bounded by what the host is to run.
-        let known_servers = self.fleet.servers_of(&host);
-        for sample in &mut new {
-            let mut known = known_servers.clone();
-            sample.servers.retain(|metrics| known.remove(&metrics.server));
-            sample.servers.shrink_to_fit();
-        }
-        let kept = self.samples.entry(host).or_default();
-        // A batch whose acknowledgement was lost comes again.
-        let known: Vec<Timestamp> = kept.iter().rev().take(SAMPLES_MAX).map(|sample| sample.at).collect();
-        kept.extend(new.into_iter().filter(|sample| !known.contains(&sample.at)));
-        let surplus = kept.len().saturating_sub(SAMPLES_KEPT);
-        kept.drain(..surplus);
     }
 
     pub(super) fn issue_token(

@@ -1,6 +1,7 @@
 //! What operators ask of the engine: to start, undo, hold and decide; and to read a server's output.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options};
@@ -19,7 +20,7 @@ use crate::sessions::Outbound;
 impl Engine {
     pub(super) fn start(
         &mut self,
-        plan: Box<Plan>,
+        plan: Arc<Plan>,
         options: Options,
         intents: BTreeMap<HostName, String>,
         reply: Reply<Result<DeploymentId, Failure>>,

@@ -1,12 +1,14 @@
 //! What comes in to the engine, and how it is asked.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::Result;
 use fleetwright_certs::Token;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options, OrderName};
 use fleetwright_deploy::failure::Failure;
-use fleetwright_deploy::fleet::{Fleet, FleetEvent, Introduction};
+use fleetwright_deploy::fleet::{FleetEvent, Introduction};
 use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, Generation, HostName, InstanceId, ReleaseId, ServerName};
@@ -15,18 +17,16 @@ use fleetwright_deploy::plan::{Plan, RollbackStrategy};
 use fleetwright_deploy::time::Length;
 use fleetwright_protocol::command::{CommandBody, CommandReply};
 use fleetwright_protocol::enrol::Credentials;
-use fleetwright_protocol::report::{CoordinatorReply, MetricsSample};
+use fleetwright_protocol::report::CoordinatorReply;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::Budgets;
-use crate::journal::EventRecord;
+use crate::journal::{self, EventRecord, SqliteStore};
+use crate::samples::Samples;
 use crate::sessions::SessionHandle;
+use crate::view::{Reader, View};
 
 pub(crate) type Reply<T> = oneshot::Sender<T>;
-/// The newest samples of each host's metrics, the oldest first.
-pub(crate) type Samples = BTreeMap<HostName, VecDeque<MetricsSample>>;
-/// A look at the fleet, its metrics and the number of the last entry.
-type Look = dyn FnOnce(&Fleet, &Samples, u64) + Send;
 
 /// Why an agent does not obey an order.
 pub(crate) enum NotObeyed {
@@ -58,8 +58,6 @@ pub(crate) enum Request {
         output: Vec<String>,
         reply: Reply<CoordinatorReply>,
     },
-    /// An agent's metrics, the oldest first.
-    Metrics { host: HostName, samples: Vec<MetricsSample> },
     /// An agent does not obey an order, or it could not be made.
     NotObeyed { instance: InstanceId, deployment: DeploymentId, attempt: u32, order: OrderName, not_obeyed: NotObeyed },
     /// Whether an external answered.
@@ -72,7 +70,7 @@ pub(crate) enum Request {
     Enrol { token: String, request_der: Vec<u8>, reply: Reply<Result<Credentials, String>> },
     /// Start a deployment.
     Start {
-        plan: Box<Plan>,
+        plan: Arc<Plan>,
         options: Options,
         intents: BTreeMap<HostName, String>,
         reply: Reply<Result<DeploymentId, Failure>>,
@@ -96,19 +94,19 @@ pub(crate) enum Request {
     NotHeard { host: HostName, deployment: DeploymentId, generation: Generation },
     /// What a host may have missed can be sent now.
     Resend { host: HostName },
-    /// What people are told about entries after a number.
-    Records { after: u64, limit: usize, reply: Reply<Vec<EventRecord>> },
-    /// Look at everything.
-    Look(Box<Look>),
 }
 
-/// What others need of the engine.
+/// What others need of the engine: a way in for what changes the fleet, and what is read past it.
 #[derive(Clone)]
 pub(crate) struct Handle {
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) records: broadcast::Sender<EventRecord>,
     /// How much each host adds to the journal.
     pub(crate) budgets: Budgets,
+    pub(crate) samples: Samples,
+    pub(super) view: Reader,
+    /// The journal, for reading.
+    pub(super) journal: Arc<Mutex<SqliteStore>>,
 }
 
 impl Handle {
@@ -119,16 +117,23 @@ impl Handle {
         answer.await.ok()
     }
 
-    /// Looks at the fleet.
-    pub(crate) async fn look<T: Send + 'static>(
-        &self,
-        look: impl FnOnce(&Fleet, &Samples, u64) -> T + Send + 'static,
-    ) -> Option<T> {
-        self.ask(|reply| {
-            Request::Look(Box::new(move |fleet, samples, seq| {
-                let _ = reply.send(look(fleet, samples, seq));
-            }))
-        })
-        .await
+    /// Whether the engine has ended: what is read is no longer renewed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.requests.is_closed()
+    }
+
+    /// Reads what is durable of the fleet. The engine is not asked.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&View) -> T) -> T {
+        self.view.read(read)
+    }
+
+    /// What people are told about the entries after a number, at most so many.
+    pub(crate) async fn records(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>> {
+        let journal = self.journal.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+            journal::records(&*journal, after, limit)
+        });
+        Ok(read.await??)
     }
 }

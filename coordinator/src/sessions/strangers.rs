@@ -89,8 +89,7 @@ async fn enrol(connection: &Connection, waiting: Waiting<'_>, serving: &Serving)
     // What costs little comes first: most that is sent here by others is not even the shape of a token.
     let sha256 = Token::sha256(&token);
     let now = serving.clock.now();
-    let counts = Token::is_shaped(&token)
-        && serving.engine.look(move |fleet, _, _| fleet.token(&sha256, now).is_some()).await == Some(true);
+    let counts = Token::is_shaped(&token) && serving.engine.read(|view| view.fleet.token(&sha256, now).is_some());
     // Whoever is not enrolled stays one of the strangers until it goes.
     let mut waiting = Some(waiting);
     let reply = if counts {

@@ -83,11 +83,11 @@ async fn taken(message: AgentMessageV1, from: Teller<'_>, serving: &Serving) -> 
         AgentMessageV1::Condition { server, release, report, output } => {
             condition(serving, on_host(server), release, report, output).await
         }
-        AgentMessageV1::Metrics(sample) => take_samples(serving, host, vec![sample]).await,
+        AgentMessageV1::Metrics(sample) => Some(take_samples(serving, host, vec![sample])),
         AgentMessageV1::MetricsBatch(samples) if samples.len() > SAMPLES_MAX => {
             Some(CoordinatorReply::Refused(format!("{} samples in one message are too many", samples.len())))
         }
-        AgentMessageV1::MetricsBatch(samples) => take_samples(serving, host, samples).await,
+        AgentMessageV1::MetricsBatch(samples) => Some(take_samples(serving, host, samples)),
         AgentMessageV1::ListChunks { sha256, from } => {
             artifact(serving, host, sha256, move |store, sha256| {
                 store.listed(sha256, from).map(CoordinatorReply::Listed)
@@ -126,9 +126,10 @@ async fn connected(view: HostView, from: Teller<'_>, serving: &Serving) -> Optio
     answer
 }
 
-async fn take_samples(serving: &Serving, host: &HostName, samples: Vec<MetricsSample>) -> Option<CoordinatorReply> {
-    let sent = serving.engine.requests.send(Request::Metrics { host: host.clone(), samples }).await;
-    sent.ok().map(|()| CoordinatorReply::Acknowledged)
+fn take_samples(serving: &Serving, host: &HostName, samples: Vec<MetricsSample>) -> CoordinatorReply {
+    let servers = serving.engine.read(|view| view.fleet.servers_of(host).into_iter().cloned().collect());
+    serving.engine.samples.keep(host, samples, &servers);
+    CoordinatorReply::Acknowledged
 }
 
 /// Answers from an artifact, if it is part of what the host is to stage: nobody reads what is meant for others.
@@ -141,9 +142,7 @@ async fn artifact(
     if !is_sha256(&sha256) {
         return Some(CoordinatorReply::Refused("that is not the SHA-256 of an artifact".to_owned()));
     }
-    let (of, wanted) = (host.clone(), sha256.clone());
-    let allowed = serving.engine.look(move |fleet, _, _| fleet.may_fetch(&of, &wanted)).await?;
-    if !allowed {
+    if !serving.engine.read(|view| view.fleet.may_fetch(host, &sha256)) {
         if let Some(unsaid) = serving.said.says("an artifact", Some(host)) {
             tracing::warn!(%host, sha256, unsaid, "a host asked for an artifact that nothing it is to run is made of");
         }

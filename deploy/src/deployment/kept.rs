@@ -1,6 +1,7 @@
 //! A deployment as a snapshot holds it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -15,7 +16,7 @@ use crate::time::Timestamp;
 pub(super) struct KeptDeployment {
     id: DeploymentId,
     plan_id: PlanId,
-    plan: Plan,
+    plan: Arc<Plan>,
     options: Options,
     started_at: Timestamp,
     progress_at: Timestamp,

@@ -100,7 +100,7 @@ impl Shape {
             overrides: Vec::new(),
         };
         let options = Options { rollback: self.rollback, started_by: "test".to_owned() };
-        Deployment::new(plan, options, &hosts, at(0))
+        Deployment::new(plan.into(), options, &hosts, at(0))
     }
 }
 

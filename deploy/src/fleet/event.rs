@@ -2,6 +2,7 @@
 
 use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
@@ -72,7 +73,7 @@ pub enum FleetEvent {
     /// A deployment begins.
     DeploymentStarted {
         /// The plan it executes.
-        plan: Box<Plan>,
+        plan: Arc<Plan>,
         /// What the operator chose besides.
         options: Options,
         /// The operator's signed intent for each host, as it goes to that host.

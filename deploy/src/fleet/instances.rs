@@ -1,6 +1,7 @@
 //! What runs on the hosts of a fleet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ pub struct InstanceRecord {
     /// The group it was deployed in, from 0.
     pub group: usize,
     /// The release.
-    pub release: Release,
+    pub release: Arc<Release>,
     /// The hash of the release.
     pub release_id: ReleaseId,
     /// The deployment that made it so.

@@ -1,5 +1,7 @@
 //! What instances run from now on, once a step has come to rest.
 
+use std::sync::Arc;
+
 use super::{Fleet, InstanceRecord};
 use crate::deployment::{Action, Deployment, Effects};
 use crate::failure::{Failure, FailureKind};
@@ -33,11 +35,11 @@ impl Fleet {
     }
 
     /// A release that an instance runs, or that some deployment has planned for it.
-    fn release(&self, instance: &InstanceId, id: &ReleaseId) -> Option<Release> {
+    fn release(&self, instance: &InstanceId, id: &ReleaseId) -> Option<Arc<Release>> {
         let running = self.instances.get(instance).filter(|record| record.release_id == *id);
         let planned = || {
             let steps = self.deployments().rev().filter_map(|deployment| deployment.planned(instance));
-            steps.filter(|step| step.release_id.as_ref() == Some(id)).find_map(|step| step.release.as_deref())
+            steps.filter(|step| step.release_id.as_ref() == Some(id)).find_map(|step| step.release.as_ref())
         };
         running.map(|record| &record.release).or_else(planned).cloned()
     }

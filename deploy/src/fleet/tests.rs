@@ -100,7 +100,7 @@ impl Story {
         let plan = plan(&self.fleet, version);
         let id = DeploymentId::new(plan.parent.next(), &plan.id());
         let options = Options { rollback: true, started_by: "test".to_owned() };
-        self.tell(FleetEvent::DeploymentStarted { plan: Box::new(plan), options, intents: BTreeMap::new() })?;
+        self.tell(FleetEvent::DeploymentStarted { plan: plan.into(), options, intents: BTreeMap::new() })?;
         Ok(id)
     }
 
@@ -162,7 +162,7 @@ fn an_instance_is_worked_on_by_one_deployment_and_a_plan_counts_only_for_what_it
             .starts_with(&format!("deployment_error (pre_validation): deployment {first}, started by test at 1970"))
     );
     story.finish(&first);
-    assert_eq!(story.fleet.instances()[&instance()].release, release(1));
+    assert_eq!(story.fleet.instances()[&instance()].release, release(1).into());
     assert_eq!(story.fleet.generation(), Generation(1));
     let stale = story.fleet.may_start(&stale).expect_err("stale").to_string();
     assert!(stale.contains("s@h1 has changed since the plan was made"), "{stale}");
@@ -190,7 +190,7 @@ fn a_rollback_brings_back_the_release_before_and_raises_the_generation() {
     assert!(refused.contains(&format!("deployment {second} has changed s@h1 since")), "{refused}");
     story.tell(of(&second)).expect("the newest");
     story.finish(&second);
-    assert_eq!(story.fleet.instances()[&instance()].release, release(1));
+    assert_eq!(story.fleet.instances()[&instance()].release, release(1).into());
     assert_eq!(story.fleet.generation(), Generation(3));
     story.tell(of(&first)).expect("the second is undone");
     story.finish(&first);

@@ -1,6 +1,7 @@
 //! A definition alone: whether it can be rendered at all, before there is an environment, a manifest or a host.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use regex::Regex;
 
@@ -75,7 +76,7 @@ pub fn release_alone(
     let plan = plan_alone(source, server, &name, (environment_source, environment), circumstances)?;
     let mut steps = plan.plan().steps();
     let release = steps.next().and_then(|step| step.release.clone());
-    release.map(|release| *release).ok_or_else(|| Problem::in_file(source, "it makes no release").into())
+    release.map(Arc::unwrap_or_clone).ok_or_else(|| Problem::in_file(source, "it makes no release").into())
 }
 
 fn plan_alone(

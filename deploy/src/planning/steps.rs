@@ -184,5 +184,5 @@ pub(super) fn step(
         Some(_) => StepAction::Update,
     };
     let previous = present.map(|present| present.release_id.clone());
-    PlannedStep { instance, action, previous, release: Some(release), release_id: Some(release_id) }
+    PlannedStep { instance, action, previous, release: Some(release.into()), release_id: Some(release_id) }
 }

@@ -87,7 +87,7 @@ fn deployed(plan: &Plan, before: Circumstances) -> Circumstances {
                 let manifest = plan.manifest.clone();
                 present.insert(
                     step.instance.clone(),
-                    Present { manifest, group, release: *release, release_id, in_trouble: false },
+                    Present { manifest, group, release: Arc::unwrap_or_clone(release), release_id, in_trouble: false },
                 );
             }
         }

@@ -104,7 +104,7 @@ impl World<'_> {
         let options = Options { rollback: plan.rollback.enabled, started_by: "p0".to_owned() };
         let begin_by = self.coordinator.clock(self.now).after(plan.begin_within(Purpose::Deploy));
         let intents = self.coordinator.intents(plan.parent.next(), begin_by);
-        self.coordinator_event(FleetEvent::DeploymentStarted { plan: Box::new(plan), options, intents })?;
+        self.coordinator_event(FleetEvent::DeploymentStarted { plan: plan.into(), options, intents })?;
         Ok(())
     }
 

@@ -225,7 +225,7 @@ pub(crate) fn step(fleet: &Fleet, instance: InstanceId, release: Option<Release>
         instance,
         action,
         previous: present.map(|present| present.release_id.clone()),
-        release: release.map(Box::new),
+        release: release.map(Into::into),
         release_id,
     }
 }

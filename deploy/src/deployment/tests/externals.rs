@@ -9,7 +9,7 @@ fn with_external(on_failure: OnFailure) -> Driver {
     shape.rollout.on_failure = on_failure;
     let mut live = shape.deployment();
     let endpoint = ExternalEndpoint::Tcp { address: "sql.internal:5432".to_owned() };
-    live.plan.externals =
+    Arc::make_mut(&mut live.plan).externals =
         vec![External { name: "sql".parse().expect("name"), endpoint, timeout: Length::from_secs(5) }];
     let mut driver = Driver { fresh: live.clone(), live, journal: Vec::new(), settled: BTreeMap::new(), now: 0 };
     driver.apply(DeploymentEvent::Started).expect("start");
@@ -87,7 +87,8 @@ fn people_have_an_external_asked_again_or_go_on_without_it() {
 #[test]
 fn a_server_waits_in_its_group_for_those_that_it_starts_after() {
     let mut live = Shape::of(&[&[1, 2]]).deployment();
-    live.plan.starts_after = [("s0-0".parse().expect("name"), ["s0-1".parse().expect("name")].into())].into();
+    Arc::make_mut(&mut live.plan).starts_after =
+        [("s0-0".parse().expect("name"), ["s0-1".parse().expect("name")].into())].into();
     let mut driver = Driver { fresh: live.clone(), live, journal: Vec::new(), settled: BTreeMap::new(), now: 0 };
     driver.apply(DeploymentEvent::Started).expect("start");
     for (id, _) in driver.outstanding() {

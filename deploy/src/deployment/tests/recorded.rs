@@ -10,7 +10,7 @@ fn what_is_decided_about_several_at_once_is_decided_in_the_order_of_their_names_
         plan
     };
     let options = Options { rollback: true, started_by: "test".to_owned() };
-    let live = Deployment::new(plan, options, &BTreeSet::from(["h0".parse().expect("name")]), at(0));
+    let live = Deployment::new(plan.into(), options, &BTreeSet::from(["h0".parse().expect("name")]), at(0));
     let mut driver = Driver { fresh: live.clone(), live, journal: Vec::new(), settled: BTreeMap::new(), now: 0 };
     driver.apply(DeploymentEvent::Started).expect("start");
     driver.wait();

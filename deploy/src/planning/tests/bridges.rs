@@ -18,7 +18,7 @@ fn told(server: &str) -> String {
 
 fn bridge(server: &str) -> Bridge {
     let planned = planned(server).expect("a plan");
-    planned.plan().steps().next().and_then(|step| step.release.clone()).expect("a release").run.bridge
+    planned.plan().steps().next().and_then(|step| step.release.clone()).expect("a release").run.bridge.clone()
 }
 
 #[test]

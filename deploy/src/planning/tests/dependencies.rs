@@ -50,7 +50,7 @@ fn only_what_completes_is_waited_for_to_complete() {
     let text = refused("", entries);
     assert!(text.contains("m.yaml:6:33: `db` does not end, so it never completes"), "{text}");
     let checked = planned("", entries, &["db"]).expect("a plan");
-    let run = |n: usize| checked.plan().groups[n].steps[0].release.clone().expect("a release").run;
+    let run = |n: usize| checked.plan().groups[n].steps[0].release.clone().expect("a release").run.clone();
     assert_eq!((run(0).completes, run(0).restart), (true, crate::release::RestartPolicy::Never));
     assert!(!run(1).completes);
 }
