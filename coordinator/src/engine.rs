@@ -8,7 +8,7 @@ mod budgets;
 mod operators;
 mod request;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use anyhow::Result;
 use fleetwright_certs::{Authority, TrustedKeys};
 use fleetwright_deploy::deployment::{Action, DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
-use fleetwright_deploy::fleet::{Fleet, FleetEvent, Refused};
+use fleetwright_deploy::fleet::{Fleet, FleetEvent, Refused, Retention};
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId};
 use fleetwright_deploy::plan::External;
 use fleetwright_deploy::time::Timestamp;
@@ -70,6 +70,8 @@ pub(crate) struct Engine {
     entries: Vec<NewEntry>,
     actions: Vec<Action>,
     deferred: Vec<Deferred>,
+    /// Whether a deployment has begun since it was looked which ones are history.
+    history_due: bool,
     /// Why nothing can be made durable, while nothing can, and when that was tried last.
     full: Option<(Failure, Instant)>,
     authorities: Authorities,
@@ -114,6 +116,7 @@ impl Engine {
             entries: Vec::new(),
             actions: Vec::new(),
             deferred: Vec::new(),
+            history_due: false,
             full: None,
             authorities,
             said: Said::new(clock.clone()),
@@ -150,6 +153,7 @@ impl Engine {
     async fn work(mut self) -> Result<()> {
         self.event(FleetEvent::CoordinatorStarted).ok();
         self.commit()?;
+        self.archive()?;
         self.ask_missed();
         let mut batch = Vec::with_capacity(COMMIT_MAX);
         loop {
@@ -175,7 +179,26 @@ impl Engine {
             self.look_for_room();
             self.take_held_back();
             self.commit()?;
+            if std::mem::take(&mut self.history_due) {
+                self.archive()?;
+            }
         }
+    }
+
+    /// Lets deployments go of which nothing can come any more. What finds no room in the archive now stays until the next
+    /// time.
+    fn archive(&mut self) -> Result<(), JournalError> {
+        let history: BTreeSet<DeploymentId> =
+            self.fleet.history(Retention::default(), self.clock.now()).into_iter().collect();
+        if self.full.is_some() || history.is_empty() {
+            return Ok(());
+        }
+        match self.journal.archive(&self.fleet, &history) {
+            Err(error) if error.is_full() => return Ok(()),
+            kept => kept?,
+        }
+        self.event(FleetEvent::DeploymentsArchived { deployments: history }).ok();
+        self.commit()
     }
 
     /// Applies an event. It is durable, published and acted upon after the next [`Self::commit`].

@@ -4,18 +4,21 @@
 //! time to time, so that starting takes about as long with a million entries as with ten thousand. What stores
 //! entries is behind the few methods of [`Store`].
 
+mod archive;
 mod sqlite;
 mod store;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use fleetwright_deploy::deployment::Note;
-use fleetwright_deploy::fleet::{Fleet, FleetEvent};
-use fleetwright_deploy::ids::FleetName;
+use fleetwright_deploy::fleet::{Fleet, FleetEvent, PastDeployment};
+use fleetwright_deploy::ids::{DeploymentId, FleetName};
 use fleetwright_deploy::mutant::{Mutant, is_active};
 use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use archive::{ARCHIVED_MAX, PastPlan, Placed};
 pub use sqlite::SqliteStore;
 pub use store::{EntryHash, Store, StoreError, StoredEntry, StoredSnapshot};
 
@@ -118,6 +121,10 @@ impl<S: Store> Journal<S> {
                     break 'pages;
                 }
                 let event = event_of(&entry)?;
+                // What this leaves out of the fleet may not be in the archive yet.
+                if let FleetEvent::DeploymentsArchived { deployments } = &event {
+                    store.archive(&past(&folded, deployments))?;
+                }
                 (last, last_hash) = (entry.seq, entry.hash);
                 let applied = folded.apply(event, entry.at);
                 applied.map_err(|refused| JournalError::Inconsistent(last, refused.to_string()))?;
@@ -173,6 +180,11 @@ impl<S: Store> Journal<S> {
         Ok(())
     }
 
+    /// Keeps deployments in the archive, before they leave the fleet.
+    pub fn archive(&mut self, fleet: &Fleet, deployments: &BTreeSet<DeploymentId>) -> Result<(), JournalError> {
+        Ok(self.store.archive(&past(fleet, deployments))?)
+    }
+
     /// Keeps a snapshot of the fold when enough entries have come since the last one.
     pub fn snapshot_if_due(&mut self, fleet: &Fleet) -> Result<(), JournalError> {
         if self.last < self.snapshot + self.snapshot_every {
@@ -183,6 +195,10 @@ impl<S: Store> Journal<S> {
         self.snapshot = self.last;
         Ok(())
     }
+}
+
+fn past(fleet: &Fleet, deployments: &BTreeSet<DeploymentId>) -> Vec<PastDeployment> {
+    deployments.iter().filter_map(|id| fleet.deployment(id)).map(PastDeployment::new).collect()
 }
 
 /// What people are told about the entries after `after`, at most `limit` of them.

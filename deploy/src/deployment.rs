@@ -15,6 +15,7 @@ mod reports;
 mod rollback;
 mod step;
 mod steps;
+mod summary;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use self::kept::KeptDeployment;
 use self::rollback::RollbackChoice;
 use self::step::StepStateName;
 use crate::failure::Failure;
-use crate::ids::{DeploymentId, HostName, InstanceId, PlanId, ServerName};
+use crate::ids::{DeploymentId, Generation, HostName, InstanceId, PlanId, ServerName};
 use crate::plan::{Plan, PlannedStep, StepAction};
 use crate::release::Release;
 use crate::time::Timestamp;
@@ -39,6 +40,7 @@ pub use event::{
 pub use externals::{Inquiry, InquiryState, no_answer};
 pub use step::{Aside, Step, StepState};
 pub use steps::Steps;
+pub use summary::DeploymentSummary;
 pub use waiting::{WaitKind, Waiting};
 
 /// One execution of a plan.
@@ -95,8 +97,13 @@ impl Deployment {
         &self.plan_id
     }
 
+    /// The generation of the fleet that it began; later deployments have later ones.
+    pub fn generation(&self) -> Generation {
+        self.plan.parent.next()
+    }
+
     /// The plan it executes.
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
     }
 

@@ -9,6 +9,7 @@ mod event;
 mod hosts;
 mod instances;
 mod kept;
+mod past;
 mod settling;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ use crate::time::Timestamp;
 pub use event::FleetEvent;
 pub use hosts::{Claim, Host, Introduction, SEEN_TWICE_PAUSE, SeenTwice};
 pub use instances::InstanceRecord;
+pub use past::{PastDeployment, Retention};
 
 /// Of how many deployments, the newest first, a host that comes back hears.
 const ANNOUNCEMENTS_MAX: usize = 64;
@@ -272,6 +274,7 @@ impl Fleet {
             FleetEvent::DeploymentStarted { plan, options, intents } => {
                 self.deployment_started(plan, options, intents, now)
             }
+            FleetEvent::DeploymentsArchived { deployments } => self.deployments_archived(&deployments, now),
             FleetEvent::Halted { by, reason } => self.halt(by, reason, now),
             FleetEvent::Unhalted { by } => self.unhalt(by, now),
             FleetEvent::RollbackRequested { deployment, by, strategy, only, intents } => {

@@ -1,9 +1,13 @@
 //! People and deployments: holding, approving, deciding, undoing in part, going back, halting everything.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fleetwright_tests::fleet::{Fleet, text};
+use fleetwright::journal::{self, NewEntry};
+use fleetwright_deploy::fleet::FleetEvent;
+use fleetwright_deploy::time::Length;
+use fleetwright_tests::fleet::{Fleet, clock, text};
 use serde_json::Value;
 
 const FAILED: i32 = 1;
@@ -305,4 +309,63 @@ fn a_stuck_instance_that_a_person_has_put_in_order_runs_the_release_from_before(
     });
     assert_eq!(version(&fleet, "host-2", "web"), "echo version 1");
     fleet.run(&["status"]).expect_code(0);
+}
+
+/// A deployment leaves the fleet for the archive, as it does a day after it has become history.
+fn archive(fleet: &Fleet, id: &str) {
+    let (mut journal, mut state, ..) =
+        journal::open_file(&fleet.state_dir().join("journal.db"), &"local".parse().expect("name")).expect("a journal");
+    let deployments = BTreeSet::from([id.parse().expect("a deployment")]);
+    journal.archive(&state, &deployments).expect("it is kept");
+    let at = clock().now().after(Length::from_secs(25 * 3_600));
+    let event = FleetEvent::DeploymentsArchived { deployments };
+    let notes = state.apply(event.clone(), at).expect("history").notes;
+    journal.append(&[NewEntry { at, event, notes }]).expect("append");
+}
+
+#[test]
+fn what_is_history_is_listed_shown_and_gone_back_to_and_can_no_longer_be_undone() {
+    let fleet = running();
+    let ids: Vec<String> = (2..=3)
+        .map(|version| {
+            let id = start(&fleet, &manifest(&fleet, version, "retry: { attempts: 1 }"));
+            assert_eq!(wait_for_end(&fleet, &id), "succeeded");
+            id
+        })
+        .collect();
+    let listed = |arguments: &[&str]| -> Vec<String> {
+        let rows = fleet.json(&[&["deploy", "list"], arguments].concat());
+        rows.as_array().expect("rows").iter().map(|row| text(&row["id"]).to_owned()).collect()
+    };
+    let all = listed(&[]);
+    assert_eq!(all[1..], ids);
+    let (first, shown) = (&all[0], show(&fleet, &all[0]));
+    fleet.run(&["down"]).expect_code(0);
+    archive(&fleet, first);
+    let path = manifest(&fleet, 3, "retry: { attempts: 1 }");
+    fleet.up(&path, &["--agents", "2"]).expect_code(0);
+    fleet.wait_until("the hosts are back", || fleet.json(&["status"])["status"]["hosts_connected"] == 2);
+
+    assert_eq!(listed(&[]), all, "the list goes on into the archive");
+    assert_eq!(listed(&["--limit", "1"]), all[2..]);
+    assert_eq!(listed(&["--limit", "1", "--before", &ids[1]]), all[1..2]);
+    assert_eq!(listed(&["--before", &ids[0]]), all[..1]);
+    assert_eq!(listed(&["--before", first]), Vec::<String>::new());
+    fleet.run(&["deploy", "list", "--limit", "0"]).expect_code(2);
+    fleet.run(&["deploy", "list", "--before", "d99-00000000"]).expect_code(FAILED);
+    let past = show(&fleet, first);
+    assert_eq!((&past["summary"], &past["steps"]), (&shown["summary"], &shown["steps"]));
+    assert_eq!((&past["content"], &past["moves"]), (&shown["content"], &Value::Array(Vec::new())));
+
+    let refused = fleet.run(&["rollback", first]).expect_code(FAILED).stderr;
+    assert!(refused.contains("is history") && refused.contains(&format!("--to {first}")), "{refused}");
+    let refused = fleet.run(&["deploy", "cancel", first]).expect_code(FAILED).stderr;
+    assert!(refused.contains("is history"), "{refused}");
+    fleet.run(&["rollback", "web"]).expect_code(PARTLY_ROLLED_BACK);
+    assert_eq!(version(&fleet, "host-1", "web"), "echo version 2");
+    let refused = fleet.run(&["rollback", "web"]).expect_code(FAILED).stderr;
+    assert!(refused.contains("no longer known what web@host-1 ran before"), "{refused}");
+    fleet.run(&["rollback", "web", "--to", first]).expect_code(0);
+    assert_eq!(version(&fleet, "host-1", "web"), "echo version 1");
+    fleet.run(&["journal", "verify"]).expect_code(0);
 }

@@ -3,23 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use fleetwright_deploy::deployment::{Deployment, Hold, Outcome, Phase, PhaseName, StepState, Waiting};
+use fleetwright_deploy::deployment::{Deployment, DeploymentSummary, Hold, Outcome, Phase, StepState, Waiting};
 use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::fleet::{Fleet, Halt, Host, SeenTwice};
 use fleetwright_deploy::health::{HealthReport, HealthStatus};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{
-    DeploymentId, EnvironmentName, FleetName, Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId,
-    ServerName,
+    DeploymentId, FleetName, Generation, HostName, InstanceId, ManifestName, PlanId, ReleaseId, ServerName,
 };
 use fleetwright_deploy::journal_budget::OverBudget;
-use fleetwright_deploy::plan::{Plan, PlanSummary, StepAction};
+use fleetwright_deploy::plan::{Plan, RuleOverride, StepAction};
 use fleetwright_deploy::planning::{Circumstances, Files, Present};
 use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
 use fleetwright_protocol::report::MetricsSample;
 use serde::{Deserialize, Serialize};
 
+use crate::journal::PastPlan;
 use crate::view::View;
 
 /// The fleet at a glance.
@@ -174,40 +174,6 @@ impl InstanceRow {
     }
 }
 
-/// A deployment in one line.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct DeploymentSummary {
-    pub(crate) id: DeploymentId,
-    pub(crate) manifest: ManifestName,
-    pub(crate) environment: EnvironmentName,
-    pub(crate) phase: String,
-    pub(crate) outcome: Option<Outcome>,
-    pub(crate) started_at: Timestamp,
-    pub(crate) finished_at: Option<Timestamp>,
-    pub(crate) started_by: String,
-    pub(crate) changes: PlanSummary,
-}
-
-impl DeploymentSummary {
-    pub(crate) fn new(deployment: &Deployment) -> Self {
-        let name: &'static str = PhaseName::from(deployment.phase()).into();
-        Self {
-            id: deployment.id().clone(),
-            manifest: deployment.plan().manifest.clone(),
-            environment: deployment.plan().environment.clone(),
-            phase: name.to_owned(),
-            outcome: deployment.outcome(),
-            started_at: deployment.started_at(),
-            finished_at: match deployment.phase() {
-                Phase::Finished { at, .. } => Some(*at),
-                _ => None,
-            },
-            started_by: deployment.options().started_by.clone(),
-            changes: deployment.plan().summary(),
-        }
-    }
-}
-
 /// A step of a deployment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct StepRow {
@@ -236,8 +202,12 @@ pub(crate) struct DeploymentView {
     /// What a person may do now, as commands.
     pub(crate) moves: Vec<String>,
     pub(crate) steps: Vec<StepRow>,
-    /// The plan itself, so that a rollback can be signed for exactly what it covered.
-    pub(crate) content: Plan,
+    /// The rules that its operator has set aside.
+    #[serde(default)]
+    pub(crate) overrides: Vec<RuleOverride>,
+    /// The plan itself, if it was asked for: a rollback is signed for exactly what it covered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<Arc<Plan>>,
 }
 
 impl DeploymentView {
@@ -277,8 +247,14 @@ impl DeploymentView {
             held: deployment.holds_by_people().to_vec(),
             moves: deployment.moves(),
             steps: steps.collect(),
-            content: deployment.plan().clone(),
+            overrides: deployment.plan().overrides.clone(),
+            content: None,
         }
+    }
+
+    /// With the plan besides.
+    pub(crate) fn with_plan(self, deployment: &Deployment) -> Self {
+        Self { content: Some(deployment.plan().clone()), ..self }
     }
 }
 
@@ -288,8 +264,6 @@ pub(crate) struct PastRow {
     pub(crate) deployment: DeploymentId,
     pub(crate) started_at: Timestamp,
     pub(crate) outcome: Option<Outcome>,
-    /// The whole plan: going back is planned with its policies.
-    pub(crate) plan: Plan,
     /// The releases that the plan had for the server.
     pub(crate) releases: Vec<ReleaseId>,
     /// The instances of the server that the deployment has changed and not put back.
@@ -297,22 +271,30 @@ pub(crate) struct PastRow {
 }
 
 impl PastRow {
-    /// The deployments that had a server in their plan, the newest first.
-    pub(crate) fn all(fleet: &Fleet, server: &ServerName) -> Vec<Self> {
-        let rows = fleet.deployments().rev().map(|deployment| {
+    /// The deployments of a fleet that had a server in their plan, each with its generation.
+    pub(crate) fn all(fleet: &Fleet, server: &ServerName) -> Vec<(Generation, Self)> {
+        let rows = fleet.deployments().map(|deployment| {
             let of_server = deployment.steps().iter().filter(|(id, _)| id.server == *server);
             let changed = of_server.filter(|(_, step)| step.state.is_touched()).map(|(id, _)| id.clone());
             let planned = deployment.plan().steps().filter(|step| step.instance.server == *server);
-            Self {
+            let row = Self {
                 deployment: deployment.id().clone(),
                 started_at: deployment.started_at(),
                 outcome: deployment.outcome(),
-                plan: deployment.plan().clone(),
                 releases: planned.filter_map(|step| step.release_id.clone()).collect(),
                 changed: changed.collect(),
-            }
+            };
+            (deployment.generation(), row)
         });
-        rows.filter(|row| !row.releases.is_empty() || !row.changed.is_empty()).collect()
+        rows.filter(|(_, row)| !row.releases.is_empty() || !row.changed.is_empty()).collect()
+    }
+}
+
+impl From<PastPlan> for PastRow {
+    /// Nothing of what is in the archive can be put back any more.
+    fn from(PastPlan { summary, releases }: PastPlan) -> Self {
+        let DeploymentSummary { id, started_at, outcome, .. } = summary;
+        Self { deployment: id, started_at, outcome, releases: releases.into_iter().collect(), changed: Vec::new() }
     }
 }
 

@@ -7,8 +7,8 @@ use fleetwright_deploy::plan::RollbackStrategy;
 
 use super::deploy::who;
 use super::{Context, exit, explain};
+use crate::api::deployments::{ControlRequest, Decision};
 use crate::api::views::DeploymentView;
-use crate::api::{ControlRequest, Decision};
 
 #[derive(clap::Args)]
 pub(crate) struct DecisionArguments {

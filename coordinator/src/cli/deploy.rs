@@ -3,22 +3,23 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use fleetwright_deploy::admission::Purpose;
-use fleetwright_deploy::deployment::Options;
+use fleetwright_deploy::deployment::{DeploymentSummary, Options};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{DeploymentId, EnvironmentName, InstanceId};
-use fleetwright_deploy::plan::RollbackStrategy;
+use fleetwright_deploy::plan::{Plan, RollbackStrategy};
 use fleetwright_deploy::planning::{CheckedPlan, Circumstances, SAVED_PLAN_BYTES_MAX, SavedPlan, moved_on};
 
 use super::control::{self, ReasonArguments};
 use super::output::{Color, Ui, table};
 use super::plan::OverrideArguments;
 use super::{Context, artifacts, exit, follow, plan, tables};
-use crate::api::views::{DeploymentSummary, DeploymentView, PlanningView, StatusView};
-use crate::api::{Decision, RollbackRequest, StartRequest, Started};
+use crate::api::deployments::{Decision, LISTED_MAX, RollbackRequest, StartRequest, Started};
+use crate::api::views::{DeploymentView, PlanningView, StatusView};
 use crate::client::Client;
 use crate::local_artifact::{self, LocalArtifact};
 use crate::{clock, operator_key, project};
@@ -28,8 +29,15 @@ use crate::{clock, operator_key, project};
 pub(crate) enum DeployCommand {
     /// Plans, signs and starts a deployment.
     Start(StartArguments),
-    /// Lists all deployments, the newest last.
-    List,
+    /// Lists the newest deployments, the newest last.
+    List {
+        /// Only those that were started before this one.
+        #[arg(long, value_name = "DEPLOYMENT")]
+        before: Option<DeploymentId>,
+        /// How many, from 1 to 1000.
+        #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = listed)]
+        limit: usize,
+    },
     /// Shows one deployment: its steps, its failures, what it waits for.
     Show {
         /// The deployment.
@@ -84,13 +92,19 @@ pub(super) async fn deploy(command: DeployCommand, context: &Context) -> Result<
     let client = context.client()?;
     match command {
         DeployCommand::Start(arguments) => start(&arguments, &client, context).await,
-        DeployCommand::List => {
-            let all: Vec<DeploymentSummary> = client.get("/v1/deployments").await?;
+        DeployCommand::List { before, limit } => {
+            let before = before.map(|id| format!("&before={id}")).unwrap_or_default();
+            let all: Vec<DeploymentSummary> = client.get(&format!("/v1/deployments?limit={limit}{before}")).await?;
             context.ui.data(&all, || list(&all));
+            if let Some(oldest) = all.first().filter(|_| all.len() == limit) {
+                context.ui.say(&format!("older ones: fleetwright deploy list --before {}", oldest.id));
+            }
             Ok(exit::DONE)
         }
         DeployCommand::Show { id } => {
-            let view: DeploymentView = client.get(&format!("/v1/deployments/{id}")).await?;
+            // The plan is for programs: people see its steps.
+            let view: DeploymentView =
+                client.get(&format!("/v1/deployments/{id}?plan={}", context.ui.is_json())).await?;
             context.ui.data(&view, || show(&view));
             Ok(exit::DONE)
         }
@@ -276,6 +290,14 @@ pub(super) async fn launch(
     Ok((id, last_event))
 }
 
+/// The plan of a deployment. It is the one that the deployment is named after, whatever the coordinator says.
+pub(super) async fn plan_of(id: &DeploymentId, client: &Client) -> Result<Arc<Plan>> {
+    let view: DeploymentView = client.get(&format!("/v1/deployments/{id}?plan=true")).await?;
+    let plan = view.content.context("the coordinator did not tell the plan\n  hint: is it of another version?")?;
+    operator_key::check_told(id, &plan)?;
+    Ok(plan)
+}
+
 /// The signer of an intent to undo a deployment; it has the generation after the present one.
 pub(super) async fn sign_rollback(
     view: &DeploymentView,
@@ -285,16 +307,21 @@ pub(super) async fn sign_rollback(
     context: &Context,
 ) -> Result<RollbackRequest> {
     let planning: PlanningView = client.get("/v1/planning").await?;
-    operator_key::check_told(&view.summary.id, &view.content)?;
+    let plan = plan_of(&view.summary.id, client).await?;
     let to = (&only, planning.generation.next());
     let key = context.operator_key()?;
-    let intents = key.sign_rollback(&planning.fleet, &view.summary.id, &view.content, to, clock::now())?;
+    let intents = key.sign_rollback(&planning.fleet, &view.summary.id, &plan, to, clock::now())?;
     Ok(RollbackRequest { by: who(), strategy, only, intents })
 }
 
 /// Who is at the keyboard.
 pub(super) fn who() -> String {
     std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "operator".to_owned())
+}
+
+fn listed(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=LISTED_MAX).contains(number));
+    number.ok_or_else(|| format!("it is a number from 1 to {LISTED_MAX}"))
 }
 
 fn list(all: &[DeploymentSummary]) -> String {
@@ -335,7 +362,7 @@ pub(super) fn show(view: &DeploymentView) -> String {
         summary.started_by,
         tables::steps(view)
     );
-    for aside in &view.content.overrides {
+    for aside in &view.overrides {
         text.push_str(&format!("\n\nrule {} was set aside: {}", aside.rule, aside.reason));
         aside.broken.iter().for_each(|broken| text.push_str(&format!("\n  {broken}")));
     }

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::deploy::who;
 use super::{Context, exit};
-use crate::api::ControlRequest;
+use crate::api::deployments::ControlRequest;
 use crate::api::views::StatusView;
 
 /// Stops everything where it is: no deployment starts anything new, and no new one may start.

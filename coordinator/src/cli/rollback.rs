@@ -8,10 +8,10 @@ use fleetwright_deploy::plan::RollbackStrategy;
 use fleetwright_deploy::planning;
 
 use super::{Context, control, deploy, exit, follow, plan};
-use crate::api::Started;
+use crate::api::deployments::Started;
 use crate::api::views::{DeploymentView, PastRow, PlanningView, StatusView};
 use crate::client::Client;
-use crate::{clock, operator_key};
+use crate::clock;
 
 /// Undoes a deployment, or its part in one server, and stays until everything is put back.
 ///
@@ -67,9 +67,11 @@ pub(super) async fn undo(
 
 /// The deployment that is meant, and, where a server was named, its instances.
 async fn target(what: &str, client: &Client) -> Result<(DeploymentId, Option<BTreeSet<InstanceId>>)> {
-    let all: Vec<crate::api::views::DeploymentSummary> = client.get("/v1/deployments").await?;
-    if let Some(found) = all.iter().find(|summary| summary.id.as_str() == what) {
-        return Ok((found.id.clone(), None));
+    let id: Option<DeploymentId> = what.parse().ok();
+    if let Some(id) = id
+        && client.get::<DeploymentView>(&format!("/v1/deployments/{id}")).await.is_ok()
+    {
+        return Ok((id, None));
     }
     let past: Vec<PastRow> = match what.parse::<ServerName>() {
         Ok(server) => client.get(&format!("/v1/servers/{server}/past")).await?,
@@ -116,12 +118,12 @@ async fn go_back(server: ServerName, to: &str, client: &Client, context: &Contex
             if known.is_empty() { "none".to_owned() } else { known.join(", ") }
         );
     };
-    operator_key::check_told(&row.deployment, &row.plan)?;
+    let planned = deploy::plan_of(&row.deployment, client).await?;
     let view: PlanningView = client.get("/v1/planning").await?;
     let mut circumstances = view.circumstances(clock::now());
-    let wanted = planning::secrets_of(row.plan.steps().filter(|step| step.instance.server == server));
+    let wanted = planning::secrets_of(planned.steps().filter(|step| step.instance.server == server));
     plan::look_up_digests(&wanted, &mut circumstances, client).await?;
-    let checked = planning::go_back(&row.plan, &server, &circumstances);
+    let checked = planning::go_back(&planned, &server, &circumstances);
     plan::show(&checked, &circumstances, &context.ui);
     if checked.plan().summary().changes() == 0 {
         context.ui.say("nothing changes: everything runs as planned already");

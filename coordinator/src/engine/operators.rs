@@ -33,6 +33,7 @@ impl Engine {
         let started = checked.and_then(|()| {
             let id = DeploymentId::new(plan.parent.next(), &plan.id());
             let started = self.event(FleetEvent::DeploymentStarted { plan, options, intents });
+            self.history_due |= started.is_ok();
             started.map(|()| id).map_err(failure_of)
         });
         self.answer(reply, started);

@@ -1,13 +1,13 @@
 //! What comes in to the engine, and how it is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Result;
 use fleetwright_certs::Token;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options, OrderName};
-use fleetwright_deploy::failure::Failure;
+use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Introduction};
 use fleetwright_deploy::health::HealthReport;
 use fleetwright_deploy::host::HostView;
@@ -128,12 +128,21 @@ impl Handle {
     }
 
     /// What people are told about the entries after a number, at most so many.
-    pub(crate) async fn records(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>> {
+    pub(crate) async fn records(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>, Failure> {
+        self.read_journal(move |journal| journal::records(journal, after, limit)).await
+    }
+
+    /// Reads in the journal's file, beside everything else.
+    pub(crate) async fn read_journal<T: Send + 'static, E: Display + Send + 'static>(
+        &self,
+        read: impl FnOnce(&SqliteStore) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, Failure> {
         let journal = self.journal.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
-            journal::records(&*journal, after, limit)
-        });
-        Ok(read.await??)
+        let failed = |why: String| Failure::new(FailureKind::ResourceError, "journal", why);
+        let read = move || read(&journal.lock().unwrap_or_else(PoisonError::into_inner));
+        match tokio::task::spawn_blocking(read).await {
+            Ok(read) => read.map_err(|error| failed(error.to_string())),
+            Err(error) => Err(failed(error.to_string())),
+        }
     }
 }

@@ -2,20 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
+use fleetwright_deploy::fleet::PastDeployment;
 use fleetwright_deploy::time::Timestamp;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
+use super::archive;
 use super::store::{EntryHash, Store, StoreError, StoredEntry, StoredSnapshot};
 
 /// What takes a file from each version of the tables to the next one; the first makes them. A step that was
 /// released is never changed.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE events (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, type TEXT NOT NULL, event TEXT NOT NULL,
                          notes TEXT NOT NULL, hash BLOB NOT NULL) STRICT;
     CREATE TABLE torn (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, at INTEGER NOT NULL, type TEXT NOT NULL,
                        event TEXT NOT NULL, notes TEXT NOT NULL, hash BLOB NOT NULL) STRICT;
     CREATE TABLE snapshots (seq INTEGER PRIMARY KEY, version TEXT NOT NULL, state TEXT NOT NULL,
-                            hash BLOB NOT NULL) STRICT;"];
+                            hash BLOB NOT NULL) STRICT;",
+    archive::TABLES,
+];
 const SNAPSHOTS_KEPT: i64 = 2;
 const SALVAGED_AT_ONCE: usize = 1_000;
 
@@ -31,7 +36,7 @@ impl From<rusqlite::Error> for StoreError {
 
 /// A journal's file.
 pub struct SqliteStore {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 impl SqliteStore {
@@ -196,6 +201,10 @@ impl Store for SqliteStore {
             params![SNAPSHOTS_KEPT],
         )?;
         Ok(transaction.commit()?)
+    }
+
+    fn archive(&mut self, past: &[PastDeployment]) -> Result<(), StoreError> {
+        self.keep_past(past)
     }
 
     fn snapshots(&self) -> Result<Vec<StoredSnapshot>, StoreError> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use fleetwright_deploy::fleet::Fleet;
+use fleetwright_deploy::fleet::{Fleet, PastDeployment};
 use fleetwright_deploy::time::Timestamp;
 
 /// The version of the program that a snapshot is for: another one folds the entries anew.
@@ -117,6 +117,8 @@ pub trait Store: Send {
     fn set_aside_after(&mut self, after: u64) -> Result<u64, StoreError>;
     /// Keeps a snapshot; only the newest two are kept.
     fn keep_snapshot(&mut self, snapshot: &StoredSnapshot) -> Result<(), StoreError>;
+    /// Keeps deployments that leave the fleet. What is kept already stays as it is.
+    fn archive(&mut self, past: &[PastDeployment]) -> Result<(), StoreError>;
     /// The snapshots, the newest first.
     fn snapshots(&self) -> Result<Vec<StoredSnapshot>, StoreError>;
 }

@@ -1,4 +1,9 @@
+use std::collections::BTreeMap;
+
+use fleetwright_deploy::deployment::{Deployment, DeploymentSummary, Options};
 use fleetwright_deploy::fleet::Introduction;
+use fleetwright_deploy::ids::Generation;
+use fleetwright_deploy::plan::Plan;
 use rusqlite::{Connection, params};
 
 use super::*;
@@ -233,4 +238,79 @@ fn a_file_of_a_later_version_is_left_alone() {
     file.with(3);
     file.sql("PRAGMA user_version = 99");
     assert!(matches!(SqliteStore::open(&file.path()).err(), Some(StoreError::Newer(99))));
+}
+
+/// A file of before, in which a second deployment took the place of the first, whose hosts have long forgotten it.
+fn with_history() -> (File, Journal<SqliteStore>, Fleet, DeploymentId) {
+    let file = File::new();
+    let sql = include_str!("tests/journal-v1.sql");
+    Connection::open(file.path()).expect("open").execute_batch(sql).expect("the file as it was written");
+    let (journal, live, _) = file.open();
+    let first = live.deployments().next().expect("the first").id().clone();
+    (file, journal, live, first)
+}
+
+fn archive(journal: &mut Journal<SqliteStore>, live: &mut Fleet, id: &DeploymentId) {
+    let deployments = BTreeSet::from([id.clone()]);
+    journal.archive(live, &deployments).expect("it is kept");
+    // Years after.
+    let (at, event) = (at(9_000_000_000_000), FleetEvent::DeploymentsArchived { deployments });
+    let notes = live.apply(event.clone(), at).expect("history").notes;
+    journal.append(&[NewEntry { at, event, notes }]).expect("append");
+}
+
+#[test]
+fn what_leaves_the_fleet_is_in_the_archive_by_page_by_name_and_by_server() {
+    let (file, mut journal, mut live, first) = with_history();
+    let whole = live.deployment(&first).cloned().expect("it");
+    archive(&mut journal, &mut live, &first);
+    assert_eq!(live.deployment(&first), None);
+    let store = journal.store();
+    let pages = |before, limit| store.past(Generation(before), limit).expect("a page");
+    assert_eq!(pages(u64::MAX, 10), [(whole.generation(), DeploymentSummary::new(&whole))]);
+    assert_eq!((pages(whole.generation().0, 10), pages(u64::MAX, 0)), (Vec::new(), Vec::new()));
+    assert_eq!(store.past_deployment(&first).expect("readable").as_ref(), Some(&whole));
+    let of = |server: &str| store.past_of(&server.parse().expect("name")).expect("readable");
+    let (at, PastPlan { summary, releases }) = of("web").pop().expect("it had planned it");
+    assert_eq!((at, summary.id, releases.len()), (whole.generation(), first, 3));
+    assert_eq!(of("other"), []);
+    drop(journal);
+    assert_eq!(file.open().1, live);
+}
+
+#[test]
+fn an_archive_that_was_lost_is_made_again_from_the_entries() {
+    let (file, mut journal, mut live, first) = with_history();
+    let whole = live.deployment(&first).cloned();
+    archive(&mut journal, &mut live, &first);
+    drop(journal);
+    file.sql("DELETE FROM deployments");
+    file.sql("DELETE FROM planned");
+    let (journal, folded, _) = file.open();
+    assert_eq!(folded, live);
+    assert_eq!(journal.store().past_deployment(&first).expect("readable"), whole);
+    verify(journal.store(), &name()).expect("whole");
+}
+
+#[test]
+fn the_archive_holds_the_newest_and_what_is_there_stays_as_it_is() {
+    let (_file, mut journal, live, first) = with_history();
+    let plan = live.deployment(&first).expect("it").plan().clone();
+    let past = |generation: u64| {
+        let plan = Plan { parent: Generation(generation), ..Plan::clone(&plan) };
+        let options = Options { rollback: true, started_by: "test".to_owned() };
+        PastDeployment::new(&Deployment::new(plan.into(), options, &BTreeSet::new(), at(generation)))
+    };
+    let store = &mut journal.store;
+    let most = u64::from(ARCHIVED_MAX);
+    for generation in 0..most + 5 {
+        store.archive(&[past(generation)]).expect("it is kept");
+    }
+    let kept = store.past(Generation(u64::MAX), usize::MAX).expect("all");
+    let generations: Vec<u64> = kept.iter().map(|(generation, _)| generation.0).collect();
+    assert_eq!(generations, (6..most + 6).rev().collect::<Vec<_>>());
+    assert_eq!(store.past_of(&"web".parse().expect("name")).expect("readable").len(), kept.len());
+    let again = PastDeployment { planned: BTreeMap::new(), ..past(most) };
+    store.archive(&[again]).expect("it is there already");
+    assert_eq!(store.past(Generation(u64::MAX), usize::MAX).expect("all"), kept);
 }

@@ -91,6 +91,14 @@ impl Fleet {
             if !deployment.steps().get(&step.instance).is_some_and(|step| step.state.is_touched()) {
                 continue;
             }
+            let to =
+                |server| format!("`fleetwright rollback {server} --to DEPLOYMENT` takes it to what one had planned");
+            // The deployment that had planned it may be in the archive.
+            if step.previous.as_ref().is_some_and(|before| self.release(&step.instance, before).is_none()) {
+                let message = format!("it is no longer known what {} ran before deployment {id}", step.instance);
+                let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
+                return Err(Box::new(failure.hint(to(&step.instance.server))));
+            }
             let owner = self.deployments.under_way().find(|other| other.id() != id && other.holds(&step.instance));
             if let Some(owner) = owner.filter(|_| !is_active(Mutant::TwoOwners)) {
                 let message = format!("deployment {} works on {}", owner.id(), step.instance);
@@ -104,14 +112,8 @@ impl Fleet {
                 let failure = Failure::new(FailureKind::DeploymentError, "rollback", message);
                 // What a later one has taken on from there is no longer that deployment's to undo.
                 let undone_first = other.steps().get(&step.instance).is_some_and(|step| step.state.is_touched());
-                let hint = if undone_first {
-                    format!("roll back {} first", other.id())
-                } else {
-                    format!(
-                        "`fleetwright rollback {} --to DEPLOYMENT` takes it to what one had planned",
-                        step.instance.server
-                    )
-                };
+                let hint =
+                    if undone_first { format!("roll back {} first", other.id()) } else { to(&step.instance.server) };
                 return Err(Box::new(failure.hint(hint)));
             }
         }

@@ -114,6 +114,15 @@ impl Deployments {
         Some(changed)
     }
 
+    /// Forgets one of which nothing can come any more.
+    pub(super) fn remove(&mut self, id: &DeploymentId) {
+        if let Some(number) = self.numbers.remove(id) {
+            self.started.remove(&number);
+            self.open.remove(&number);
+            self.announced.remove(&number);
+        }
+    }
+
     /// In what that which is remembered differs from what there is, if it does.
     pub(super) fn disagreement(&self) -> Option<String> {
         let open = self.started.iter().filter(|(_, of)| of.deployment.is_open()).map(|(number, _)| *number).collect();
@@ -125,7 +134,7 @@ impl Deployments {
 }
 
 /// Whether the intents of a deployment may still count at a host.
-fn may_count(deployment: &Deployment, now: Timestamp) -> bool {
+pub(super) fn may_count(deployment: &Deployment, now: Timestamp) -> bool {
     match deployment.phase() {
         Phase::Finished { at, .. } => now <= at.after(INTENT_LIFETIME_MAX),
         _ => true,
@@ -133,9 +142,9 @@ fn may_count(deployment: &Deployment, now: Timestamp) -> bool {
 }
 
 impl PartialEq for Deployments {
-    /// The rest follows from what was started.
+    /// The rest follows from what was started, in its order; the numbers have gaps where some have gone to the archive.
     fn eq(&self, other: &Self) -> bool {
-        self.started == other.started
+        self.started.values().eq(other.started.values())
     }
 }
 

@@ -111,6 +111,11 @@ pub enum FleetEvent {
         /// What happened.
         event: DeploymentEvent,
     },
+    /// Deployments of which nothing can come any more went to the archive.
+    DeploymentsArchived {
+        /// The deployments.
+        deployments: BTreeSet<DeploymentId>,
+    },
     /// An operator gave a host labels, or took some away.
     HostLabelled {
         /// The host.

@@ -35,7 +35,7 @@ impl Fleet {
     }
 
     /// A release that an instance runs, or that some deployment has planned for it.
-    fn release(&self, instance: &InstanceId, id: &ReleaseId) -> Option<Arc<Release>> {
+    pub(super) fn release(&self, instance: &InstanceId, id: &ReleaseId) -> Option<Arc<Release>> {
         let running = self.instances.get(instance).filter(|record| record.release_id == *id);
         let planned = || {
             let steps = self.deployments().rev().filter_map(|deployment| deployment.planned(instance));

@@ -1,4 +1,5 @@
 mod hosts;
+mod past;
 
 use super::*;
 use crate::deployment::Order;

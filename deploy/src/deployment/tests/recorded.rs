@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn what_is_decided_about_several_at_once_is_decided_in_the_order_of_their_names_as_recorded_journals_have_it() {
     let plan = {
-        let mut plan = Shape::of(&[&[1], &[1]]).deployment().plan().clone();
+        let mut plan = Shape::of(&[&[1], &[1]]).deployment().plan().as_ref().clone();
         plan.groups.reverse();
         plan
     };
