@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use fleetwright::journal::{Journal, NewEntry, SqliteStore};
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options, Order};
 use fleetwright_deploy::fleet::{Fleet, FleetEvent, Introduction};
 use fleetwright_deploy::health::{HealthReport, HealthStatus};
@@ -107,7 +108,7 @@ fn append(
 ) {
     let entries = events.map(|(at, event)| {
         let notes = fleet.apply(event.clone(), at).expect("it fits").notes;
-        NewEntry { at, event, notes }
+        NewEntry { at, actor: Actor::Coordinator, event, notes }
     });
     let entries: Vec<NewEntry> = entries.collect();
     journal.append(&entries).expect("append");

@@ -14,11 +14,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::IncomingStream;
 use axum::{Json, Router};
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::FleetEvent;
 use fleetwright_deploy::ids::InstanceId;
@@ -47,6 +50,18 @@ pub(crate) struct Api {
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) listen: String,
     pub(crate) authority_fingerprint: String,
+}
+
+/// Who is at the other end of a connection, as the kernel says.
+#[derive(Clone)]
+pub(crate) struct Peer(Actor);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        // Nobody else than its owner can open the socket, should the kernel not say who did.
+        let uid = stream.io().peer_cred().map_or_else(|_| rustix::process::geteuid().as_raw(), |peer| peer.uid());
+        Self(Actor::User(uid))
+    }
 }
 
 /// The lines of a log.
@@ -175,19 +190,32 @@ fn check_words(by: &str, reason: &str) -> Result<(), Refusal> {
     Err(Refusal(Failure::new(FailureKind::ConfigurationError, "request", limits).hint("say it shorter")))
 }
 
-async fn halt(State(api): State<Api>, Json(request): Json<ControlRequest>) -> Answer<StatusView> {
+async fn halt(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Json(request): Json<ControlRequest>,
+) -> Answer<StatusView> {
     let ControlRequest { by, reason, instances: _ } = request;
     check_words(&by, &reason)?;
-    hold_fleet(api, FleetEvent::Halted { by, reason }).await
+    hold_fleet(api, peer, FleetEvent::Halted { by, reason }).await
 }
 
-async fn unhalt(State(api): State<Api>, Json(request): Json<ControlRequest>) -> Answer<StatusView> {
+async fn unhalt(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Json(request): Json<ControlRequest>,
+) -> Answer<StatusView> {
     check_words(&request.by, "")?;
-    hold_fleet(api, FleetEvent::Unhalted { by: request.by }).await
+    hold_fleet(api, peer, FleetEvent::Unhalted { by: request.by }).await
 }
 
-async fn hold_fleet(api: Api, event: FleetEvent) -> Answer<StatusView> {
-    let held = api.engine.ask(|reply| Request::Decide { event, reply }).await.ok_or_else(ending)?;
-    held.map_err(Refusal)?;
+async fn hold_fleet(api: Api, peer: Peer, event: FleetEvent) -> Answer<StatusView> {
+    decide(&api, peer, event).await?;
     Ok(Json(status_of(&api)))
+}
+
+/// Has something decided about the whole fleet, a host, or what is kept for hosts.
+async fn decide(api: &Api, Peer(actor): Peer, event: FleetEvent) -> Result<(), Refusal> {
+    let decided = api.engine.ask_as(actor, |reply| Request::Decide { event, reply }).await;
+    decided.ok_or_else(ending)?.map_err(Refusal)
 }

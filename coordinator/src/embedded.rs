@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fleetwright_certs::Token;
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::admission::Purpose;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options};
 use fleetwright_deploy::failure::{Failure, FailureKind};
@@ -206,7 +207,8 @@ impl Operator {
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<Result<T, Failure>>) -> Request) -> Result<T, Failure> {
-        self.handle.ask(request).await.unwrap_or_else(|| Err(ending()))
+        let actor = Actor::User(rustix::process::geteuid().as_raw());
+        self.handle.ask_as(actor, request).await.unwrap_or_else(|| Err(ending()))
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use fleetwright_certs::{Authority, TrustedKeys};
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::deployment::{Action, DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{Fleet, FleetEvent, Refused, Retention};
@@ -36,7 +37,7 @@ use crate::view::{self, Publisher};
 
 pub(crate) use budgets::Budgets;
 use budgets::HeldBack;
-pub(crate) use request::{Handle, NotObeyed, Reply, Request};
+pub(crate) use request::{Asked, Handle, NotObeyed, Reply, Request};
 
 /// How many requests may wait; whoever has more waits too.
 const REQUESTS_MAX: usize = 1_024;
@@ -83,7 +84,9 @@ pub(crate) struct Engine {
     budgets: Budgets,
     held_back: BTreeMap<InstanceId, HeldBack>,
     said: Said,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<Asked>,
+    /// Who has made happen what is being taken in.
+    actor: Actor,
     records: broadcast::Sender<EventRecord>,
     handle: Handle,
 }
@@ -126,6 +129,7 @@ impl Engine {
             budgets,
             held_back: BTreeMap::new(),
             requests,
+            actor: Actor::Coordinator,
             records,
             handle: handle.clone(),
         };
@@ -166,9 +170,11 @@ impl Engine {
             let wait = if self.held_back.is_empty() { wait } else { wait.min(HELD_BACK_PAUSE) };
             tokio::select! {
                 _ = self.requests.recv_many(&mut batch, COMMIT_MAX) => {
-                    for request in batch.drain(..) {
+                    for Asked { actor, request } in batch.drain(..) {
+                        self.actor = actor;
                         self.take(request)?;
                     }
+                    self.actor = Actor::Coordinator;
                 }
                 () = tokio::time::sleep(wait) => {
                     if let Some((deployment, _)) = deadline.filter(|(_, at)| *at <= self.clock.now()) {
@@ -203,12 +209,16 @@ impl Engine {
 
     /// Applies an event. It is durable, published and acted upon after the next [`Self::commit`].
     fn event(&mut self, event: FleetEvent) -> Result<(), Refused> {
+        self.event_by(self.actor.clone(), event)
+    }
+
+    fn event_by(&mut self, actor: Actor, event: FleetEvent) -> Result<(), Refused> {
         if let Some((full, _)) = &self.full {
             return Err(Refused::Failure(Box::new(full.clone())));
         }
         let at = self.clock.now();
         let effects = self.fleet.apply(event.clone(), at)?;
-        self.entries.push(NewEntry { at, event, notes: effects.notes });
+        self.entries.push(NewEntry { at, actor, event, notes: effects.notes });
         self.actions.extend(effects.actions);
         Ok(())
     }
@@ -281,7 +291,7 @@ impl Engine {
         let last = self.journal.last();
         self.published.publish(&mut self.fleet, last, &entries);
         let first = last + 1 - entries.len() as u64;
-        for (seq, NewEntry { at, event, notes }) in (first..).zip(entries) {
+        for (seq, NewEntry { at, actor, event, notes }) in (first..).zip(entries) {
             for note in &notes {
                 tracing::info!(
                     seq,
@@ -293,7 +303,13 @@ impl Engine {
             }
             let event_type: &'static str = (&event).into();
             // That nobody follows is fine.
-            let _ = self.records.send(EventRecord { seq, at, event_type: event_type.to_owned(), notes });
+            let _ = self.records.send(EventRecord {
+                seq,
+                at,
+                actor: Some(actor),
+                event_type: event_type.to_owned(),
+                notes,
+            });
         }
     }
 
@@ -407,7 +423,7 @@ impl Engine {
             let failure = externals::ask(&external).await.err();
             let answer = Request::External { deployment, name: external.name, attempt, failure };
             // An engine that has ended asks again when it is started.
-            let _ = requests.send(answer).await;
+            let _ = requests.send(answer.into()).await;
         });
     }
 
@@ -439,7 +455,7 @@ impl Engine {
                 let deployment = deployment.clone();
                 tokio::spawn(async move {
                     if let Ok(CommandReply::Stale) = answer.await {
-                        let _ = requests.send(Request::NotHeard { host, deployment, generation }).await;
+                        let _ = requests.send(Request::NotHeard { host, deployment, generation }.into()).await;
                     }
                 });
             }
@@ -460,7 +476,8 @@ impl Engine {
         let session_host = instance.host.clone();
         let (order, generation) = (OrderName::from(order), self.fleet.generation());
         let tell = async move |not_obeyed: NotObeyed| {
-            let _ = handle.requests.send(Request::NotObeyed { instance, deployment, attempt, order, not_obeyed }).await;
+            let request = Request::NotObeyed { instance, deployment, attempt, order, not_obeyed };
+            let _ = handle.requests.send(request.into()).await;
         };
         if !to_look_up.is_empty() {
             // A coordinator that was started anew has forgotten what it had looked up.
@@ -468,7 +485,7 @@ impl Engine {
             tokio::spawn(async move {
                 let look_up = move || to_look_up.iter().try_for_each(|(name, source)| secrets.look_up(name, source));
                 match tokio::task::spawn_blocking(look_up).await {
-                    Ok(Ok(())) => drop(handle.requests.send(Request::Resend { host }).await),
+                    Ok(Ok(())) => drop(handle.requests.send(Request::Resend { host }.into()).await),
                     Ok(Err(failure)) => tell(NotObeyed::Refused(failure)).await,
                     Err(_) => {}
                 }

@@ -11,6 +11,7 @@ mod store;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::deployment::Note;
 use fleetwright_deploy::fleet::{Fleet, FleetEvent, PastDeployment};
 use fleetwright_deploy::ids::{DeploymentId, FleetName};
@@ -65,6 +66,9 @@ pub struct EventRecord {
     pub seq: u64,
     /// When.
     pub at: Timestamp,
+    /// Who made it happen; nothing in entries of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
     /// The type of the entry.
     #[serde(rename = "type")]
     pub event_type: String,
@@ -77,6 +81,8 @@ pub struct EventRecord {
 pub struct NewEntry {
     /// When it was applied.
     pub at: Timestamp,
+    /// Who made it happen.
+    pub actor: Actor,
     /// The event.
     pub event: FleetEvent,
     /// What people are told about it.
@@ -163,6 +169,7 @@ impl<S: Store> Journal<S> {
             let mut next = StoredEntry {
                 seq: last + 1,
                 at: entry.at,
+                actor: Some(entry.actor.to_string()),
                 event_type: event_type.to_owned(),
                 event: serde_json::to_string(&entry.event)?,
                 notes: serde_json::to_string(&entry.notes)?,
@@ -205,7 +212,8 @@ fn past(fleet: &Fleet, deployments: &BTreeSet<DeploymentId>) -> Vec<PastDeployme
 pub fn records(store: &impl Store, after: u64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {
     let entries = store.read(after, limit)?.into_iter().map(|entry| {
         let notes = serde_json::from_str(&entry.notes)?;
-        Ok(EventRecord { seq: entry.seq, at: entry.at, event_type: entry.event_type, notes })
+        let actor = entry.actor.and_then(|actor| actor.parse().ok());
+        Ok(EventRecord { seq: entry.seq, at: entry.at, actor, event_type: entry.event_type, notes })
     });
     entries.collect()
 }

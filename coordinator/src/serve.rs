@@ -8,7 +8,7 @@ use fleetwright_deploy::ids::FleetName;
 use quinn::{Endpoint, TokioRuntime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::{self, Api};
+use crate::api::{self, Api, Peer};
 use crate::clock;
 use crate::embedded::Coordinator;
 use crate::state_dir::{FleetFile, StateDir};
@@ -32,7 +32,7 @@ pub(crate) async fn serve(state_dir: &StateDir) -> Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let until = async {
         tokio::select! {
-            served = axum::serve(socket, api::router(api)) => served?,
+            served = axum::serve(socket, api::router(api).into_make_service_with_connect_info::<Peer>()) => served?,
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }

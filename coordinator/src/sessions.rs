@@ -321,7 +321,7 @@ async fn serve(connection: Connection, id: u64, host: HostName, serving: Arc<Ser
         });
     }
     sender.abort();
-    let _ = serving.engine.requests.send(Request::HostDisconnected { host, session: id }).await;
+    let _ = serving.engine.requests.send(Request::HostDisconnected { host, session: id }.into()).await;
 }
 
 /// The way that commands take to a host over one connection.

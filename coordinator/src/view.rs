@@ -62,6 +62,7 @@ impl Publisher {
 
 #[cfg(test)]
 mod tests {
+    use fleetwright_deploy::actor::Actor;
     use fleetwright_deploy::fleet::FleetEvent;
     use fleetwright_deploy::time::Timestamp;
 
@@ -79,7 +80,7 @@ mod tests {
             },
         );
         let notes = fleet.apply(event.clone(), at).expect("apply").notes;
-        NewEntry { at, event, notes }
+        NewEntry { at, actor: Actor::Coordinator, event, notes }
     }
 
     #[test]

@@ -275,6 +275,14 @@ impl Fleet {
                 self.deployment_started(plan, options, intents, now)
             }
             FleetEvent::DeploymentsArchived { deployments } => self.deployments_archived(&deployments, now),
+            FleetEvent::ArtifactAdded { sha256, name } => {
+                Ok(note("artifact_added", format!("artifact {name} was added, SHA-256 {sha256}")))
+            }
+            FleetEvent::ArtifactsRemoved { sha256 } => {
+                let removed: Vec<&str> = sha256.iter().map(String::as_str).collect();
+                Ok(note("artifacts_removed", format!("artifacts were removed: {}", removed.join(", "))))
+            }
+            FleetEvent::SecretsListed => Ok(note("secrets_listed", "the secrets were listed".to_owned())),
             FleetEvent::Halted { by, reason } => self.halt(by, reason, now),
             FleetEvent::Unhalted { by } => self.unhalt(by, now),
             FleetEvent::RollbackRequested { deployment, by, strategy, only, intents } => {

@@ -3,6 +3,7 @@
 //! This crate is pure. It opens no socket or file, reads no clock and draws no random number: times, texts
 //! and keys come in as arguments, effects go out as values for the coordinator and the agent to perform.
 
+pub mod actor;
 pub mod admission;
 #[cfg(feature = "planning")]
 pub mod config;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use fleetwright::journal::{self, NewEntry};
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::fleet::FleetEvent;
 use fleetwright_deploy::time::Length;
 use fleetwright_tests::fleet::{Fleet, clock, text};
@@ -275,6 +277,20 @@ fn the_journal_is_verified_and_exported_and_damage_is_told() {
     assert_eq!((&last["hash"], last["seq"].as_u64()), (&verified["head"], Some(entries)));
     let tail = fleet.run(&["journal", "export", "--after", &(entries - 2).to_string()]).expect_code(0).stdout;
     assert_eq!(tail.lines().count(), 2);
+    // Who made each of them happen is what the coordinator knows, not what was said.
+    let uid = fs::metadata(fleet.path()).expect("a folder").uid();
+    let actor = |event_type: &str| {
+        let entries = exported.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        let mut of_type = entries.filter(|entry| entry["type"] == event_type);
+        of_type.next().unwrap_or_else(|| panic!("no {event_type}"))["actor"].clone()
+    };
+    assert_eq!(actor("coordinator_started"), "coordinator");
+    for by_people in ["token_issued", "deployment_started"] {
+        assert_eq!(actor(by_people), format!("uid:{uid}"));
+    }
+    for by_hosts in ["host_enrolled", "host_connected", "health_reported", "deployment"] {
+        assert!(text(&actor(by_hosts)).starts_with("host:host-"), "{by_hosts}");
+    }
     fleet.run(&["down"]).expect_code(0);
     let journal = fleet.state_dir().join("journal.db");
     let sqlite = rusqlite::Connection::open(&journal).expect("open");
@@ -320,7 +336,7 @@ fn archive(fleet: &Fleet, id: &str) {
     let at = clock().now().after(Length::from_secs(25 * 3_600));
     let event = FleetEvent::DeploymentsArchived { deployments };
     let notes = state.apply(event.clone(), at).expect("history").notes;
-    journal.append(&[NewEntry { at, event, notes }]).expect("append");
+    journal.append(&[NewEntry { at, actor: Actor::Coordinator, event, notes }]).expect("append");
 }
 
 #[test]

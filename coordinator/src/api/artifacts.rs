@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::{ConnectInfo, Path as UrlPath, Query, State};
 use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::fleet::FleetEvent;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{Answer, Api, Refusal};
+use super::{Answer, Api, Peer, Refusal, decide};
 use crate::artifacts::{Artifact, is_sha256, missing};
 use crate::clock;
 
@@ -53,6 +54,7 @@ pub(super) async fn list(State(api): State<Api>) -> Answer<Vec<ArtifactRow>> {
 
 pub(super) async fn add(
     State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     UrlPath(sha256): UrlPath<String>,
     Query(Named { name }): Query<Named>,
     body: Body,
@@ -84,11 +86,15 @@ pub(super) async fn add(
         drop(parts);
     };
     let (added, ()) = tokio::join!(adding, receiving);
-    added.map(Json)
+    let added = added?;
+    let event = FleetEvent::ArtifactAdded { sha256: added.sha256.clone(), name: added.name.clone() };
+    decide(&api, peer, event).await?;
+    Ok(Json(added))
 }
 
 pub(super) async fn remove(
     State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     Json(RemoveRequest { sha256 }): Json<RemoveRequest>,
 ) -> Answer<Vec<Artifact>> {
     let used = in_use(&api);
@@ -100,6 +106,8 @@ pub(super) async fn remove(
     if let Some(unknown) = sha256.iter().find(|sha256| !api.artifacts.has(sha256)) {
         return Err(Refusal(missing(unknown)));
     }
+    let event = FleetEvent::ArtifactsRemoved { sha256: sha256.iter().cloned().collect() };
+    decide(&api, peer, event).await?;
     let store = api.artifacts.clone();
     aside(move || store.remove(&sha256)).await.map(Json)
 }

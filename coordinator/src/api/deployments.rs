@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::{ConnectInfo, Path as UrlPath, Query, State};
 use fleetwright_deploy::deployment::{Deployment, DeploymentEvent, DeploymentSummary, Hold, HoldKind, Options};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{DeploymentId, Generation, HostName, InstanceId, InvalidId, ServerName};
@@ -13,7 +13,7 @@ use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::views::{DeploymentView, PastRow};
-use super::{Answer, Api, Refusal, check_words, ending, not_found};
+use super::{Answer, Api, Peer, Refusal, check_words, ending, not_found};
 use crate::artifacts::missing;
 use crate::clock;
 use crate::engine::Request;
@@ -167,7 +167,11 @@ async fn check_known(api: &Api, id: &DeploymentId) -> Result<(), Refusal> {
     Err(Refusal(failure.hint(hint)))
 }
 
-pub(super) async fn start(State(api): State<Api>, Json(request): Json<StartRequest>) -> Answer<Started> {
+pub(super) async fn start(
+    State(api): State<Api>,
+    ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
+    Json(request): Json<StartRequest>,
+) -> Answer<Started> {
     let StartRequest { plan, options, intents } = request;
     check_words(&options.started_by, "")?;
     let to_stage = plan.changes().filter_map(|(_, step)| step.release.as_ref()?.package.artifact());
@@ -175,12 +179,14 @@ pub(super) async fn start(State(api): State<Api>, Json(request): Json<StartReque
         return Err(Refusal(missing(lacking)));
     }
     let plan = Arc::new(plan);
-    let started = api.engine.ask(|reply| Request::Start { plan, options, intents, reply }).await.ok_or_else(ending)?;
+    let started =
+        api.engine.ask_as(actor, |reply| Request::Start { plan, options, intents, reply }).await.ok_or_else(ending)?;
     started.map(|id| Json(Started { id })).map_err(Refusal)
 }
 
 pub(super) async fn roll_back(
     State(api): State<Api>,
+    ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
     UrlPath(id): UrlPath<String>,
     Json(request): Json<RollbackRequest>,
 ) -> Answer<Started> {
@@ -190,13 +196,15 @@ pub(super) async fn roll_back(
     let (id, RollbackRequest { by, strategy, only, intents }) = (deployment.clone(), request);
     check_words(&by, "")?;
     check_known(&api, &deployment).await?;
-    let rolled = api.engine.ask(|reply| Request::RollBack { deployment, by, strategy, only, intents, reply }).await;
+    let rolled =
+        api.engine.ask_as(actor, |reply| Request::RollBack { deployment, by, strategy, only, intents, reply }).await;
     let rolled = rolled.ok_or_else(ending)?;
     rolled.map(|()| Json(Started { id })).map_err(Refusal)
 }
 
 pub(super) async fn control(
     State(api): State<Api>,
+    ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
     UrlPath((id, decision)): UrlPath<(String, Decision)>,
     Json(request): Json<ControlRequest>,
 ) -> Answer<DeploymentView> {
@@ -206,7 +214,7 @@ pub(super) async fn control(
     check_known(&api, &deployment).await?;
     let event = Box::new(request.event(decision, clock::now()));
     let asked = deployment.clone();
-    let decided = api.engine.ask(|reply| Request::Control { deployment: asked, event, reply }).await;
+    let decided = api.engine.ask_as(actor, |reply| Request::Control { deployment: asked, event, reply }).await;
     decided.ok_or_else(ending)?.map_err(Refusal)?;
     let decided = api.engine.read(|view| view.fleet.deployment(&deployment).map(DeploymentView::new));
     decided.map(Json).ok_or_else(missing)

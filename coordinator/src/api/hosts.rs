@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::{ConnectInfo, Path as UrlPath, Query, State};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Introduction};
 use fleetwright_deploy::host::HostView;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::look::unexpected;
 use super::views::HostRow;
-use super::{Answer, Api, Refusal, check_words, ending, not_found};
+use super::{Answer, Api, Peer, Refusal, check_words, decide, ending, not_found};
 use crate::clock;
 use crate::engine::Request;
 
@@ -59,6 +59,7 @@ pub(super) async fn list(State(api): State<Api>) -> Json<Vec<HostRow>> {
 /// Without a body nothing is said of the host.
 pub(super) async fn token(
     State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     UrlPath(host): UrlPath<String>,
     Query(query): Query<TokenQuery>,
     introduction: Option<Json<Option<Introduction>>>,
@@ -71,7 +72,8 @@ pub(super) async fn token(
         return Err(not_found(format!("a token is valid for at most {TOKEN_LIFETIME_MAX}")));
     }
     let of = host.clone();
-    let issued = api.engine.ask(|reply| Request::IssueToken { host: of, lifetime, introduction, reply }).await;
+    let issued =
+        api.engine.ask_as(peer.0, |reply| Request::IssueToken { host: of, lifetime, introduction, reply }).await;
     let token = issued.ok_or_else(ending)?.map_err(Refusal)?;
     Ok(Json(TokenView {
         host,
@@ -84,28 +86,29 @@ pub(super) async fn token(
 
 pub(super) async fn label(
     State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     UrlPath(host): UrlPath<String>,
     Json(request): Json<LabelRequest>,
 ) -> Answer<HostRow> {
     let (host, LabelRequest { by, labels }) = (name(&host)?, request);
     check_words(&by, "")?;
-    decide(&api, host.clone(), FleetEvent::HostLabelled { host, labels, by }).await
+    decide_about(&api, peer, host.clone(), FleetEvent::HostLabelled { host, labels, by }).await
 }
 
 pub(super) async fn address(
     State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     UrlPath(host): UrlPath<String>,
     Json(request): Json<AddressRequest>,
 ) -> Answer<HostRow> {
     let (host, AddressRequest { by, address }) = (name(&host)?, request);
     check_words(&by, "")?;
-    decide(&api, host.clone(), FleetEvent::HostAddressed { host, address, by }).await
+    decide_about(&api, peer, host.clone(), FleetEvent::HostAddressed { host, address, by }).await
 }
 
 /// Has something decided about a host, and gives the host as it is then.
-async fn decide(api: &Api, host: HostName, event: FleetEvent) -> Answer<HostRow> {
-    let decided = api.engine.ask(|reply| Request::Decide { event, reply }).await;
-    decided.ok_or_else(ending)?.map_err(Refusal)?;
+async fn decide_about(api: &Api, peer: Peer, host: HostName, event: FleetEvent) -> Answer<HostRow> {
+    decide(api, peer, event).await?;
     let over = api.engine.budgets.over(clock::now());
     let row = api.engine.read(|view| HostRow::one(&view.fleet, &host, &over));
     row.map(Json).ok_or_else(|| not_found(format!("there is no host {host}")))

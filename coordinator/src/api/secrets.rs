@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
-use axum::extract::State;
-use fleetwright_deploy::fleet::Fleet;
+use axum::extract::{ConnectInfo, State};
+use fleetwright_deploy::fleet::{Fleet, FleetEvent};
 use fleetwright_deploy::ids::InstanceId;
 use fleetwright_deploy::planning::secret_key;
 use fleetwright_deploy::release::SecretSource;
 use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Api, ending};
+use super::{Answer, Api, Peer, decide, ending};
 use crate::secrets::Secrets;
 
 /// A secret, without its value.
@@ -82,8 +82,10 @@ pub(super) async fn digests(
 /// The secrets that something uses, and those of these that nothing does.
 pub(super) async fn list(
     State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     Json(declared): Json<BTreeMap<String, SecretSource>>,
 ) -> Answer<Vec<SecretRow>> {
+    decide(&api, peer, FleetEvent::SecretsListed).await?;
     let mut uses = api.engine.read(|view| used(&view.fleet));
     for (name, source) in declared {
         uses.entry((name.clone(), secret_key(&source))).or_insert_with(|| Use::new(name, source));

@@ -51,7 +51,7 @@ fn export(store: &SqliteStore, mut after: u64) -> Result<()> {
         for entry in page {
             after = entry.seq;
             let value = json!({
-                "seq": entry.seq, "at": entry.at, "type": entry.event_type,
+                "seq": entry.seq, "at": entry.at, "actor": entry.actor, "type": entry.event_type,
                 "event": serde_json::from_str::<serde_json::Value>(&entry.event)?,
                 "notes": serde_json::from_str::<serde_json::Value>(&entry.notes)?,
                 "hash": entry.hash.to_string(),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use fleetwright_certs::{Token, fingerprint};
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::deployment::{DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Introduction};
@@ -81,7 +82,7 @@ impl Engine {
             if let Some(older_from) = older.still_used_elsewhere(newer_from).await {
                 let addresses = [older_from, newer_from.ip()];
                 // An engine that has ended tells nobody anything.
-                let _ = requests.send(Request::HostSeenTwice { host, addresses }).await;
+                let _ = requests.send(Request::HostSeenTwice { host, addresses }.into()).await;
             }
         });
     }
@@ -185,7 +186,9 @@ impl Engine {
             intent_keys: vec![operator_public.clone()],
         };
         let certificate_sha256 = fingerprint(&certificate.der);
-        let enrolled = self.event(FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256, introduction });
+        let actor = Actor::Host(host.clone());
+        let enrolled =
+            self.event_by(actor, FleetEvent::HostEnrolled { host: host.clone(), certificate_sha256, introduction });
         let superseded = self.superseded.remove(&host).unwrap_or_default();
         self.sessions.remove(&host).into_iter().chain(superseded).for_each(|session| session.revoke());
         let enrolled = enrolled.map(|()| credentials).map_err(|refused| refused.to_string());

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Refused};
 use fleetwright_deploy::health::HealthReport;
@@ -128,7 +129,7 @@ impl Engine {
             let bytes = bytes_of(&event);
             self.budgets.of(&instance.host, now, |of| of.takes_health(&instance.server, bytes, false, now));
             // That it has become history meanwhile is fine.
-            self.event(event).ok();
+            self.event_by(Actor::Host(instance.host.clone()), event).ok();
         }
     }
 

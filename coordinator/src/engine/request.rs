@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fleetwright_certs::Token;
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::deployment::{DeploymentEvent, Options, OrderName};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Introduction};
@@ -96,10 +97,41 @@ pub(crate) enum Request {
     Resend { host: HostName },
 }
 
+/// A request, and who asks.
+pub(crate) struct Asked {
+    pub(super) actor: Actor,
+    pub(super) request: Request,
+}
+
+impl From<Request> for Asked {
+    /// Hosts are known by their connections; what nobody else asks is the coordinator's own.
+    fn from(request: Request) -> Self {
+        let actor = match &request {
+            Request::HostConnected { host, .. }
+            | Request::HostDisconnected { host, .. }
+            | Request::HostSeenTwice { host, .. } => Actor::Host(host.clone()),
+            Request::StepReported { instance, .. }
+            | Request::HealthReported { instance, .. }
+            | Request::NotObeyed { instance, .. } => Actor::Host(instance.host.clone()),
+            Request::External { .. }
+            | Request::IssueToken { .. }
+            | Request::Enrol { .. }
+            | Request::Start { .. }
+            | Request::RollBack { .. }
+            | Request::Control { .. }
+            | Request::Decide { .. }
+            | Request::LookAt { .. }
+            | Request::NotHeard { .. }
+            | Request::Resend { .. } => Actor::Coordinator,
+        };
+        Self { actor, request }
+    }
+}
+
 /// What others need of the engine: a way in for what changes the fleet, and what is read past it.
 #[derive(Clone)]
 pub(crate) struct Handle {
-    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) requests: mpsc::Sender<Asked>,
     pub(crate) records: broadcast::Sender<EventRecord>,
     /// How much each host adds to the journal.
     pub(crate) budgets: Budgets,
@@ -113,7 +145,14 @@ impl Handle {
     /// Sends a request and waits for its answer; nothing when the engine has ended.
     pub(crate) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.ok()?;
+        self.requests.send(request(reply).into()).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// The same, asked by somebody.
+    pub(crate) async fn ask_as<T>(&self, actor: Actor, request: impl FnOnce(Reply<T>) -> Request) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Asked { actor, request: request(reply) }).await.ok()?;
         answer.await.ok()
     }
 

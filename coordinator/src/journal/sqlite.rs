@@ -11,7 +11,7 @@ use super::store::{EntryHash, Store, StoreError, StoredEntry, StoredSnapshot};
 
 /// What takes a file from each version of the tables to the next one; the first makes them. A step that was
 /// released is never changed.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE events (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, type TEXT NOT NULL, event TEXT NOT NULL,
                          notes TEXT NOT NULL, hash BLOB NOT NULL) STRICT;
@@ -20,6 +20,7 @@ const MIGRATIONS: [&str; 2] = [
     CREATE TABLE snapshots (seq INTEGER PRIMARY KEY, version TEXT NOT NULL, state TEXT NOT NULL,
                             hash BLOB NOT NULL) STRICT;",
     archive::TABLES,
+    "ALTER TABLE events ADD COLUMN actor TEXT; ALTER TABLE torn ADD COLUMN actor TEXT;",
 ];
 const SNAPSHOTS_KEPT: i64 = 2;
 const SALVAGED_AT_ONCE: usize = 1_000;
@@ -106,12 +107,11 @@ fn readable(path: &Path) -> Vec<StoredEntry> {
     if connection.pragma_update(None, "writable_schema", true).is_err() {
         return entries;
     }
+    // In a file of before, no entry says who made it happen.
+    let actor = if connection.prepare("SELECT actor FROM events").is_ok() { "actor" } else { "NULL" };
+    let query = format!("SELECT seq, at, {actor}, type, event, notes, hash FROM events WHERE seq = ?1");
     let mut next = 1;
-    while let Ok(entry) = connection.query_row(
-        "SELECT seq, at, type, event, notes, hash FROM events WHERE seq = ?1",
-        params![next],
-        entry_of,
-    ) {
+    while let Ok(entry) = connection.query_row(&query, params![next], entry_of) {
         entries.push(entry);
         next += 1;
     }
@@ -130,10 +130,11 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<StoredEntry> {
     Ok(StoredEntry {
         seq: seq_of(row.get(0)?),
         at: Timestamp::from_unix_ms(row.get(1)?),
-        event_type: row.get(2)?,
-        event: row.get(3)?,
-        notes: row.get(4)?,
-        hash: hash_of(row.get(5)?),
+        actor: row.get(2)?,
+        event_type: row.get(3)?,
+        event: row.get(4)?,
+        notes: row.get(5)?,
+        hash: hash_of(row.get(6)?),
     })
 }
 
@@ -153,13 +154,14 @@ impl Store for SqliteStore {
         }
         {
             let mut insert = transaction.prepare_cached(
-                "INSERT INTO events (seq, at, type, event, notes, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO events (seq, at, actor, type, event, notes, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?;
             for entry in entries {
                 let at = entry.at.unix_ms();
                 insert.execute(params![
                     sql_seq(entry.seq),
                     at,
+                    entry.actor,
                     entry.event_type,
                     entry.event,
                     entry.notes,
@@ -171,7 +173,7 @@ impl Store for SqliteStore {
     }
 
     fn read(&self, after: u64, limit: usize) -> Result<Vec<StoredEntry>, StoreError> {
-        let query = "SELECT seq, at, type, event, notes, hash FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+        let query = "SELECT seq, at, actor, type, event, notes, hash FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2";
         let mut statement = self.connection.prepare_cached(query)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let entries = statement.query_map(params![sql_seq(after), limit], entry_of)?;
@@ -181,8 +183,8 @@ impl Store for SqliteStore {
     fn set_aside_after(&mut self, after: u64) -> Result<u64, StoreError> {
         let transaction = self.connection.transaction()?;
         transaction.execute(
-            "INSERT INTO torn (seq, at, type, event, notes, hash)
-             SELECT seq, at, type, event, notes, hash FROM events WHERE seq > ?1",
+            "INSERT INTO torn (seq, at, actor, type, event, notes, hash)
+             SELECT seq, at, actor, type, event, notes, hash FROM events WHERE seq > ?1",
             params![sql_seq(after)],
         )?;
         let gone = transaction.execute("DELETE FROM events WHERE seq > ?1", params![sql_seq(after)])?;

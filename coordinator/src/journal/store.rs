@@ -45,6 +45,8 @@ pub struct StoredEntry {
     pub seq: u64,
     /// When the event was applied.
     pub at: Timestamp,
+    /// Who made it happen; nothing in entries of before.
+    pub actor: Option<String>,
     /// The type of the event.
     pub event_type: String,
     /// The event, JSON.
@@ -62,6 +64,9 @@ impl StoredEntry {
         hasher.update(&before.0).update(&self.seq.to_be_bytes()).update(&self.at.unix_ms().to_be_bytes());
         for text in [&self.event_type, &self.event, &self.notes] {
             hasher.update(&(text.len() as u64).to_be_bytes()).update(text.as_bytes());
+        }
+        if let Some(actor) = &self.actor {
+            hasher.update(&(actor.len() as u64).to_be_bytes()).update(actor.as_bytes());
         }
         EntryHash(*hasher.finalize().as_bytes())
     }

@@ -32,7 +32,7 @@ fn fill(journal: &mut Journal<SqliteStore>, live: &mut Fleet, count: u64, batch:
     for n in first + 1..=first + count {
         let event = event(n);
         let notes = live.apply(event.clone(), at(n)).expect("apply").notes;
-        entries.push(NewEntry { at: at(n), event, notes });
+        entries.push(NewEntry { at: at(n), actor: Actor::Coordinator, event, notes });
     }
     for chunk in entries.chunks(batch) {
         journal.append(chunk).expect("append");
@@ -78,7 +78,7 @@ fn entries_are_there_after_opening_again_and_a_second_writer_is_noticed() {
     assert_eq!(records.iter().map(|record| record.seq).collect::<Vec<_>>(), [19, 20]);
     assert_eq!(records[0].event_type, "host_enrolled");
     let (mut other, _, _) = file.open();
-    let entry = || NewEntry { at: at(1), event: event(1), notes: Vec::new() };
+    let entry = || NewEntry { at: at(1), actor: Actor::User(7), event: event(1), notes: Vec::new() };
     journal.append(&[entry()]).expect("the first writer");
     assert!(matches!(other.append(&[entry()]), Err(JournalError::Store(StoreError::Conflict(21)))));
 }
@@ -117,6 +117,8 @@ fn damage_before_whole_entries_is_no_torn_tail_and_stops_the_coordinator() {
         "UPDATE events SET event = '{}' WHERE seq = 5",
         "DELETE FROM events WHERE seq = 5",
         "UPDATE events SET hash = x'00' WHERE seq = 5",
+        "UPDATE events SET actor = 'uid:1' WHERE seq = 5",
+        "UPDATE events SET actor = NULL WHERE seq = 5",
     ] {
         let file = File::new();
         file.with(10);
@@ -199,7 +201,7 @@ fn a_full_disk_writes_nothing_and_is_no_loss_once_there_is_room() {
     let mut entries = Vec::new();
     for n in 11..1_000 {
         let notes = ahead.apply(event(n), at(n)).expect("apply").notes;
-        entries.push(NewEntry { at: at(n), event: event(n), notes });
+        entries.push(NewEntry { at: at(n), actor: Actor::Coordinator, event: event(n), notes });
     }
     let error = journal.append(&entries).expect_err("full");
     assert!(error.is_full(), "{error}");
@@ -256,7 +258,7 @@ fn archive(journal: &mut Journal<SqliteStore>, live: &mut Fleet, id: &Deployment
     // Years after.
     let (at, event) = (at(9_000_000_000_000), FleetEvent::DeploymentsArchived { deployments });
     let notes = live.apply(event.clone(), at).expect("history").notes;
-    journal.append(&[NewEntry { at, event, notes }]).expect("append");
+    journal.append(&[NewEntry { at, actor: Actor::Coordinator, event, notes }]).expect("append");
 }
 
 #[test]

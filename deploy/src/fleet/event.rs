@@ -116,6 +116,20 @@ pub enum FleetEvent {
         /// The deployments.
         deployments: BTreeSet<DeploymentId>,
     },
+    /// An artifact was added to those that the coordinator keeps for hosts.
+    ArtifactAdded {
+        /// Its SHA-256, hexadecimal.
+        sha256: String,
+        /// Its name.
+        name: String,
+    },
+    /// Artifacts were removed.
+    ArtifactsRemoved {
+        /// Their SHA-256, hexadecimal.
+        sha256: BTreeSet<String>,
+    },
+    /// Somebody was told which secrets there are and who uses them; of values nobody is.
+    SecretsListed,
     /// An operator gave a host labels, or took some away.
     HostLabelled {
         /// The host.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use fleetwright::journal::{Journal, NewEntry, Store, StoredEntry};
+use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::admission::{Purpose, Signed};
 use fleetwright_deploy::deployment::{Action, DeploymentEvent, Order, OrderName};
 use fleetwright_deploy::fleet::{Fleet, FleetEvent, Refused};
@@ -104,6 +105,7 @@ impl Coordinator {
             let mut torn = StoredEntry {
                 seq: last + 1,
                 at,
+                actor: Some(Actor::Coordinator.to_string()),
                 event_type: <&'static str>::from(&event).to_owned(),
                 event: serde_json::to_string(&event).expect("JSON"),
                 notes: "[]".to_owned(),
@@ -120,7 +122,7 @@ impl Coordinator {
             return Ok(Took::Crashed(doom));
         }
         live.fleet = ahead;
-        let entry = NewEntry { at, event, notes: effects.notes };
+        let entry = NewEntry { at, actor: Actor::Coordinator, event, notes: effects.notes };
         live.journal.append(&[entry]).map_err(|error| Violation::new("journal", error.to_string()))?;
         live.journal.snapshot_if_due(&live.fleet).map_err(|error| Violation::new("journal", error.to_string()))?;
         if let Some(doom) = doom {
