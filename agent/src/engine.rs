@@ -53,6 +53,8 @@ pub(crate) enum Input {
     Report { server: ServerName, key: StepKey, report: StepReport },
     /// What is to run was made to run, outside of any step.
     Ran(ServerName),
+    /// What has made a release that is not wanted has ended.
+    Discard { server: ServerName, release: ReleaseId },
     /// Somebody wants to know whether the engine still works.
     Alive(oneshot::Sender<()>),
     /// A report was acknowledged.
@@ -218,6 +220,7 @@ impl Engine {
             }
             Input::Room(room) => self.take_room(room).await?,
             Input::Ran(server) => self.watch_current(&server),
+            Input::Discard { server, release } => self.discard(&server, &release),
             Input::Alive(reply) => drop(reply.send(())),
             Input::Told(number) => {
                 match self.journal.told(number) {

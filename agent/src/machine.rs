@@ -121,6 +121,10 @@ pub trait Machine: Send + Sync + 'static {
     fn keep_reserve(&self) {}
     /// Gives the reserve back to the disk.
     fn give_up_reserve(&self) {}
+    /// Waits until nothing is at work on a server any more, also of what was ended: its threads take a moment to notice.
+    fn ended(&self, _server: &ServerName) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
     /// Stops a server at once, without changing what it is to run.
     fn halt(&self, _server: &ServerName) -> Work {
         Box::pin(std::future::ready(Ok(())))

@@ -9,6 +9,7 @@
 
 mod blobs;
 mod database;
+mod restore;
 mod room;
 mod tree;
 mod view;
@@ -24,6 +25,7 @@ use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::aside::aside;
 use crate::beneath::Place;
 use crate::clock;
 use crate::install::{self, file_failure};
@@ -33,6 +35,7 @@ use crate::stage;
 use self::blobs::Blobs;
 use self::tree::{Tree, Writer};
 
+pub(crate) use restore::restore;
 pub(crate) use room::make_room;
 pub(crate) use view::{list, show};
 
@@ -67,7 +70,7 @@ fn settled() -> bool {
     true
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Dump {
     blake3: String,
     restore: Vec<String>,
@@ -187,58 +190,6 @@ fn rendered(release: &ReleaseLayout) -> Result<BTreeMap<String, String>, Failure
     Place::own(&release.config())?.map_or_else(|| Ok(BTreeMap::new()), |config| tree::hashes(&config))
 }
 
-/// Puts everything that a snapshot holds back, the database last. Everything is checked, and built beside what is
-/// there, before the first thing is exchanged.
-pub(crate) async fn restore(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
-    let manifest = read(server, id)?;
-    let (of, to) = (layout.clone(), server.clone());
-    let database = aside(move || {
-        put_back(&of, &to, &manifest)?;
-        // A server that was not stopped has written to its database since.
-        Ok(manifest.database.filter(|_| manifest.settled))
-    })
-    .await?;
-    match database {
-        Some(Dump { blake3, restore, environment_of }) => {
-            let release = server.release(&environment_of);
-            database::restore(&restore, server, &release, &Blobs::of(layout), &blake3).await
-        }
-        None => Ok(()),
-    }
-}
-
-fn put_back(layout: &Layout, server: &ServerLayout, manifest: &Manifest) -> Result<(), Failure> {
-    if let Some(release) = &manifest.release {
-        let running = server.release(release);
-        if stage::load(&running).is_none() {
-            return Err(damaged(format!("release {} is no longer there", release.short())));
-        }
-        if rendered(&running)? != manifest.release_files {
-            return Err(damaged(format!("files of release {} have changed", release.short())));
-        }
-    }
-    if !manifest.settled {
-        // The server was not stopped, so nothing else was touched either.
-        return Ok(());
-    }
-    let blobs = Blobs::of(layout);
-    let mut built = Vec::new();
-    if let Some(data) = &manifest.data
-        && let Some(place) = Place::own(&server.data())?
-    {
-        built.push(tree::Replacement::build(place, Some(data), &blobs)?);
-    }
-    for (path, tree) in &manifest.paths {
-        let path = Path::new(path);
-        let place = if tree.is_some() { Some(Place::reach_or_make(path)?) } else { Place::reach(path)? };
-        if let Some(place) = place {
-            built.push(tree::Replacement::build(place, tree.as_ref(), &blobs)?);
-        }
-    }
-    // Everything is in its place before anything of what was there is removed.
-    built.iter_mut().try_for_each(tree::Replacement::exchange)
-}
-
 /// Removes snapshots that are not needed, and blobs that no snapshot and no release on this host needs any more. While another snapshot
 /// is being taken, blobs are left for the next time.
 pub(crate) fn prune(layout: &Layout, server: &ServerLayout, keep: &[SnapshotId]) -> Result<(), Failure> {
@@ -329,16 +280,6 @@ fn damaged(message: String) -> Failure {
 /// A failure of a file, in the words of this step.
 fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure + '_ {
     move |error| file_failure(path, &error)
-}
-
-/// Work that waits for disks, beside everything else.
-pub(crate) async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Failure::new(FailureKind::DeploymentError, "agent", error.to_string())),
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::release::{BRIDGE_TOKEN_VARIABLE, MissingSecret, Release, RuntimeKind, reveal};
 
+use crate::aside::aside;
 use crate::beneath::{Place, remove};
 use crate::facts::Known;
 use crate::install::{self, Artifacts, file_failure};
@@ -18,7 +19,6 @@ use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
 use crate::runtime::users::User;
 use crate::runtime::{self, environment_line, users};
-use crate::snapshot::aside;
 use crate::{bridge, confine, container, handover, ownership};
 
 const STEP: &str = "stage";

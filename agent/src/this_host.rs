@@ -21,13 +21,13 @@ use quinn::Connection;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
+use crate::aside::{Turns, aside};
 use crate::check::{Checker, McpClient, Place, headers, http_client};
 use crate::facts::Known;
 use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
 use crate::room::{self, Reserve};
-use crate::snapshot::aside;
 use crate::{container, handover, metrics, runtime, snapshot, stage};
 
 /// How many releases are installed at once: package clients are hungry.
@@ -46,6 +46,7 @@ pub struct ThisHost {
     artifacts: Artifacts,
     facts: Arc<Known>,
     connection: watch::Sender<Option<Connection>>,
+    turns: Turns,
 }
 
 impl ThisHost {
@@ -55,7 +56,8 @@ impl ThisHost {
         let connection = watch::Sender::new(None);
         let artifacts = Artifacts::new(layout.clone(), connection.subscribe());
         let facts = Known::new(state_dir, layout.facts());
-        Self { layout, address, labels, installs: Arc::new(Semaphore::new(INSTALLS_MAX)), artifacts, facts, connection }
+        let installs = Arc::new(Semaphore::new(INSTALLS_MAX));
+        Self { layout, address, labels, installs, artifacts, facts, connection, turns: Turns::default() }
     }
 }
 
@@ -104,26 +106,27 @@ impl Machine for ThisHost {
     fn stage(&self, server: &ServerName, id: &ReleaseId, running: Option<Release>) -> Work {
         let (layout, id, installs) = (self.layout.server(server), id.clone(), self.installs.clone());
         let (artifacts, facts) = (self.artifacts.clone(), self.facts.clone());
-        async move {
+        let staging = async move {
             let _permit = installs.acquire_owned().await;
             stage::stage(&layout, &id, running.as_ref(), &artifacts, &facts).await
-        }
-        .boxed()
+        };
+        self.turns.take(server, staging).boxed()
     }
 
     fn discard(&self, server: &ServerName, id: &ReleaseId, kept: &[ReleaseId]) -> Result<(), Failure> {
         stage::discard(&self.layout.server(server), id, kept)
     }
 
-    fn snapshot(&self, server: &ServerName, switch: &Switch) -> Work {
-        let (layout, server) = (self.layout.clone(), self.layout.server(server));
+    fn snapshot(&self, name: &ServerName, switch: &Switch) -> Work {
+        let (layout, server) = (self.layout.clone(), self.layout.server(name));
         let (id, previous, target) = (switch.snapshot.clone(), switch.previous.clone(), switch.spec.target.clone());
-        async move { snapshot::take(&layout, &server, &id, previous.as_ref(), target.as_ref()).await }.boxed()
+        let work = async move { snapshot::take(&layout, &server, &id, previous.as_ref(), target.as_ref()).await };
+        self.turns.take(name, work).boxed()
     }
 
-    fn switch(&self, server: &ServerName, switch: &Switch) -> Work {
-        let (layout, server, switch) = (self.layout.clone(), self.layout.server(server), switch.clone());
-        async move {
+    fn switch(&self, name: &ServerName, switch: &Switch) -> Work {
+        let (layout, server, switch) = (self.layout.clone(), self.layout.server(name), switch.clone());
+        let work = async move {
             let outcome = switch_over(&layout, &server, &switch).await;
             // What could not be started is not what is to run should the agent start again.
             if outcome.is_err()
@@ -132,23 +135,26 @@ impl Machine for ThisHost {
                 tracing::error!(%failure, "the release that ran before could not be made current again");
             }
             outcome
-        }
-        .boxed()
+        };
+        self.turns.take(name, work).boxed()
     }
 
-    fn restore(&self, server: &ServerName, restore: Restore) -> Work {
-        let (layout, server) = (self.layout.clone(), self.layout.server(server));
-        async move { put_back(&layout, &server, &restore).await }.boxed()
+    fn restore(&self, name: &ServerName, restore: Restore) -> Work {
+        let (layout, server) = (self.layout.clone(), self.layout.server(name));
+        let work = async move { put_back(&layout, &server, &restore).await };
+        self.turns.take(name, work).boxed()
     }
 
-    fn run(&self, server: &ServerName, release: Option<ReleaseId>) -> Work {
-        let layout = self.layout.server(server);
-        async move { run_release(&layout, release.as_ref(), false).await }.boxed()
+    fn run(&self, name: &ServerName, release: Option<ReleaseId>) -> Work {
+        let layout = self.layout.server(name);
+        let work = async move { run_release(&layout, release.as_ref(), false).await };
+        self.turns.take(name, work).boxed()
     }
 
-    fn start(&self, server: &ServerName) -> Work {
-        let layout = self.layout.server(server);
-        async move { runtime::start(&layout).await }.boxed()
+    fn start(&self, name: &ServerName) -> Work {
+        let layout = self.layout.server(name);
+        let work = async move { runtime::start(&layout).await };
+        self.turns.take(name, work).boxed()
     }
 
     fn test(&self, server: &ServerName, release: Release) -> Work {
@@ -247,6 +253,10 @@ impl Machine for ThisHost {
         Reserve::of(&self.layout).give_up();
     }
 
+    fn ended(&self, server: &ServerName) -> BoxFuture<'static, ()> {
+        self.turns.take(server, std::future::ready(())).boxed()
+    }
+
     fn halt(&self, server: &ServerName) -> Work {
         let server = self.layout.server(server);
         async move { runtime::stop(&server, false).await }.boxed()
@@ -309,7 +319,7 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
         // What frees room comes first. The reserve only now: what has just been stopped would have taken that too.
         tracing::warn!(server = server.name(), "the disk is full: the reserve is given up to put it back");
         Reserve::of(layout).give_up();
-        put_away(server, restore)?;
+        put_away(server, restore).await?;
         snapshot::make_room(layout, server, &switch.snapshot).await?;
     }
     // Without a snapshot nothing was touched yet: what ran before only has to run again.
@@ -317,7 +327,7 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
         snapshot::restore(layout, server, &switch.snapshot).await?;
     }
     run_release(server, switch.previous.as_ref(), false).await?;
-    put_away(server, restore)?;
+    put_away(server, restore).await?;
     match &switch.previous {
         Some(previous) => recovered(server, previous).await,
         None => Ok(()),
@@ -325,13 +335,14 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
 }
 
 /// Removes the release that is not to run any more.
-fn put_away(server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
+async fn put_away(server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
     let Restore { switch, kept, .. } = restore;
     let Some(target) = switch.spec.target.as_ref().filter(|target| switch.previous.as_ref() != Some(target)) else {
         return Ok(());
     };
     let undone: Vec<ReleaseId> = kept.iter().filter(|release| *release != target).cloned().collect();
-    stage::discard(server, target, &undone)
+    let (server, target) = (server.clone(), target.clone());
+    aside(move || stage::discard(&server, &target, &undone)).await
 }
 
 /// Whether an old release is healthy again, by its own checks, and stays so for a moment: one that ends soon after its
@@ -379,4 +390,43 @@ async fn test(release: &Release, secrets: &BTreeMap<String, String>) -> Result<(
     let http = http_client().map_err(|error| error.to_string())?;
     let headers = headers(release.mcp_headers().iter(), secrets)?;
     McpClient::new(http).test(&url, headers, &release.tool_calls).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_on_a_server_waits_until_what_was_ended_of_it_has_ended() {
+        let folder = tempfile::tempdir().expect("folder");
+        let host = ThisHost::new(folder.path(), "127.0.0.1".to_owned(), BTreeMap::new());
+        let [one, other] = ["one", "other"].map(|name| name.parse::<ServerName>().expect("name"));
+        for server in [&one, &other] {
+            fs::create_dir_all(host.layout.server(server).folder()).expect("folder");
+        }
+        let ((began, begun), (release, released)) = (oneshot::channel(), oneshot::channel::<()>());
+        let settling = tokio::spawn(host.turns.take(
+            &one,
+            aside(move || {
+                began.send(()).expect("heard");
+                released.blocking_recv().expect("released");
+                Ok(())
+            }),
+        ));
+        begun.await.expect("begun");
+        settling.abort();
+        assert!(settling.await.is_err_and(|error| error.is_cancelled()));
+        let mut run = std::pin::pin!(host.run(&one, None));
+        let mut ended = std::pin::pin!(host.ended(&one));
+        assert!(run.as_mut().now_or_never().is_none() && ended.as_mut().now_or_never().is_none());
+        host.run(&other, None).await.expect("another server does not wait");
+        assert!(run.as_mut().now_or_never().is_none(), "its thread still works");
+        release.send(()).expect("it waits");
+        run.await.expect("it runs nothing");
+        ended.await;
+    }
 }

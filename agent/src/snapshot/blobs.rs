@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 
 use super::{STEP, damaged, failed};
+use crate::aside::go_on;
 use crate::layout::Layout;
 
 /// How much of a file is read at once, in bytes.
@@ -70,7 +71,7 @@ impl Blobs {
         let mut from = (&from).take(there.min(bytes));
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
-            let read = match from.read(&mut chunk) {
+            let read = match go_on().and_then(|()| from.read(&mut chunk)) {
                 Ok(0) => return self.finish(fresh),
                 Ok(read) => read,
                 Err(error) => {
@@ -102,7 +103,13 @@ impl Blobs {
         let mut from =
             File::open(self.path(blake3)).map_err(|error| damaged(format!("the kept content of {what}: {error}")))?;
         if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
-            std::io::copy(&mut from, &mut to).map_err(&fail)?;
+            let mut chunk = vec![0; CHUNK_BYTES];
+            loop {
+                match go_on().and_then(|()| from.read(&mut chunk)).map_err(&fail)? {
+                    0 => break,
+                    read => to.write_all(&chunk[..read]).map_err(&fail)?,
+                }
+            }
         }
         to.sync_all().map_err(&fail)?;
         to.rewind().map_err(&fail)?;
@@ -158,7 +165,7 @@ pub(super) fn hash(mut file: File, path: &Path) -> Result<String, Failure> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
-        match file.read(&mut chunk).map_err(failed(path))? {
+        match go_on().and_then(|()| file.read(&mut chunk)).map_err(failed(path))? {
             0 => return Ok(hasher.finalize().to_hex().to_string()),
             read => hasher.update(&chunk[..read]),
         };

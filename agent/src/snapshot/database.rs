@@ -1,5 +1,6 @@
 //! Dumping a database before a step, and restoring it when the step is undone, by the commands of the definition.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -77,10 +78,8 @@ pub(super) async fn restore(
     words: &[String],
     server: &ServerLayout,
     release: &ReleaseLayout,
-    blobs: &Blobs,
-    blake3: &str,
+    dump: File,
 ) -> Result<(), Failure> {
-    let dump = blobs.open(blake3, "the database")?;
     let mut command = prepared(words, server, release)?;
     let mut child = command.stdin(dump).stdout(Stdio::null()).spawn().map_err(|error| not_started(words, &error))?;
     let _group = KillGroup::of(child.id());

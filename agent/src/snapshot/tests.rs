@@ -1,6 +1,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use fleetwright_deploy::release::Database;
+use fleetwright_deploy::room::Room;
 use rustix::fs::XattrFlags;
 
 use super::*;
@@ -187,6 +188,105 @@ async fn damaged_blobs_are_noticed_before_anything_is_touched() {
     assert!(failure.message.contains("is damaged"), "{failure}");
     assert_eq!(fs::read_to_string(setup.server.data().join("a")).expect("read"), "changed");
     assert_eq!(fs::read_to_string(&host).expect("read"), "changed");
+}
+
+#[tokio::test]
+async fn on_a_full_disk_the_data_go_only_when_all_the_rest_can_be_put_back() {
+    let setup = Setup::new();
+    let (data, host) = (setup.server.data(), setup.folder.path().join("host"));
+    fs::create_dir(&host).expect("folder");
+    fs::write(host.join("conf"), "one").expect("write");
+    fs::write(data.join("a"), "two").expect("write");
+    let shell = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let release = setup.staged(|release| {
+        release.snapshot_data = true;
+        release.snapshot_paths = vec![host.join("conf").display().to_string()];
+        release.database = Some(Database { dump: shell("echo rows"), restore: shell("true") });
+    });
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    fs::write(data.join("a"), vec![1; 1 << 20]).expect("write");
+    let manifest = read(&setup.server, &"d1-aa-1".parse().expect("id")).expect("read");
+    let full = Room { total_bytes: 1 << 30, ..Room::default() };
+    let make_room = || room::make_room_on(&full, &setup.layout, &setup.server, &manifest);
+    let config = setup.server.release(&release).config().join("app.toml");
+    for (damaged, sound) in [
+        (setup.layout.blobs().join(blake3::hash(b"one").to_hex().as_str()), "one"),
+        (setup.layout.blobs().join(blake3::hash(b"rows\n").to_hex().as_str()), "rows\n"),
+        (config, "a = 1"),
+    ] {
+        fs::write(&damaged, "rotten").expect("write");
+        make_room().expect_err("not all of it can be put back");
+        assert!(data.join("a").exists(), "{}", damaged.display());
+        fs::write(&damaged, sound).expect("write");
+    }
+    // A link on the way to a listed path, in a folder that others may write.
+    fs::rename(&host, setup.folder.path().join("moved")).expect("rename");
+    symlink("moved", &host).expect("link");
+    fs::set_permissions(setup.folder.path(), fs::Permissions::from_mode(0o777)).expect("mode");
+    let refused = make_room().expect_err("the path is not reached");
+    assert!(refused.message.contains("host is on the way to") && data.join("a").exists(), "{refused:?}");
+    fs::set_permissions(setup.folder.path(), fs::Permissions::from_mode(0o700)).expect("mode");
+    make_room().expect("made");
+    assert!(!data.exists(), "all of it can be put back");
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(fs::read_to_string(data.join("a")).expect("read"), "two");
+}
+
+#[tokio::test]
+async fn a_dump_that_is_damaged_is_noticed_before_the_data_are_exchanged() {
+    let setup = Setup::new();
+    fs::write(setup.server.data().join("a"), "one").expect("write");
+    let shell = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let release = setup.staged(|release| {
+        release.snapshot_data = true;
+        release.database = Some(Database { dump: shell("echo rows"), restore: shell("true") });
+    });
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    fs::write(setup.server.data().join("a"), "changed").expect("write");
+    let dump = setup.layout.blobs().join(blake3::hash(b"rows\n").to_hex().as_str());
+    fs::write(dump, "rotten").expect("write");
+    let failure = setup.restore("d1-aa-1").await.expect_err("damaged");
+    assert!(failure.message.contains("the database is damaged"), "{failure}");
+    assert_eq!(fs::read_to_string(setup.server.data().join("a")).expect("read"), "changed");
+}
+
+#[tokio::test]
+async fn long_work_that_was_given_up_ends_before_it_changes_anything_more() {
+    use crate::aside::as_given_up;
+    let setup = Setup::new();
+    let data = setup.server.data();
+    fs::write(data.join("a"), vec![1; 8192]).expect("write");
+    let release = setup.staged(|release| release.snapshot_data = true);
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    fs::write(data.join("a"), vec![2; 8192]).expect("write");
+    let manifest = || read(&setup.server, &"d1-aa-1".parse().expect("id")).expect("read");
+    let wanted = Wanted { data: true, paths: BTreeSet::new() };
+    let blobs = || fs::read_dir(setup.layout.blobs()).expect("list").count();
+    let full = Room { total_bytes: 1 << 30, ..Room::default() };
+    let [one, other] = ["one", "other"].map(|name| setup.folder.path().join(name));
+    for folder in [&one, &other] {
+        fs::create_dir(folder).expect("folder");
+        fs::write(folder.join("same"), vec![3; 8192]).expect("write");
+    }
+    as_given_up(|| {
+        let kept = keep(&setup.layout, &setup.server, &wanted, &mut manifest(), Writer::Stopped);
+        kept.expect_err("it is not kept");
+        restore::put_back(&setup.layout, &setup.server, &manifest()).expect_err("it is not put back");
+        room::make_room_on(&full, &setup.layout, &setup.server, &manifest()).expect_err("nothing makes room");
+        stage::remove_folder(&data).expect_err("it is not removed");
+        install::share(&one, &other).expect_err("it is not shared");
+        let user = crate::runtime::users::User { uid: 12_345, gid: 12_345 };
+        crate::ownership::settle_data(&setup.server, user).expect_err("it is not given away");
+        crate::ownership::let_group_read(&data, user).expect_err("nor shown");
+    });
+    assert_eq!((fs::read(data.join("a")).expect("read"), blobs()), (vec![2; 8192], 1));
+    assert_eq!(fs::metadata(other.join("same")).expect("there").nlink(), 1);
+    assert_eq!(fs::metadata(data.join("a")).expect("there").uid(), crate::ownership::own_user().uid);
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(fs::read(data.join("a")).expect("read"), vec![1; 8192], "what comes after it does its work");
 }
 
 #[tokio::test]

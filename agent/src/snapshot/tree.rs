@@ -147,6 +147,16 @@ impl Tree {
         }
     }
 
+    /// Every content is there and sound.
+    pub(super) fn check(&self, blobs: &Blobs) -> Result<(), Failure> {
+        for (path, entry) in self.entries() {
+            if let EntryKind::File { blake3 } = &entry.kind {
+                blobs.open(blake3, path)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.0.values().filter(|entry| matches!(entry.kind, EntryKind::File { .. })).map(|entry| entry.stamp.1).sum()
     }

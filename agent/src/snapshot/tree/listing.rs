@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 
 use super::{Entry, EntryKind, STEP, Writer, attributes, exchanged, failed};
+use crate::aside::go_on;
 use crate::beneath::{DEPTH_MAX, Folder, Place, Seen};
 
 /// Most entries of one tree, and most bytes of all their paths: they are held in memory.
@@ -52,6 +53,7 @@ impl<'a> Listing<'a> {
             };
             let folder = opened.as_ref().unwrap_or(root);
             for name in folder.names().map_err(failed(&path))? {
+                go_on().map_err(failed(&path))?;
                 let name = name.map_err(failed(&path))?;
                 let Some(seen) = folder.look(&name).map_err(failed(&path))? else { continue };
                 let Some(name) = name.to_str() else {

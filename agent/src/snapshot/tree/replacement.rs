@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use super::super::blobs::Blobs;
 use super::super::{RESTORE, failed};
 use super::{Entry, EntryKind, Tree, attributes, listing::joined};
+use crate::aside::go_on;
 use crate::beneath::{Folder, PATH_BYTES_MAX, Place, Seen, remove};
 
 /// The name, in the folder beside a place, of what is built, and then of what it has taken the place of.
@@ -136,6 +137,7 @@ fn fill(holder: &Folder, tree: &Tree, path: &Path, blobs: &Blobs) -> Result<(), 
         mkdirat(holder, BUILT, Mode::RWXU).map_err(|error| fail(error.into()))?;
     }
     for (relative, entry) in &tree.0 {
+        go_on().map_err(&fail)?;
         make(holder, relative, entry, &joined(path, relative), blobs)?;
     }
     for (relative, entry) in &tree.0 {
@@ -150,6 +152,7 @@ fn fill(holder: &Folder, tree: &Tree, path: &Path, blobs: &Blobs) -> Result<(), 
     // Modes, owners and times last, the deepest first: a folder may come back read-only.
     let own = tree.0.iter().rev().filter(|(_, entry)| !matches!(entry.kind, EntryKind::HardLink { .. }));
     for (relative, entry) in own {
+        go_on().map_err(&fail)?;
         dress(holder, relative, entry).map_err(failed(&joined(path, relative)))?;
     }
     Ok(())
