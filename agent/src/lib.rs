@@ -11,6 +11,7 @@ pub mod cli;
 mod clock;
 mod confine;
 mod container;
+mod durable;
 mod embedded;
 mod engine;
 mod enroll;

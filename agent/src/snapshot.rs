@@ -8,6 +8,7 @@
 //! kept is consistent, and the server is down only for as long as the changes take.
 
 mod blobs;
+mod content;
 mod database;
 mod restore;
 mod room;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::aside::aside;
 use crate::beneath::Place;
 use crate::clock;
+use crate::durable;
 use crate::install::{self, file_failure};
 use crate::layout::{Layout, ReleaseLayout, ServerLayout};
 use crate::stage;
@@ -137,7 +139,7 @@ pub(crate) async fn take(
             settled: false,
         };
         keep(&layout, &server, &wanted, &mut manifest, Writer::Runs)?;
-        write(&server.snapshot(&id), &manifest)
+        write(&Blobs::of(&layout), &server, &id, &manifest)
     })
     .await
 }
@@ -156,7 +158,7 @@ pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &Snapshot
         let wanted = Wanted { data: manifest.data.is_some(), paths: manifest.paths.keys().cloned().collect() };
         keep(&layout, &server, &wanted, &mut manifest, Writer::Stopped)?;
         manifest.settled = true;
-        write(&server.snapshot(&id), &manifest)
+        write(&Blobs::of(&layout), &server, &id, &manifest)
     })
     .await
 }
@@ -188,6 +190,11 @@ fn keep(
 /// The hashes of a release's rendered files.
 fn rendered(release: &ReleaseLayout) -> Result<BTreeMap<String, String>, Failure> {
     Place::own(&release.config())?.map_or_else(|| Ok(BTreeMap::new()), |config| tree::hashes(&config))
+}
+
+/// Removes what an agent that ended has left of snapshots that it was taking.
+pub(crate) fn remove_unfinished(layout: &Layout) {
+    Blobs::of(layout).remove_unfinished();
 }
 
 /// Removes snapshots that are not needed, and blobs that no snapshot and no release on this host needs any more. While another snapshot
@@ -258,9 +265,16 @@ fn manifest_path(folder: &Path) -> PathBuf {
     folder.join("manifest.json")
 }
 
-fn write(folder: &Path, manifest: &Manifest) -> Result<(), Failure> {
+/// Writes a manifest: from then on its snapshot counts, so all that it needs is durable before.
+fn write(blobs: &Blobs, server: &ServerLayout, id: &SnapshotId, manifest: &Manifest) -> Result<(), Failure> {
+    let folder = server.snapshot(id);
+    fs::create_dir_all(&folder).map_err(failed(&folder))?;
+    blobs.sync()?;
+    for folder in [server.folder(), &server.snapshots()] {
+        durable::folder(folder).map_err(failed(folder))?;
+    }
     let bytes = serde_json::to_vec_pretty(manifest).unwrap_or_default();
-    store::write_private(&manifest_path(folder), &bytes)
+    store::write_private(&manifest_path(&folder), &bytes)
         .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
 }
 

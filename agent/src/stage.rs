@@ -13,6 +13,7 @@ use fleetwright_deploy::release::{BRIDGE_TOKEN_VARIABLE, MissingSecret, Release,
 
 use crate::aside::aside;
 use crate::beneath::{Place, remove};
+use crate::durable;
 use crate::facts::Known;
 use crate::install::{self, Artifacts, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
@@ -85,7 +86,7 @@ pub(crate) async fn stage(
 async fn on_disk(layout: &ReleaseLayout) -> Result<(), Failure> {
     let folder = layout.folder().to_owned();
     aside(move || {
-        let synced = fs::File::open(&folder).and_then(|opened| Ok(rustix::fs::syncfs(&opened)?));
+        let synced = fs::File::open(&folder).and_then(|opened| durable::disk_of(&opened, &folder));
         synced.map_err(|error| file_failure(&folder, &error))
     })
     .await

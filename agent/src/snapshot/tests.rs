@@ -290,6 +290,93 @@ async fn long_work_that_was_given_up_ends_before_it_changes_anything_more() {
 }
 
 #[tokio::test]
+async fn all_that_a_snapshot_needs_is_durable_before_it_counts() {
+    let setup = Setup::new();
+    let id: SnapshotId = "d1-aa-1".parse().expect("id");
+    let mut manifest: Manifest =
+        serde_json::from_str(r#"{"release":null,"release_files":{},"data":null}"#).expect("one");
+    fs::write(setup.server.data().join("a"), "one").expect("write");
+    let wanted = Wanted { data: true, paths: BTreeSet::new() };
+    keep(&setup.layout, &setup.server, &wanted, &mut manifest, Writer::Stopped).expect("kept");
+    let path = manifest_path(&setup.server.snapshot(&id));
+    let blobs = Blobs::of(&setup.layout);
+    let synced = durable::seen::of(&path, || write(&blobs, &setup.server, &id, &manifest).expect("written"));
+    let before = |folder: &Path| synced.contains(&(folder.to_owned(), Vec::new()));
+    assert!(before(&setup.layout.blobs()), "the names of contents: {synced:?}");
+    assert!(before(setup.server.folder()) && before(&setup.server.snapshots()), "the name of the snapshot: {synced:?}");
+    assert!(path.exists());
+}
+
+#[tokio::test]
+async fn a_file_of_holes_is_kept_and_put_back_with_its_holes() {
+    let setup = Setup::new();
+    let data = setup.server.data();
+    let (large, small, tail) = (data.join("large"), data.join("small"), 1 << 39);
+    let holes = |path: &Path, length: u64, parts: &[(u64, &[u8])]| {
+        let file = fs::File::create(path).expect("file");
+        file.set_len(length).expect("length");
+        for (at, part) in parts {
+            std::os::unix::fs::FileExt::write_all_at(&file, part, *at).expect("write");
+        }
+    };
+    holes(&large, 1 << 40, &[(7, b"begin"), (tail, b"middle"), ((1 << 40) - 3, b"end")]);
+    holes(&small, 32 << 20, &[(16 << 20, b"middle")]);
+    let release = setup.staged(|release| release.snapshot_data = true);
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    let taken = |folder: &Path| {
+        let files = fs::read_dir(folder).expect("list").map(|entry| entry.expect("entry").metadata().expect("there"));
+        files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum::<u64>()
+    };
+    assert!(taken(&setup.layout.blobs()) < 1 << 20, "{}", taken(&setup.layout.blobs()));
+    assert!(list(&setup.server)[0].bytes < 1 << 20, "what it takes counts: {:?}", list(&setup.server));
+    let changes = || show(&setup.server, &"d1-aa-1".parse().expect("id"), true).expect("shown").changes;
+    assert_eq!(changes(), []);
+    holes(&large, 1 << 40, &[(8, b"other")]);
+    holes(&small, 1 << 20, &[]);
+    assert_eq!(changes().len(), 2, "{:?}", changes());
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(changes(), []);
+    assert!(taken(&data) < 1 << 20, "{}", taken(&data));
+    let file = fs::File::open(&large).expect("open");
+    let mut parts = [0; 6];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut parts, tail).expect("read");
+    assert_eq!((file.metadata().expect("there").len(), &parts), (1 << 40, b"middle"));
+    assert_eq!(fs::read(&small).expect("read")[16 << 20..][..6], *b"middle");
+    // A content that has changed by one byte is damaged, holes or not.
+    for blob in fs::read_dir(setup.layout.blobs()).expect("list").map(|entry| entry.expect("entry").path()) {
+        let file = fs::OpenOptions::new().write(true).open(&blob).expect("open");
+        std::os::unix::fs::FileExt::write_all_at(&file, b"!", 20 << 20).expect("write");
+        let failure = setup.restore("d1-aa-1").await.expect_err("damaged");
+        assert!(failure.message.contains("is damaged"), "{failure}");
+        std::os::unix::fs::FileExt::write_all_at(&file, b"\0", 20 << 20).expect("write");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_dump_is_read_beside_everything_else() {
+    let setup = Setup::new();
+    let shell = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let release = setup.staged(|release| {
+        release.database = Some(Database { dump: shell("echo rows"), restore: shell("true") });
+    });
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    // Whoever opens a pipe waits until somebody writes to it.
+    let dump = setup.layout.blobs().join(blake3::hash(b"rows\n").to_hex().as_str());
+    fs::remove_file(&dump).expect("remove");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &dump, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).expect("pipe");
+    let (layout, server) = (setup.layout.clone(), setup.server.clone());
+    let restoring = tokio::spawn(async move { restore(&layout, &server, &"d1-aa-1".parse().expect("id")).await });
+    let opened = tokio::task::spawn_blocking(move || fs::OpenOptions::new().write(true).open(dump));
+    let written = opened.await.expect("opened").expect("somebody reads it");
+    let others = tokio::time::timeout(std::time::Duration::from_secs(30), tokio::spawn(async {})).await;
+    drop(written);
+    restoring.await.expect("ended").expect_err("it is no dump");
+    others.expect("the one worker is not held up").expect("ended");
+}
+
+#[tokio::test]
 async fn a_snapshot_of_nothing_restores_to_nothing_and_pruning_removes_what_nobody_needs() {
     let setup = Setup::new();
     setup.take("d1-aa-1", None, None).await;

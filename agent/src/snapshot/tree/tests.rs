@@ -1,6 +1,5 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
 
 use super::*;
 use crate::layout::Layout;
@@ -79,6 +78,19 @@ fn what_is_put_back_goes_where_it_was_whatever_has_taken_the_place_of_the_folder
     assert_eq!(fs::read_to_string(setup.at("data/d/file")).expect("read"), "own");
     assert_eq!(fs::read_to_string(setup.at("secret/file")).expect("read"), CANARY);
     assert_eq!(fs::read_dir(setup.folder.path()).expect("list").count(), 4, "agent, aside, data, secret");
+}
+
+#[test]
+fn modes_and_owners_are_durable_before_they_take_the_place_of_what_is_there() {
+    let setup = Setup::new();
+    let kept = Tree::keep(&setup.data, &setup.blobs, &Tree::default(), Writer::Stopped).expect("kept");
+    fs::write(setup.at("data/d/file"), "changed").expect("write");
+    let synced = crate::durable::seen::of(&setup.at("data/d/file"), || {
+        let place = Place { folder: fs_folder(&setup), name: "data".into() };
+        Replacement::build(place, kept.as_ref(), &setup.blobs).expect("built").exchange().expect("exchanged");
+    });
+    assert_eq!(synced, [(setup.at("data"), b"changed".to_vec())]);
+    assert_eq!(fs::read_to_string(setup.at("data/d/file")).expect("read"), "own");
 }
 
 #[test]
