@@ -64,6 +64,11 @@ impl Layout {
         self.state_dir.join("reserve")
     }
 
+    /// What is still to be known of the disk after the agent was started again.
+    pub(crate) fn remembered(&self) -> PathBuf {
+        self.state_dir.join("room.json")
+    }
+
     /// Files without content that are kept for a disk that has no more of them.
     pub(crate) fn reserved_files(&self) -> PathBuf {
         self.state_dir.join("reserved-files")

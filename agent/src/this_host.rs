@@ -1,17 +1,19 @@
 //! The machine that a real agent works on: this host.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fleetwright_certs::store;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::{CheckRun, HealthCheck};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
 use fleetwright_deploy::instance::Switch;
 use fleetwright_deploy::release::Release;
-use fleetwright_deploy::room::Room;
+use fleetwright_deploy::room::{Remembered, Room};
 use fleetwright_protocol::command::CHECK_RUN_TIMEOUT;
 use fleetwright_protocol::report::MetricsSample;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
@@ -47,6 +49,8 @@ pub struct ThisHost {
     facts: Arc<Known>,
     connection: watch::Sender<Option<Connection>>,
     turns: Turns,
+    /// Held while the reserve is being taken.
+    reserving: Arc<Mutex<()>>,
 }
 
 impl ThisHost {
@@ -57,7 +61,17 @@ impl ThisHost {
         let artifacts = Artifacts::new(layout.clone(), connection.subscribe());
         let facts = Known::new(state_dir, layout.facts());
         let installs = Arc::new(Semaphore::new(INSTALLS_MAX));
-        Self { layout, address, labels, installs, artifacts, facts, connection, turns: Turns::default() }
+        Self {
+            layout,
+            address,
+            labels,
+            installs,
+            artifacts,
+            facts,
+            connection,
+            turns: Turns::default(),
+            reserving: Arc::default(),
+        }
     }
 }
 
@@ -246,7 +260,23 @@ impl Machine for ThisHost {
     }
 
     fn keep_reserve(&self) {
-        Reserve::of(&self.layout).keep();
+        let (reserve, reserving) = (Reserve::of(&self.layout), self.reserving.clone());
+        // What is being kept already is not kept twice.
+        tokio::task::spawn_blocking(move || reserving.try_lock().map(|_alone| reserve.keep()).ok());
+    }
+
+    fn lend_reserve(&self) {
+        Reserve::of(&self.layout).lend();
+    }
+
+    fn remember(&self, what: &Remembered) -> Result<(), Failure> {
+        let path = self.layout.remembered();
+        store::write_private(&path, &serde_json::to_vec(what).unwrap_or_default())
+            .map_err(|error| Failure::new(FailureKind::ResourceError, "room", error.to_string()))
+    }
+
+    fn remembered(&self) -> Option<Remembered> {
+        serde_json::from_slice(&fs::read(self.layout.remembered()).ok()?).ok()
     }
 
     fn give_up_reserve(&self) {
@@ -394,8 +424,7 @@ async fn test(release: &Release, secrets: &BTreeMap<String, String>) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
+    use fleetwright_deploy::room::Held;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -428,5 +457,17 @@ mod tests {
         release.send(()).expect("it waits");
         run.await.expect("it runs nothing");
         ended.await;
+    }
+
+    #[test]
+    fn what_is_remembered_of_the_disk_is_there_for_the_next_agent() {
+        let folder = tempfile::tempdir().expect("folder");
+        let host = || ThisHost::new(folder.path(), "127.0.0.1".to_owned(), BTreeMap::new());
+        assert_eq!(host().remembered(), None);
+        let server: ServerName = "one".parse().expect("name");
+        let held = Held { release: Some(ReleaseId::of(b"a")), reason: "it fills the disk".to_owned() };
+        let what = Remembered { before: Some(Room::default()), held: [(server, held)].into() };
+        host().remember(&what).expect("kept");
+        assert_eq!(host().remembered(), Some(what));
     }
 }

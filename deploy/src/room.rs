@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::ServerName;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ReleaseId, ServerName};
 use crate::limits::size;
 
 /// What is kept in reserve on a disk that is large enough, in bytes: an agent can put releases back within it.
@@ -19,7 +21,7 @@ pub const RESERVE_FILES_MAX: u64 = 256;
 
 /// The room on the file system with the agent's state. A file system runs out of bytes, or of files where it has a number
 /// of them that does not grow.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
     /// All of it, in bytes.
     pub total_bytes: u64,
@@ -34,7 +36,7 @@ pub struct Room {
 }
 
 /// What a server takes up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Used {
     /// Bytes on the disk.
     pub bytes: u64,
@@ -56,6 +58,35 @@ impl Used {
             is_too_deep: self.is_too_deep || other.is_too_deep,
             is_too_much: self.is_too_much || other.is_too_much,
         }
+    }
+}
+
+/// What an agent must still know of its disk after it was started again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// How it was when there was room last.
+    pub before: Option<Room>,
+    /// The servers that are stopped until there is room.
+    pub held: BTreeMap<ServerName, Held>,
+}
+
+/// A server that is stopped until there is room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// What it ran: another release is not what fills the disk.
+    pub release: Option<ReleaseId>,
+    /// Why it is stopped, in words.
+    pub reason: String,
+}
+
+impl Remembered {
+    /// Whether it says so nearly the same that it need not be written again: who fills the disk is told by more.
+    pub fn is_nearly(&self, other: &Self) -> bool {
+        let near = match (&self.before, &other.before) {
+            (Some(one), Some(other)) => one.is_nearly(other),
+            (one, other) => one == other,
+        };
+        near && self.held == other.held
     }
 }
 
@@ -82,6 +113,23 @@ impl Room {
     /// Whether there is so little that the agent may be unable to go on.
     pub fn is_critical(&self) -> bool {
         self.lacks_bytes() || self.lacks_files()
+    }
+
+    fn is_nearly(&self, other: &Self) -> bool {
+        let bytes = reserve_bytes(self.total_bytes) / GROWTH_PARTS;
+        let files = reserve_files(self.total_files) / GROWTH_PARTS;
+        let used = |room: &Self, server: &ServerName| room.servers.get(server).copied().unwrap_or_default();
+        let near = |one: Used, other: Used| {
+            one.bytes.abs_diff(other.bytes) <= bytes
+                && one.files.abs_diff(other.files) <= files
+                && (one.is_too_deep, one.is_too_much) == (other.is_too_deep, other.is_too_much)
+        };
+        let free = |room: &Self| Used { bytes: room.free_bytes, files: room.free_files, ..Used::default() };
+        let totals = |room: &Self| (room.total_bytes, room.total_files);
+        let mut servers = self.servers.keys().chain(other.servers.keys());
+        totals(self) == totals(other)
+            && near(free(self), free(other))
+            && servers.all(|server| near(used(self, server), used(other, server)))
     }
 
     fn lacks_bytes(&self) -> bool {
@@ -178,6 +226,25 @@ mod tests {
         let offender = now.offender(&before).expect("an offender");
         assert_eq!(offender.server, name("new"));
         assert!(offender.reason.contains("300 MiB") && offender.reason.contains("0 bytes are free"), "{offender:?}");
+    }
+
+    #[test]
+    fn what_an_agent_remembers_is_written_again_only_when_it_would_tell_something_else() {
+        let of = |room: Room| Remembered { before: Some(room), held: BTreeMap::new() };
+        let written = of(room(500 * MIB, &[("a", 10 * MIB)]));
+        assert!(written.is_nearly(&of(room(499 * MIB, &[("a", 11 * MIB)]))));
+        for other in [
+            of(room(498 * MIB, &[("a", 10 * MIB)])),
+            of(room(500 * MIB, &[("a", 12 * MIB)])),
+            of(room(500 * MIB, &[("a", 10 * MIB), ("b", 2 * MIB)])),
+            Remembered::default(),
+            Remembered {
+                held: [(name("a"), Held { release: None, reason: "full".to_owned() })].into(),
+                ..written.clone()
+            },
+        ] {
+            assert!(!written.is_nearly(&other), "{other:?}");
+        }
     }
 
     #[test]
