@@ -33,6 +33,22 @@ pub struct Room {
     pub free_files: u64,
     /// What the data and the output of servers take up there. Servers that keep them elsewhere are not in it.
     pub servers: BTreeMap<ServerName, Used>,
+    /// What servers take up elsewhere. It says nothing of who fills this disk.
+    #[serde(skip)]
+    pub elsewhere: BTreeMap<ServerName, Elsewhere>,
+}
+
+/// What a server takes up on other disks than the one with the agent's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// All of it.
+    pub used: Used,
+    /// Whether one of these disks has as little room as counts as low on the one with the state.
+    pub is_low: bool,
+    /// Whether one of them has not enough for what was stopped to run again.
+    pub lacks_enough: bool,
+    /// What cannot be measured, in words.
+    pub unmeasured: Vec<String>,
 }
 
 /// What a server takes up.
@@ -49,6 +65,11 @@ pub struct Used {
 }
 
 impl Used {
+    /// Whether there is more than can be counted.
+    pub fn is_uncounted(&self) -> bool {
+        self.is_too_deep || self.is_too_much
+    }
+
     /// Both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -113,6 +134,19 @@ impl Room {
     /// Whether there is so little that the agent may be unable to go on.
     pub fn is_critical(&self) -> bool {
         self.lacks_bytes() || self.lacks_files()
+    }
+
+    /// What a server takes up on all disks.
+    pub fn used_by(&self, server: &ServerName) -> Used {
+        let here = self.servers.get(server).copied().unwrap_or_default();
+        here.and(self.elsewhere.get(server).map(|elsewhere| elsewhere.used).unwrap_or_default())
+    }
+
+    /// Whether a disk is low on which a server takes up more than next to nothing.
+    pub fn is_low_for(&self, server: &ServerName) -> bool {
+        let least = reserve_bytes(self.total_bytes) / GROWTH_PARTS;
+        let here = self.servers.get(server).is_some_and(|used| used.bytes > least || used.is_uncounted());
+        (here && self.is_critical()) || self.elsewhere.get(server).is_some_and(|elsewhere| elsewhere.is_low)
     }
 
     fn is_nearly(&self, other: &Self) -> bool {
@@ -216,7 +250,8 @@ mod tests {
     fn files(free_files: u64, servers: &[(&str, u64)]) -> Room {
         let used = |files: u64| Used { files, ..Used::default() };
         let servers = servers.iter().map(|(server, files)| (name(server), used(*files))).collect();
-        Room { total_bytes: 1024 * MIB, free_bytes: 512 * MIB, total_files: 64 * 1024, free_files, servers }
+        let (total_bytes, free_bytes, total_files) = (1024 * MIB, 512 * MIB, 64 * 1024);
+        Room { total_bytes, free_bytes, total_files, free_files, servers, ..Room::default() }
     }
 
     #[test]
@@ -245,6 +280,19 @@ mod tests {
         ] {
             assert!(!written.is_nearly(&other), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_disk_is_low_for_whoever_takes_room_on_it() {
+        let at = |free, here, is_low| {
+            let elsewhere =
+                Elsewhere { used: Used { bytes: 5 * MIB, ..Used::default() }, is_low, ..Elsewhere::default() };
+            Room { elsewhere: [(name("a"), elsewhere)].into(), ..room(free, &[("a", here)]) }
+        };
+        assert!(!at(0, MIB / 2, false).is_low_for(&name("a")), "it has only its output there");
+        assert!(at(0, 2 * MIB, false).is_low_for(&name("a")) && !at(500 * MIB, 2 * MIB, false).is_low_for(&name("a")));
+        assert!(at(500 * MIB, MIB / 2, true).is_low_for(&name("a")));
+        assert_eq!(at(0, 2 * MIB, false).used_by(&name("a")).bytes, 7 * MIB);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use anyhow::Result;
 use fleetwright_deploy::health::{CheckOutcome, CheckReport, HealthStatus, Severity};
 use fleetwright_deploy::ids::{ReleaseId, ServerName};
 use fleetwright_deploy::instance::{InstanceAction, InstanceEvent, InstanceState};
-use fleetwright_deploy::limits::size;
-use fleetwright_deploy::room::{Held, Offender, Remembered, Room, Used};
+use fleetwright_deploy::limits::sizes;
+use fleetwright_deploy::room::{Held, Offender, Remembered, Room};
 use fleetwright_deploy::time::Timestamp;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -52,6 +52,8 @@ pub(super) struct Disk {
     held: BTreeMap<ServerName, String>,
     /// The servers that take more than they are to, in words.
     over: BTreeMap<ServerName, String>,
+    /// What cannot be measured of servers that are to take no more than so much, in words.
+    unmeasured: BTreeMap<ServerName, String>,
     /// What happened and could not be made durable, in order.
     waiting: BTreeMap<ServerName, VecDeque<InstanceEvent>>,
     reports: Vec<Outgoing>,
@@ -120,6 +122,10 @@ impl Disk {
 
     /// A server that is stopped because it fills the disk says so, and one that takes more than it is to.
     pub(super) fn mark(&self, seen: &mut Observation) {
+        if let Some(message) = self.unmeasured.get(&seen.server) {
+            let (name, outcome) = ("disk".to_owned(), CheckOutcome::Warning { message: message.clone() });
+            seen.report.checks.push(CheckReport { name, severity: Severity::Info, outcome });
+        }
         if let Some(message) = self.over.get(&seen.server) {
             if seen.report.status == HealthStatus::Healthy {
                 seen.report.status = HealthStatus::Degraded;
@@ -335,14 +341,13 @@ impl Engine {
         let Some(room) = room else { return Ok(()) };
         self.disk.is_first(&room);
         self.disk.over = self.over_limit(&room);
-        if room.is_critical() {
-            let over = self.disk.over.iter().filter(|(server, _)| !self.disk.is_held(server));
-            let over = over.map(|(server, over)| {
-                let reason = format!("{over}, and the disk is low: it is stopped until there is room");
-                Offender { server: server.clone(), reason }
-            });
-            self.hold(over.collect()).await;
-        }
+        self.disk.unmeasured = self.unmeasured(&room);
+        let over = self.disk.over.iter().filter(|(server, _)| room.is_low_for(server) && !self.disk.is_held(server));
+        let over = over.map(|(server, over)| {
+            let reason = format!("{over}, and the disk is low: it is stopped until there is room");
+            Offender { server: server.clone(), reason }
+        });
+        self.hold(over.collect()).await;
         if self.disk.full {
             if room.is_critical() {
                 self.relieve(room, None).await;
@@ -352,6 +357,8 @@ impl Engine {
         if !room.is_enough() {
             return Ok(());
         }
+        let elsewhere = room.elsewhere.clone();
+        let room_of = |server: &ServerName| elsewhere.get(server);
         (self.disk.before, self.disk.first_look) = (Some(room), None);
         self.machine.keep_reserve();
         match self.journal.keep_room() {
@@ -359,8 +366,9 @@ impl Engine {
             Ok(()) | Err(_) => {}
         }
         for (server, reason) in std::mem::take(&mut self.disk.held) {
-            // What is being done for it comes to its end first: it is looked at again.
-            if self.is_worked_on(&server) {
+            // What is being done for it comes to its end first, and its own disk has room: it is looked at again.
+            let lacks_room = room_of(&server).is_some_and(|elsewhere| elsewhere.lacks_enough);
+            if lacks_room || self.is_worked_on(&server) {
                 self.disk.held.insert(server, reason);
                 continue;
             }
@@ -377,15 +385,30 @@ impl Engine {
 
     /// The servers that take more of the disk than their releases let them, in words.
     fn over_limit(&self, room: &Room) -> BTreeMap<ServerName, String> {
-        let over = |(server, used): (&ServerName, &Used)| {
-            let limit = self.running(server)?.run.resources.disk_bytes;
-            let limit = limit.filter(|limit| used.is_too_deep || used.bytes > *limit)?;
-            let words = |bytes: u64| size(usize::try_from(bytes).unwrap_or(usize::MAX));
-            let counted = if used.is_too_deep { "more than can be counted".to_owned() } else { words(used.bytes) };
-            let (used, limit) = (counted, words(limit));
+        let over = |server: &ServerName| {
+            let used = room.used_by(server);
+            let limit = self.limit(server).filter(|limit| used.is_too_deep || used.bytes > *limit)?;
+            let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+            let (counted, limit) = sizes(bytes(used.bytes), bytes(limit));
+            let used = if used.is_too_deep { "more than can be counted".to_owned() } else { counted };
             Some((server.clone(), format!("it takes {used} of the disk; its `resources.disk` is {limit}")))
         };
-        room.servers.iter().filter_map(over).collect()
+        room.servers.keys().chain(room.elsewhere.keys()).filter_map(over).collect()
+    }
+
+    /// What cannot be measured of those whose releases let them take so much, in words.
+    fn unmeasured(&self, room: &Room) -> BTreeMap<ServerName, String> {
+        let told = room.elsewhere.iter().filter(|(_, of)| !of.unmeasured.is_empty()).filter_map(|(server, of)| {
+            self.limit(server)?;
+            let what = of.unmeasured.join("; ");
+            Some((server.clone(), format!("not all of it counts for its `resources.disk`: {what}")))
+        });
+        told.collect()
+    }
+
+    /// How much of disks a server's release lets it take.
+    fn limit(&self, server: &ServerName) -> Option<u64> {
+        self.running(server)?.run.resources.disk_bytes
     }
 
     /// Tries to make durable what waits, in order. Once all of it is, whatever was left for later is asked for again.

@@ -9,7 +9,7 @@ use fleetwright_deploy::health::{CheckRun, HealthCheck};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::SnapshotId;
 use fleetwright_deploy::instance::Switch;
-use fleetwright_deploy::room::{Held, Remembered, Used};
+use fleetwright_deploy::room::{Elsewhere, Held, Remembered, Used};
 use fleetwright_deploy::time::Length;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use futures_util::FutureExt;
@@ -395,5 +395,30 @@ async fn what_was_stopped_is_not_started_over_work_on_it_but_once_that_has_ended
     assert!(!notes.contains(&"start busy".to_owned()), "its snapshot is being taken: {notes:?}");
     host.machine.may_fail.send_replace(true);
     host.wait_for("start busy").await;
+    host.running.abort();
+}
+
+#[tokio::test]
+async fn what_takes_too_much_of_another_disk_is_stopped_when_that_is_low_and_started_when_that_has_room() {
+    let host = Full::with(Notes { limit: Some(100 << 20), roomy: true.into(), ..Notes::default() }, false);
+    host.wait_for("keep the reserve").await;
+    let look = async |is_low| {
+        let used = Used { bytes: 200 << 20, files: 1, ..Used::default() };
+        let elsewhere = Elsewhere { used, is_low, lacks_enough: is_low, unmeasured: Vec::new() };
+        let elsewhere = [(name("greedy"), elsewhere)].into();
+        let room = Room { total_bytes: 1 << 30, free_bytes: 1 << 29, elsewhere, ..Room::default() };
+        let (answer, alive) = oneshot::channel();
+        for input in [Input::Room(Some(room)), Input::Alive(answer)] {
+            host.handle.inputs.send(input).await.expect("it takes inputs");
+        }
+        alive.await.expect("alive");
+        let notes = host.machine.taken();
+        ["halt greedy", "start greedy"].map(|what| notes.iter().filter(|note| *note == what).count())
+    };
+    let [_, at_first] = look(false).await;
+    assert_eq!(look(false).await, [0, at_first], "it is degraded, and runs");
+    assert_eq!(look(true).await, [1, at_first]);
+    assert_eq!(look(true).await, [1, at_first], "the disk with the state has room, its own does not");
+    assert_eq!(look(false).await, [1, at_first + 1]);
     host.running.abort();
 }
