@@ -16,12 +16,14 @@ mod tree;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufReader, BufWriter};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use fleetwright_certs::store;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{ReleaseId, SnapshotId};
+use fleetwright_deploy::limits::size;
 use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -35,7 +37,7 @@ use crate::layout::{Layout, ReleaseLayout, ServerLayout};
 use crate::stage;
 
 use self::blobs::Blobs;
-use self::tree::{Tree, Writer};
+use self::tree::{HELD_BYTES_MAX, Tree, Writer, too_much};
 
 pub(crate) use restore::restore;
 pub(crate) use room::make_room;
@@ -120,9 +122,11 @@ pub(crate) async fn take(
         }
         _ => None,
     };
+    let alone = layout.take_alone().await;
     let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
     let (release, target) = (release.cloned(), target.cloned());
     aside(move || {
+        let _alone = alone;
         let target = target.and_then(|target| stage::load(&server.release(&target)));
         let wanted = Wanted::of([running.as_ref(), target.as_ref()]);
         let _using = using;
@@ -147,10 +151,10 @@ pub(crate) async fn take(
 /// Keeps what has changed since the snapshot was taken, now that the server is stopped. Doing it again, after the next
 /// release has begun to change things, does nothing.
 pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
-    let using = layout.use_blobs().await;
+    let (using, alone) = (layout.use_blobs().await, layout.settle_alone().await);
     let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
     aside(move || {
-        let _using = using;
+        let _using = (using, alone);
         let Some(mut manifest) = read_manifest(&server.snapshot(&id)) else { return Ok(()) };
         if manifest.settled {
             return Ok(());
@@ -171,18 +175,27 @@ fn keep(
     manifest: &mut Manifest,
     writer: Writer,
 ) -> Result<(), Failure> {
-    let blobs = Blobs::of(layout);
+    let (blobs, mut held) = (Blobs::of(layout), 0);
+    let mut hold = |tree: Option<&Tree>| {
+        held += tree.map_or(0, Tree::held_bytes);
+        let message =
+            || format!("what is to be kept has more files than can be listed within {}", size(HELD_BYTES_MAX));
+        if held > HELD_BYTES_MAX { Err(too_much(message())) } else { Ok(()) }
+    };
     if wanted.data {
         let known = manifest.data.take().unwrap_or_default();
         let place = Place::own(&server.data())?;
         let kept = place.map(|place| Tree::keep(&place, &blobs, &known, writer)).transpose()?;
         manifest.data = Some(kept.flatten().unwrap_or_default());
+        hold(manifest.data.as_ref())?;
     }
     for path in &wanted.paths {
         let known = manifest.paths.remove(path).flatten().unwrap_or_default();
         let place = Place::reach(Path::new(path))?;
         let kept = place.map(|place| Tree::keep(&place, &blobs, &known, writer)).transpose()?;
-        manifest.paths.insert(path.clone(), kept.flatten());
+        let kept = kept.flatten();
+        hold(kept.as_ref())?;
+        manifest.paths.insert(path.clone(), kept);
     }
     Ok(())
 }
@@ -225,8 +238,9 @@ fn needed(layout: &Layout) -> std::io::Result<BTreeSet<String>> {
         for snapshot in entries(&server.snapshots())? {
             let path = manifest_path(&snapshot);
             // One without a manifest was not finished.
-            let Some(bytes) = there(fs::read(&path), &path)? else { continue };
-            let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| of_file(&path, &error))?;
+            let Some(file) = there(File::open(&path), &path)? else { continue };
+            let manifest: Manifest =
+                serde_json::from_reader(BufReader::new(file)).map_err(|error| of_file(&path, &error))?;
             let trees = manifest.data.into_iter().chain(manifest.paths.into_values().flatten());
             needed.extend(trees.flat_map(Tree::into_blobs));
             needed.extend(manifest.database.map(|dump| dump.blake3));
@@ -273,9 +287,19 @@ fn write(blobs: &Blobs, server: &ServerLayout, id: &SnapshotId, manifest: &Manif
     for folder in [server.folder(), &server.snapshots()] {
         durable::folder(folder).map_err(failed(folder))?;
     }
-    let bytes = serde_json::to_vec_pretty(manifest).unwrap_or_default();
-    store::write_private(&manifest_path(&folder), &bytes)
-        .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
+    let path = manifest_path(&folder);
+    stream(manifest, &path).map_err(failed(&path))
+}
+
+/// Writes a manifest as it is read: its text is larger than all that it is made of.
+fn stream(manifest: &Manifest, path: &Path) -> std::io::Result<()> {
+    let fresh = path.with_extension("json.new");
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    let mut writer = BufWriter::new(file);
+    serde_json::to_writer(&mut writer, manifest)?;
+    writer.into_inner()?.sync_all()?;
+    fs::rename(&fresh, path)?;
+    path.parent().map_or(Ok(()), durable::folder)
 }
 
 fn read(server: &ServerLayout, id: &SnapshotId) -> Result<Manifest, Failure> {
@@ -283,7 +307,7 @@ fn read(server: &ServerLayout, id: &SnapshotId) -> Result<Manifest, Failure> {
 }
 
 fn read_manifest(folder: &Path) -> Option<Manifest> {
-    serde_json::from_slice(&fs::read(manifest_path(folder)).ok()?).ok()
+    serde_json::from_reader(BufReader::new(File::open(manifest_path(folder)).ok()?)).ok()
 }
 
 fn damaged(message: String) -> Failure {

@@ -21,7 +21,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use quinn::Connection;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::aside::{Turns, aside};
 use crate::check::{Checker, McpClient, Place, headers, http_client};
@@ -34,6 +34,8 @@ use crate::{container, handover, metrics, runtime, snapshot, stage};
 
 /// How many releases are installed at once: package clients are hungry.
 const INSTALLS_MAX: usize = 2;
+/// How long a comparison of a snapshot with what is there may take, with its wait for others.
+const COMPARISON_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long an old release has to become healthy again after it was put back.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long it must be healthy without a break.
@@ -49,6 +51,8 @@ pub struct ThisHost {
     facts: Arc<Known>,
     connection: watch::Sender<Option<Connection>>,
     turns: Turns,
+    /// Comparing what is there with a snapshot reads all of it: one at a time.
+    comparisons: Arc<Semaphore>,
     /// Held while the reserve is being taken.
     reserving: Arc<Mutex<()>>,
 }
@@ -70,6 +74,7 @@ impl ThisHost {
             facts,
             connection,
             turns: Turns::default(),
+            comparisons: Arc::new(Semaphore::new(1)),
             reserving: Arc::default(),
         }
     }
@@ -205,8 +210,23 @@ impl Machine for ThisHost {
     }
 
     fn show_snapshot(&self, server: &ServerName, id: &SnapshotId, compare: bool) -> Work<SnapshotView> {
-        let (server, id) = (self.layout.server(server), id.clone());
-        aside(move || snapshot::show(&server, &id, compare)).boxed()
+        let (server, id, comparisons) = (self.layout.server(server), id.clone(), self.comparisons.clone());
+        async move {
+            if !compare {
+                return aside(move || snapshot::show(&server, &id, false)).await;
+            }
+            let comparing = async {
+                let _alone = comparisons.acquire().await;
+                aside(move || snapshot::show(&server, &id, true)).await
+            };
+            timeout(COMPARISON_TIMEOUT, comparing).await.unwrap_or_else(|_| {
+                let message = format!("what is there is not compared within {} s", COMPARISON_TIMEOUT.as_secs());
+                Err(Failure::new(FailureKind::TimeoutError, "look", message).hint(
+                    "another comparison may be under way on this host; `fleetwright snapshots show` shows what was kept",
+                ))
+            })
+        }
+        .boxed()
     }
 
     fn clean(&self, server: &ServerName, releases: Vec<ReleaseId>, snapshots: Vec<SnapshotId>) -> Work {
@@ -457,6 +477,19 @@ mod tests {
         release.send(()).expect("it waits");
         run.await.expect("it runs nothing");
         ended.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_comparison_is_made_at_a_time_and_has_an_end() {
+        let folder = tempfile::tempdir().expect("folder");
+        let host = ThisHost::new(folder.path(), "127.0.0.1".to_owned(), BTreeMap::new());
+        let (server, id) = ("one".parse().expect("name"), "d1-aa-1".parse().expect("id"));
+        let another = host.comparisons.clone().acquire_owned().await.expect("a place");
+        let late = host.show_snapshot(&server, &id, true).await.expect_err("it waits, and no longer than it may");
+        assert_eq!(late.kind, FailureKind::TimeoutError);
+        drop(another);
+        let none = host.show_snapshot(&server, &id, true).await.expect_err("there is none");
+        assert_eq!(none.kind, FailureKind::ConfigurationError);
     }
 
     #[test]

@@ -313,7 +313,7 @@ async fn a_file_of_holes_is_kept_and_put_back_with_its_holes() {
     let data = setup.server.data();
     let (large, small, tail) = (data.join("large"), data.join("small"), 1 << 39);
     let holes = |path: &Path, length: u64, parts: &[(u64, &[u8])]| {
-        let file = fs::File::create(path).expect("file");
+        let file = File::create(path).expect("file");
         file.set_len(length).expect("length");
         for (at, part) in parts {
             std::os::unix::fs::FileExt::write_all_at(&file, part, *at).expect("write");
@@ -338,14 +338,14 @@ async fn a_file_of_holes_is_kept_and_put_back_with_its_holes() {
     setup.restore("d1-aa-1").await.expect("restored");
     assert_eq!(changes(), []);
     assert!(taken(&data) < 1 << 20, "{}", taken(&data));
-    let file = fs::File::open(&large).expect("open");
+    let file = File::open(&large).expect("open");
     let mut parts = [0; 6];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut parts, tail).expect("read");
     assert_eq!((file.metadata().expect("there").len(), &parts), (1 << 40, b"middle"));
     assert_eq!(fs::read(&small).expect("read")[16 << 20..][..6], *b"middle");
     // A content that has changed by one byte is damaged, holes or not.
     for blob in fs::read_dir(setup.layout.blobs()).expect("list").map(|entry| entry.expect("entry").path()) {
-        let file = fs::OpenOptions::new().write(true).open(&blob).expect("open");
+        let file = OpenOptions::new().write(true).open(&blob).expect("open");
         std::os::unix::fs::FileExt::write_all_at(&file, b"!", 20 << 20).expect("write");
         let failure = setup.restore("d1-aa-1").await.expect_err("damaged");
         assert!(failure.message.contains("is damaged"), "{failure}");
@@ -368,12 +368,28 @@ async fn a_dump_is_read_beside_everything_else() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &dump, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).expect("pipe");
     let (layout, server) = (setup.layout.clone(), setup.server.clone());
     let restoring = tokio::spawn(async move { restore(&layout, &server, &"d1-aa-1".parse().expect("id")).await });
-    let opened = tokio::task::spawn_blocking(move || fs::OpenOptions::new().write(true).open(dump));
+    let opened = tokio::task::spawn_blocking(move || OpenOptions::new().write(true).open(dump));
     let written = opened.await.expect("opened").expect("somebody reads it");
     let others = tokio::time::timeout(std::time::Duration::from_secs(30), tokio::spawn(async {})).await;
     drop(written);
     restoring.await.expect("ended").expect_err("it is no dump");
     others.expect("the one worker is not held up").expect("ended");
+}
+
+#[tokio::test]
+async fn one_snapshot_is_taken_at_a_time_and_a_stopped_server_does_not_wait_for_it() {
+    use futures_util::FutureExt;
+    let setup = Setup::new();
+    let release = setup.staged(|release| release.snapshot_data = true);
+    setup.take("d1-aa-1", Some(&release), None).await;
+    let another = setup.layout.take_alone().await;
+    let mut second = std::pin::pin!(setup.take("d2-aa-1", Some(&release), None));
+    assert!(second.as_mut().now_or_never().is_none());
+    setup.settle("d1-aa-1").await;
+    assert_eq!(list(&setup.server).len(), 1, "the second still waits");
+    drop(another);
+    second.await;
+    assert_eq!(list(&setup.server).len(), 2);
 }
 
 #[tokio::test]

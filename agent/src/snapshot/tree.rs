@@ -21,6 +21,7 @@ use super::content::{self, Kind};
 use super::{STEP, failed};
 use crate::beneath::{Place, Seen};
 
+pub(super) use self::listing::{HELD_BYTES_MAX, too_much};
 pub(super) use self::replacement::Replacement;
 
 /// Whether the server that writes what is kept still runs. Then, what changes under the hands is left out: it is kept once
@@ -164,6 +165,11 @@ impl Tree {
         Ok(())
     }
 
+    /// What it takes in memory.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.0.keys().map(|path| listing::held_bytes(path)).sum()
+    }
+
     /// What it takes up on a disk.
     pub(super) fn bytes(&self) -> u64 {
         let files = self.0.values().filter(|entry| matches!(entry.kind, EntryKind::File { .. }));
@@ -241,7 +247,7 @@ fn stamp(seen: &Seen) -> (u64, u64, i64) {
 }
 
 fn too_many_attributes(found: &Listing<'_>) -> Failure {
-    listing::too_much(format!("{} has too many extended attributes", found.path("").display()))
+    too_much(format!("{} has too many extended attributes", found.path("").display()))
 }
 
 fn exchanged(path: &Path) -> Failure {

@@ -172,6 +172,30 @@ fn the_attributes_of_a_tree_have_a_limit_however_often_a_name_holds_them() {
     assert_eq!(names, 511, "64 MiB in all");
 }
 
+#[test]
+fn a_tree_is_listed_within_a_limit_of_memory_however_long_its_paths_are() {
+    let setup = Setup::new();
+    let name = "n".repeat(250);
+    let mut folder = crate::beneath::Folder::open(&setup.at("data")).expect("opened");
+    for _ in 0..100 {
+        rustix::fs::mkdirat(&folder, name.as_str(), rustix::fs::Mode::RWXU).expect("made");
+        let seen = folder.look(name.as_ref()).expect("looked").expect("there");
+        folder = folder.folder(Path::new(&name), &seen).expect("opened").expect("the same");
+    }
+    // Each has a path of some 25 KB.
+    let make = |from: u32, to: u32| {
+        for n in from..to {
+            let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+            rustix::fs::openat(&folder, format!("{n}"), flags, rustix::fs::Mode::RUSR).expect("made");
+        }
+    };
+    make(0, 2_300);
+    assert!(Listing::of(&setup.data, Writer::Stopped).is_ok(), "below 64 MiB");
+    make(2_300, 2_800);
+    let refused = Listing::of(&setup.data, Writer::Stopped).err().expect("beyond it");
+    assert!(refused.message.contains("within 64 MiB") && refused.hint.is_some(), "{refused:?}");
+}
+
 fn fs_folder(setup: &Setup) -> crate::beneath::Folder {
     crate::beneath::Folder::open(Path::new(setup.folder.path())).expect("opened")
 }
