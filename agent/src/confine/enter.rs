@@ -209,7 +209,7 @@ fn set(kept: CapabilitySet) -> rustix::io::Result<()> {
 }
 
 /// Most files that a program has open at once: enough for any server, and not too many to look at.
-const OPEN_FILES_MAX: u64 = 65_536;
+pub(crate) const OPEN_FILES_MAX: u64 = 65_536;
 
 /// The limit of open files, where it was this.
 fn open_files(was: Rlimit) -> Rlimit {

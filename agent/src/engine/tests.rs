@@ -58,7 +58,9 @@ impl Machine for Notes {
     fn stage(&self, _: &ServerName, _: &ReleaseId, _: Option<Release>) -> Work {
         self.note("stage")
     }
-    fn discard(&self, _: &ServerName, _: &ReleaseId, _: &[ReleaseId]) -> Result<(), Failure> {
+    fn discard(&self, server: &ServerName, release: &ReleaseId, _: &[ReleaseId]) -> Result<(), Failure> {
+        let what = if *release == ReleaseId::of(b"new") { "new" } else { "another" };
+        drop(self.note(format!("discard {what} of {server}")));
         Ok(())
     }
     fn snapshot(&self, server: &ServerName, _: &Switch) -> Work {
@@ -420,5 +422,20 @@ async fn what_takes_too_much_of_another_disk_is_stopped_when_that_is_low_and_sta
     assert_eq!(look(true).await, [1, at_first]);
     assert_eq!(look(true).await, [1, at_first], "the disk with the state has room, its own does not");
     assert_eq!(look(false).await, [1, at_first + 1]);
+    host.running.abort();
+}
+
+#[tokio::test]
+async fn a_release_that_has_come_into_motion_again_is_not_removed_by_what_was_ended_before() {
+    let host = Full::with(Notes { roomy: true.into(), is_busy: true, ..Notes::default() }, false);
+    let (answer, alive) = oneshot::channel();
+    let discard = |release: &[u8]| Input::Discard { server: name("busy"), release: ReleaseId::of(release) };
+    for input in [discard(b"new"), discard(b"another"), Input::Alive(answer)] {
+        host.handle.inputs.send(input).await.expect("it takes inputs");
+    }
+    alive.await.expect("alive");
+    let notes = host.machine.taken();
+    let discarded: Vec<_> = notes.iter().filter(|note| note.starts_with("discard")).collect();
+    assert_eq!(discarded, ["discard another of busy"]);
     host.running.abort();
 }
