@@ -73,7 +73,10 @@ impl Walk {
             let name = name?;
             let Ok(Some(seen)) = folder.look(&name) else { continue };
             if seen.device != self.device {
-                self.mounted.get_or_insert_with(|| folder.path().join(&name));
+                // Of a file, an overlay may say so as well.
+                if seen.is_folder() {
+                    self.mounted.get_or_insert_with(|| folder.path().join(&name));
+                }
                 continue;
             }
             if seen.links > 1 && !seen.is_folder() {
