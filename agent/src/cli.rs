@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use fleetwright_deploy::ids::ServerName;
 use fleetwright_deploy::printable::Printable;
 use fleetwright_protocol::log_file::LogFile;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::embedded::Agent;
@@ -209,6 +210,7 @@ fn perform(command: Command) -> Result<ExitCode> {
                 if systemd {
                     runtime::systemd::allow();
                 }
+                raise_open_files();
                 let state_dir = absolute(&state_dir)?;
                 Layout::new(&state_dir).tighten().context("the state folder cannot be made private")?;
                 handover::hand_over_at_start(&state_dir);
@@ -222,6 +224,18 @@ fn perform(command: Command) -> Result<ExitCode> {
             Command::Bridge(options) => bridge::bridge(options).await,
         }
     })
+}
+
+/// Lets this process have as many files open as it may: each folder on the way into a deep one is open while that is worked
+/// on.
+fn raise_open_files() {
+    let was = getrlimit(Resource::Nofile);
+    let most = was.maximum.map_or(confine::OPEN_FILES_MAX, |maximum| maximum.min(confine::OPEN_FILES_MAX));
+    if was.current.is_some_and(|current| current < most)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..was })
+    {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn enroll_host(arguments: EnrollArguments) -> Result<ExitCode> {

@@ -29,7 +29,7 @@ use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::runtime;
 use crate::runtime::users::{self, Identity};
 
-pub(crate) use enter::enter;
+pub(crate) use enter::{OPEN_FILES_MAX, enter};
 pub(crate) use rules::landlock_version;
 
 /// What of the host's files a program may read.

@@ -21,7 +21,7 @@ use crate::layout::Layout;
 use crate::machine::Machine;
 use crate::room::Reserve;
 use crate::session::Session;
-use crate::{notify, room, supervise};
+use crate::{notify, room, snapshot, supervise};
 
 /// How often it is tried again whether there is room to begin.
 const ROOM_PAUSE: Duration = Duration::from_secs(2);
@@ -76,6 +76,7 @@ impl Agent {
         let layout = Layout::new(state_dir);
         fs::create_dir_all(layout.state_dir())?;
         let lock = lock(&layout)?;
+        snapshot::remove_unfinished(&layout);
         client.set_default_client_config(endpoint::agent(&identity.tls(&layout.identity())?, &clock)?);
         let journal = open_journal(&layout)?;
         let steady = steady(journal.last_time()?)?;

@@ -53,6 +53,8 @@ pub(crate) enum Input {
     Report { server: ServerName, key: StepKey, report: StepReport },
     /// What is to run was made to run, outside of any step.
     Ran(ServerName),
+    /// What has made a release that is not wanted has ended.
+    Discard { server: ServerName, release: ReleaseId },
     /// Somebody wants to know whether the engine still works.
     Alive(oneshot::Sender<()>),
     /// A report was acknowledged.
@@ -137,6 +139,8 @@ impl Engine {
             watched: watched_out,
             again: again_out,
         };
+        let runs = |server: &ServerName| instances.get(server).and_then(|instance| instance.current().cloned());
+        let disk = Disk::of_before(machine.remembered().unwrap_or_default(), runs);
         let engine = Self {
             machine,
             clock,
@@ -160,7 +164,7 @@ impl Engine {
             health,
             watched,
             again,
-            disk: Disk::default(),
+            disk,
         };
         Ok((engine, handle))
     }
@@ -182,6 +186,7 @@ impl Engine {
 
     /// What should run is started, unless a step is about to decide that; steps under way go on.
     async fn resume(&mut self) {
+        self.hold_again().await;
         let servers: Vec<ServerName> = self.instances.keys().cloned().collect();
         for server in servers {
             let instance = &self.instances[&server];
@@ -193,7 +198,7 @@ impl Engine {
             let current = instance.current().cloned();
             if matches!(instance.state(), InstanceState::Idle) && self.machine.current(&server) != current {
                 self.start_run(&server, current).await;
-            } else if current.is_some() && !redo_touches_process(&actions) {
+            } else if current.is_some() && !self.disk.is_held(&server) && !redo_touches_process(&actions) {
                 self.start_current(&server);
             }
             tracing::info!(%server, "resumed");
@@ -218,6 +223,7 @@ impl Engine {
             }
             Input::Room(room) => self.take_room(room).await?,
             Input::Ran(server) => self.watch_current(&server),
+            Input::Discard { server, release } => self.discard(&server, &release),
             Input::Alive(reply) => drop(reply.send(())),
             Input::Told(number) => {
                 match self.journal.told(number) {
@@ -438,7 +444,14 @@ impl Engine {
         match self.try_apply(server, event, command.clone(), now).await {
             Err(error) if error.is_full() => {
                 self.make_room(None).await;
-                self.try_apply(server, event, command, now).await
+                let tried = self.try_apply(server, event, command.clone(), now).await;
+                let undoes = matches!(event, InstanceEvent::RestoreRequested { .. });
+                if undoes && tried.as_ref().is_err_and(JournalError::is_full) {
+                    // Somebody undoes what may be what fills the disk, known or not.
+                    self.machine.give_up_reserve();
+                    return self.try_apply(server, event, command, now).await;
+                }
+                tried
             }
             other => other,
         }

@@ -30,10 +30,10 @@ use self::client::Client;
 pub(crate) use self::client::end_leftover;
 pub(crate) use self::reuse::share;
 pub(crate) use self::told::hint_of_what_came_with;
+use crate::aside::aside;
 use crate::container;
 use crate::facts::Known;
 use crate::layout::ReleaseLayout;
-use crate::snapshot::aside;
 use crate::stage::remove_folder;
 
 const STEP: &str = "install";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
-use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, RwLock, RwLockWriteGuard};
 
 /// What is left of permissions: everything to the owner, and others pass through, or only the group does, or nobody.
 const PASSABLE: u32 = 0o711;
@@ -19,11 +19,18 @@ const PRIVATE: u32 = 0o700;
 pub(crate) struct Layout {
     state_dir: PathBuf,
     blobs_in_use: Arc<RwLock<()>>,
+    taking: Arc<Mutex<()>>,
+    settling: Arc<Mutex<()>>,
 }
 
 impl Layout {
     pub(crate) fn new(state_dir: &Path) -> Self {
-        Self { state_dir: state_dir.to_owned(), blobs_in_use: Arc::default() }
+        Self {
+            state_dir: state_dir.to_owned(),
+            blobs_in_use: Arc::default(),
+            taking: Arc::default(),
+            settling: Arc::default(),
+        }
     }
 
     pub(crate) fn state_dir(&self) -> &Path {
@@ -64,6 +71,11 @@ impl Layout {
         self.state_dir.join("reserve")
     }
 
+    /// What is still to be known of the disk after the agent was started again.
+    pub(crate) fn remembered(&self) -> PathBuf {
+        self.state_dir.join("room.json")
+    }
+
     /// Files without content that are kept for a disk that has no more of them.
     pub(crate) fn reserved_files(&self) -> PathBuf {
         self.state_dir.join("reserved-files")
@@ -89,6 +101,16 @@ impl Layout {
     /// Keeps blobs from being removed: what a snapshot has just stored, pruning another must not take away.
     pub(crate) async fn use_blobs(&self) -> OwnedRwLockReadGuard<()> {
         self.blobs_in_use.clone().read_owned().await
+    }
+
+    /// The turn of taking a snapshot: what it lists is held in memory, so one is taken at a time.
+    pub(crate) async fn take_alone(&self) -> OwnedMutexGuard<()> {
+        self.taking.clone().lock_owned().await
+    }
+
+    /// The turn of keeping what has changed of a server that is stopped, which does not wait until others are taken.
+    pub(crate) async fn settle_alone(&self) -> OwnedMutexGuard<()> {
+        self.settling.clone().lock_owned().await
     }
 
     /// Keeps everybody from storing blobs; nothing while somebody does.

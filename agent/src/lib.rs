@@ -3,6 +3,7 @@
 //! Decisions are [`fleetwright_deploy::instance`]'s; this crate performs them. Everything flows through one
 //! bounded channel into `engine`, which makes an event durable before anything is done about it.
 
+mod aside;
 mod beneath;
 pub mod bridge;
 mod check;
@@ -10,6 +11,7 @@ pub mod cli;
 mod clock;
 mod confine;
 mod container;
+mod durable;
 mod embedded;
 mod engine;
 mod enroll;

@@ -9,7 +9,7 @@ use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
 use fleetwright_deploy::instance::Switch;
 use fleetwright_deploy::release::Release;
-use fleetwright_deploy::room::Room;
+use fleetwright_deploy::room::{Remembered, Room};
 use fleetwright_protocol::report::MetricsSample;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use futures_util::FutureExt;
@@ -121,6 +121,20 @@ pub trait Machine: Send + Sync + 'static {
     fn keep_reserve(&self) {}
     /// Gives the reserve back to the disk.
     fn give_up_reserve(&self) {}
+    /// Waits until nothing is at work on a server any more, also of what was ended: its threads take a moment to notice.
+    fn ended(&self, _server: &ServerName) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+    /// Gives a part of the reserve back to the disk, for the journal, and keeps the rest for what has to be put back.
+    fn lend_reserve(&self) {}
+    /// Keeps what is still to be known of the disk after the agent was started again.
+    fn remember(&self, _what: &Remembered) -> Result<(), Failure> {
+        Ok(())
+    }
+    /// What was kept of that.
+    fn remembered(&self) -> Option<Remembered> {
+        None
+    }
     /// Stops a server at once, without changing what it is to run.
     fn halt(&self, _server: &ServerName) -> Work {
         Box::pin(std::future::ready(Ok(())))

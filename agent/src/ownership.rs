@@ -18,6 +18,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, StatxAttributes, StatxFlags,
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 
+use crate::aside::go_on;
 use crate::beneath::{DEPTH_MAX, Folder, Place, Seen};
 use crate::install::file_failure;
 use crate::layout::ServerLayout;
@@ -123,6 +124,7 @@ pub(crate) fn let_group_read(path: &Path, user: User) -> Result<(), Failure> {
 }
 
 fn show(folder: &Folder, name: &OsStr, user: User, depth: usize) -> io::Result<()> {
+    go_on()?;
     let Some(seen) = folder.look(name)? else { return Ok(()) };
     let group = Some(Gid::from_raw(user.gid));
     // The group reads and enters what its owner does, and nobody else writes or sees anything.
@@ -175,6 +177,7 @@ impl Giving {
             return Err(too_deep(folder));
         }
         for name in folder.names()? {
+            go_on()?;
             let name = name?;
             let Some(seen) = folder.look(&name)? else { continue };
             if seen.is_file() && seen.links > 1 {
@@ -205,6 +208,7 @@ impl Giving {
             let name = name.map_err(|error| file_failure(folder.path(), &error))?;
             let path = folder.path().join(&name);
             let fail = |error: io::Error| file_failure(&path, &error);
+            go_on().map_err(fail)?;
             // What was opened is what is judged, and what is given: the name is not used again.
             let Some((node, seen)) = folder.node(&name).map_err(fail)? else { continue };
             self.check(&seen, &path)?;

@@ -5,17 +5,16 @@ mod open_files;
 mod reserve;
 mod walk;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fleetwright_deploy::ids::ServerName;
-use fleetwright_deploy::room::{Room, Used};
+use fleetwright_deploy::room::{Elsewhere, Room, Used};
 
-use self::open_files::Processes;
-use crate::layout::{Layout, ServerLayout};
+use self::open_files::{OPEN_MAX, Processes};
+use crate::layout::Layout;
 use crate::runtime::{self, unit};
 use crate::stage;
 
@@ -29,7 +28,7 @@ fn space(path: &Path) -> std::io::Result<Room> {
         free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
         total_files: stat.f_files,
         free_files: stat.f_favail,
-        servers: BTreeMap::new(),
+        ..Room::default()
     })
 }
 
@@ -40,7 +39,9 @@ pub(crate) fn free(layout: &Layout) -> Option<Room> {
 
 /// What is below a folder that a server may write; nothing where that is on another disk.
 pub(crate) fn below(layout: &Layout, folder: &Path) -> Option<Used> {
-    walk::used(folder, fs::metadata(layout.state_dir()).ok()?.dev(), Instant::now() + walk::PATIENCE)
+    let device = fs::metadata(layout.state_dir()).ok()?.dev();
+    let found = walk::used(folder, device, Instant::now() + walk::PATIENCE)?;
+    (found.device == device).then_some(found.used)
 }
 
 /// The room, and what these servers use of it: what is below their folders, and what their processes hold open although
@@ -57,14 +58,34 @@ pub(crate) fn measure(layout: &Layout, servers: &[ServerName]) -> Option<Room> {
     for ((name, server), user) in own.iter().zip(&users) {
         // A user that several servers share says nothing of any of them.
         let user = user.filter(|user| users.iter().filter(|other| **other == Some(*user)).count() == 1);
-        let held = processes.unnamed_files(&processes.of(runtime::pid(server), user), device);
+        let (mut held, is_more) = processes.unnamed_files(&processes.of(runtime::pid(server), user), OPEN_MAX);
         let end = Instant::now() + walk::PATIENCE;
         let own = [server.data(), server.logs(), server.temporary()].into_iter();
-        let below = own.chain(private_temporary(&unit::name(server))).chain(writable(server));
-        let used = below.filter_map(|folder| walk::used(&folder, device, end)).chain([held]);
-        let used = used.fold(Used::default(), Used::and);
+        let release = runtime::current(server).and_then(|id| stage::load(&server.release(&id)));
+        let writable = release.iter().flat_map(|release| release.run.writable.iter().map(PathBuf::from));
+        let below = own.chain(private_temporary(&unit::name(server))).chain(writable);
+        let mut used = held.remove(&device).unwrap_or_default();
+        // Who holds more open than anybody looks at may hide anything there.
+        used.is_too_much |= is_more;
+        let mut elsewhere = Elsewhere::default();
+        for found in below.filter_map(|folder| walk::used(&folder, device, end)) {
+            elsewhere.unmeasured.extend(found.unmeasured);
+            if found.device == device {
+                used = used.and(found.used);
+                continue;
+            }
+            elsewhere.used = elsewhere.used.and(found.used).and(held.remove(&found.device).unwrap_or_default());
+            elsewhere.is_low |= found.room.is_critical();
+            elsewhere.lacks_enough |= !found.room.is_enough();
+        }
+        if release.is_some_and(|release| release.package.image().is_some()) {
+            elsewhere.unmeasured.push("what its container writes is measured only below its data folder".to_owned());
+        }
         if used != Used::default() {
             room.servers.insert((*name).clone(), used);
+        }
+        if elsewhere != Elsewhere::default() {
+            room.elsewhere.insert((*name).clone(), elsewhere);
         }
     }
     Some(room)
@@ -82,12 +103,6 @@ fn private_temporary(unit: &str) -> Vec<PathBuf> {
     // Whoever else makes a folder of that name has it counted for the unit, unless it must be root's.
     let of_root = of_unit.filter(|entry| entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == 0));
     of_root.map(|entry| entry.path().join("tmp")).collect()
-}
-
-/// What else of the host's a server's release may write.
-fn writable(server: &ServerLayout) -> Vec<PathBuf> {
-    let release = runtime::current(server).and_then(|id| stage::load(&server.release(&id)));
-    release.map(|release| release.run.writable.iter().map(PathBuf::from).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -123,7 +138,7 @@ mod tests {
         }
         fs::write(deep.join("fill"), vec![1; 1 << 20]).expect("write");
         let device = fs::metadata(folder.path()).expect("folder").dev();
-        let used = |end| walk::used(folder.path(), device, end).expect("counted");
+        let used = |end| walk::used(folder.path(), device, end).expect("counted").used;
         assert!(used(Instant::now() + walk::PATIENCE).is_too_deep);
         fs::remove_dir_all(folder.path().join("d")).expect("remove");
         assert!(!used(Instant::now() + walk::PATIENCE).is_too_deep);
@@ -149,5 +164,47 @@ mod tests {
             fs::remove_dir_all(folder).expect("remove");
         }
         assert_eq!(found, [own.join("tmp")]);
+    }
+
+    #[test]
+    fn what_is_on_another_disk_is_measured_there_and_what_cannot_be_is_said() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        let layout = Layout::new(folder.path());
+        let name: ServerName = "web".parse().expect("name");
+        let server = layout.server(&name);
+        let at = |data: &str| std::ffi::CString::new(format!("size={data}")).expect("text");
+        let mount = |path: &Path, size: &str| {
+            fs::create_dir_all(path).expect("folder");
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("none", path, "tmpfs", flags, Some(at(size).as_c_str())).is_ok()
+        };
+        if !mount(server.folder(), "64m") {
+            // Not every host lets its root mount.
+            return;
+        }
+        let unmount =
+            |path: &Path| rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).expect("unmounted");
+        fs::create_dir(server.data()).expect("folder");
+        fs::write(server.data().join("file"), vec![1; 40 << 20]).expect("write");
+        let measured = || measure(&layout, std::slice::from_ref(&name)).expect("room");
+        let (room, own) = (measured(), |room: &Room| room.elsewhere[&name].clone());
+        let filled = fs::write(server.data().join("more"), vec![1; 30 << 20]).is_err();
+        let full = measured();
+        let inner = server.data().join("inner");
+        fs::remove_file(server.data().join("more")).expect("remove");
+        let is_mounted = mount(&inner, "1m");
+        let mounted = measured();
+        if is_mounted {
+            unmount(&inner);
+        }
+        unmount(server.folder());
+        assert!(!room.servers.contains_key(&name), "it takes nothing of the disk with the state");
+        assert!((40 << 20..41 << 20).contains(&room.used_by(&name).bytes), "{room:?}");
+        assert!(!own(&room).is_low && own(&room).unmeasured.is_empty() && !room.is_low_for(&name), "{room:?}");
+        assert!(filled && own(&full).is_low && own(&full).lacks_enough && full.is_low_for(&name), "{full:?}");
+        assert!(is_mounted && own(&mounted).unmeasured[0].contains("data/inner"), "{mounted:?}");
     }
 }

@@ -8,31 +8,38 @@
 //! kept is consistent, and the server is down only for as long as the changes take.
 
 mod blobs;
+mod content;
 mod database;
+mod restore;
 mod room;
 mod tree;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufReader, BufWriter};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use fleetwright_certs::store;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{ReleaseId, SnapshotId};
+use fleetwright_deploy::limits::size;
 use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::aside::aside;
 use crate::beneath::Place;
 use crate::clock;
+use crate::durable;
 use crate::install::{self, file_failure};
 use crate::layout::{Layout, ReleaseLayout, ServerLayout};
 use crate::stage;
 
 use self::blobs::Blobs;
-use self::tree::{Tree, Writer};
+use self::tree::{HELD_BYTES_MAX, Tree, Writer, too_much};
 
+pub(crate) use restore::restore;
 pub(crate) use room::make_room;
 pub(crate) use view::{list, show};
 
@@ -67,7 +74,7 @@ fn settled() -> bool {
     true
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Dump {
     blake3: String,
     restore: Vec<String>,
@@ -115,9 +122,11 @@ pub(crate) async fn take(
         }
         _ => None,
     };
+    let alone = layout.take_alone().await;
     let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
     let (release, target) = (release.cloned(), target.cloned());
     aside(move || {
+        let _alone = alone;
         let target = target.and_then(|target| stage::load(&server.release(&target)));
         let wanted = Wanted::of([running.as_ref(), target.as_ref()]);
         let _using = using;
@@ -134,7 +143,7 @@ pub(crate) async fn take(
             settled: false,
         };
         keep(&layout, &server, &wanted, &mut manifest, Writer::Runs)?;
-        write(&server.snapshot(&id), &manifest)
+        write(&Blobs::of(&layout), &server, &id, &manifest)
     })
     .await
 }
@@ -142,10 +151,10 @@ pub(crate) async fn take(
 /// Keeps what has changed since the snapshot was taken, now that the server is stopped. Doing it again, after the next
 /// release has begun to change things, does nothing.
 pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
-    let using = layout.use_blobs().await;
+    let (using, alone) = (layout.use_blobs().await, layout.settle_alone().await);
     let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
     aside(move || {
-        let _using = using;
+        let _using = (using, alone);
         let Some(mut manifest) = read_manifest(&server.snapshot(&id)) else { return Ok(()) };
         if manifest.settled {
             return Ok(());
@@ -153,7 +162,7 @@ pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &Snapshot
         let wanted = Wanted { data: manifest.data.is_some(), paths: manifest.paths.keys().cloned().collect() };
         keep(&layout, &server, &wanted, &mut manifest, Writer::Stopped)?;
         manifest.settled = true;
-        write(&server.snapshot(&id), &manifest)
+        write(&Blobs::of(&layout), &server, &id, &manifest)
     })
     .await
 }
@@ -166,18 +175,27 @@ fn keep(
     manifest: &mut Manifest,
     writer: Writer,
 ) -> Result<(), Failure> {
-    let blobs = Blobs::of(layout);
+    let (blobs, mut held) = (Blobs::of(layout), 0);
+    let mut hold = |tree: Option<&Tree>| {
+        held += tree.map_or(0, Tree::held_bytes);
+        let message =
+            || format!("what is to be kept has more files than can be listed within {}", size(HELD_BYTES_MAX));
+        if held > HELD_BYTES_MAX { Err(too_much(message())) } else { Ok(()) }
+    };
     if wanted.data {
         let known = manifest.data.take().unwrap_or_default();
         let place = Place::own(&server.data())?;
         let kept = place.map(|place| Tree::keep(&place, &blobs, &known, writer)).transpose()?;
         manifest.data = Some(kept.flatten().unwrap_or_default());
+        hold(manifest.data.as_ref())?;
     }
     for path in &wanted.paths {
         let known = manifest.paths.remove(path).flatten().unwrap_or_default();
         let place = Place::reach(Path::new(path))?;
         let kept = place.map(|place| Tree::keep(&place, &blobs, &known, writer)).transpose()?;
-        manifest.paths.insert(path.clone(), kept.flatten());
+        let kept = kept.flatten();
+        hold(kept.as_ref())?;
+        manifest.paths.insert(path.clone(), kept);
     }
     Ok(())
 }
@@ -187,56 +205,9 @@ fn rendered(release: &ReleaseLayout) -> Result<BTreeMap<String, String>, Failure
     Place::own(&release.config())?.map_or_else(|| Ok(BTreeMap::new()), |config| tree::hashes(&config))
 }
 
-/// Puts everything that a snapshot holds back, the database last. Everything is checked, and built beside what is
-/// there, before the first thing is exchanged.
-pub(crate) async fn restore(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
-    let manifest = read(server, id)?;
-    let (of, to) = (layout.clone(), server.clone());
-    let database = aside(move || {
-        put_back(&of, &to, &manifest)?;
-        // A server that was not stopped has written to its database since.
-        Ok(manifest.database.filter(|_| manifest.settled))
-    })
-    .await?;
-    match database {
-        Some(Dump { blake3, restore, environment_of }) => {
-            let release = server.release(&environment_of);
-            database::restore(&restore, server, &release, &Blobs::of(layout), &blake3).await
-        }
-        None => Ok(()),
-    }
-}
-
-fn put_back(layout: &Layout, server: &ServerLayout, manifest: &Manifest) -> Result<(), Failure> {
-    if let Some(release) = &manifest.release {
-        let running = server.release(release);
-        if stage::load(&running).is_none() {
-            return Err(damaged(format!("release {} is no longer there", release.short())));
-        }
-        if rendered(&running)? != manifest.release_files {
-            return Err(damaged(format!("files of release {} have changed", release.short())));
-        }
-    }
-    if !manifest.settled {
-        // The server was not stopped, so nothing else was touched either.
-        return Ok(());
-    }
-    let blobs = Blobs::of(layout);
-    let mut built = Vec::new();
-    if let Some(data) = &manifest.data
-        && let Some(place) = Place::own(&server.data())?
-    {
-        built.push(tree::Replacement::build(place, Some(data), &blobs)?);
-    }
-    for (path, tree) in &manifest.paths {
-        let path = Path::new(path);
-        let place = if tree.is_some() { Some(Place::reach_or_make(path)?) } else { Place::reach(path)? };
-        if let Some(place) = place {
-            built.push(tree::Replacement::build(place, tree.as_ref(), &blobs)?);
-        }
-    }
-    // Everything is in its place before anything of what was there is removed.
-    built.iter_mut().try_for_each(tree::Replacement::exchange)
+/// Removes what an agent that ended has left of snapshots that it was taking.
+pub(crate) fn remove_unfinished(layout: &Layout) {
+    Blobs::of(layout).remove_unfinished();
 }
 
 /// Removes snapshots that are not needed, and blobs that no snapshot and no release on this host needs any more. While another snapshot
@@ -267,8 +238,9 @@ fn needed(layout: &Layout) -> std::io::Result<BTreeSet<String>> {
         for snapshot in entries(&server.snapshots())? {
             let path = manifest_path(&snapshot);
             // One without a manifest was not finished.
-            let Some(bytes) = there(fs::read(&path), &path)? else { continue };
-            let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| of_file(&path, &error))?;
+            let Some(file) = there(File::open(&path), &path)? else { continue };
+            let manifest: Manifest =
+                serde_json::from_reader(BufReader::new(file)).map_err(|error| of_file(&path, &error))?;
             let trees = manifest.data.into_iter().chain(manifest.paths.into_values().flatten());
             needed.extend(trees.flat_map(Tree::into_blobs));
             needed.extend(manifest.database.map(|dump| dump.blake3));
@@ -307,10 +279,27 @@ fn manifest_path(folder: &Path) -> PathBuf {
     folder.join("manifest.json")
 }
 
-fn write(folder: &Path, manifest: &Manifest) -> Result<(), Failure> {
-    let bytes = serde_json::to_vec_pretty(manifest).unwrap_or_default();
-    store::write_private(&manifest_path(folder), &bytes)
-        .map_err(|error| Failure::new(FailureKind::ResourceError, STEP, error.to_string()))
+/// Writes a manifest: from then on its snapshot counts, so all that it needs is durable before.
+fn write(blobs: &Blobs, server: &ServerLayout, id: &SnapshotId, manifest: &Manifest) -> Result<(), Failure> {
+    let folder = server.snapshot(id);
+    fs::create_dir_all(&folder).map_err(failed(&folder))?;
+    blobs.sync()?;
+    for folder in [server.folder(), &server.snapshots()] {
+        durable::folder(folder).map_err(failed(folder))?;
+    }
+    let path = manifest_path(&folder);
+    stream(manifest, &path).map_err(failed(&path))
+}
+
+/// Writes a manifest as it is read: its text is larger than all that it is made of.
+fn stream(manifest: &Manifest, path: &Path) -> std::io::Result<()> {
+    let fresh = path.with_extension("json.new");
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    let mut writer = BufWriter::new(file);
+    serde_json::to_writer(&mut writer, manifest)?;
+    writer.into_inner()?.sync_all()?;
+    fs::rename(&fresh, path)?;
+    path.parent().map_or(Ok(()), durable::folder)
 }
 
 fn read(server: &ServerLayout, id: &SnapshotId) -> Result<Manifest, Failure> {
@@ -318,7 +307,7 @@ fn read(server: &ServerLayout, id: &SnapshotId) -> Result<Manifest, Failure> {
 }
 
 fn read_manifest(folder: &Path) -> Option<Manifest> {
-    serde_json::from_slice(&fs::read(manifest_path(folder)).ok()?).ok()
+    serde_json::from_reader(BufReader::new(File::open(manifest_path(folder)).ok()?)).ok()
 }
 
 fn damaged(message: String) -> Failure {
@@ -329,16 +318,6 @@ fn damaged(message: String) -> Failure {
 /// A failure of a file, in the words of this step.
 fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure + '_ {
     move |error| file_failure(path, &error)
-}
-
-/// Work that waits for disks, beside everything else.
-pub(crate) async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Failure::new(FailureKind::DeploymentError, "agent", error.to_string())),
-    }
 }
 
 #[cfg(test)]

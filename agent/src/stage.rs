@@ -11,14 +11,15 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::ReleaseId;
 use fleetwright_deploy::release::{BRIDGE_TOKEN_VARIABLE, MissingSecret, Release, RuntimeKind, reveal};
 
+use crate::aside::aside;
 use crate::beneath::{Place, remove};
+use crate::durable;
 use crate::facts::Known;
 use crate::install::{self, Artifacts, file_failure};
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::preflight;
 use crate::runtime::users::User;
 use crate::runtime::{self, environment_line, users};
-use crate::snapshot::aside;
 use crate::{bridge, confine, container, handover, ownership};
 
 const STEP: &str = "stage";
@@ -85,7 +86,7 @@ pub(crate) async fn stage(
 async fn on_disk(layout: &ReleaseLayout) -> Result<(), Failure> {
     let folder = layout.folder().to_owned();
     aside(move || {
-        let synced = fs::File::open(&folder).and_then(|opened| Ok(rustix::fs::syncfs(&opened)?));
+        let synced = fs::File::open(&folder).and_then(|opened| durable::disk_of(&opened, &folder));
         synced.map_err(|error| file_failure(&folder, &error))
     })
     .await

@@ -1,17 +1,19 @@
 //! The machine that a real agent works on: this host.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fleetwright_certs::store;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::{CheckRun, HealthCheck};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
 use fleetwright_deploy::instance::Switch;
 use fleetwright_deploy::release::Release;
-use fleetwright_deploy::room::Room;
+use fleetwright_deploy::room::{Remembered, Room};
 use fleetwright_protocol::command::CHECK_RUN_TIMEOUT;
 use fleetwright_protocol::report::MetricsSample;
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
@@ -19,19 +21,21 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use quinn::Connection;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use crate::aside::{Turns, aside};
 use crate::check::{Checker, McpClient, Place, headers, http_client};
 use crate::facts::Known;
 use crate::install::Artifacts;
 use crate::layout::{Layout, ServerLayout};
 use crate::machine::{Machine, Observation, Restore, Sampler, Work};
 use crate::room::{self, Reserve};
-use crate::snapshot::aside;
 use crate::{container, handover, metrics, runtime, snapshot, stage};
 
 /// How many releases are installed at once: package clients are hungry.
 const INSTALLS_MAX: usize = 2;
+/// How long a comparison of a snapshot with what is there may take, with its wait for others.
+const COMPARISON_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long an old release has to become healthy again after it was put back.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long it must be healthy without a break.
@@ -46,6 +50,11 @@ pub struct ThisHost {
     artifacts: Artifacts,
     facts: Arc<Known>,
     connection: watch::Sender<Option<Connection>>,
+    turns: Turns,
+    /// Comparing what is there with a snapshot reads all of it: one at a time.
+    comparisons: Arc<Semaphore>,
+    /// Held while the reserve is being taken.
+    reserving: Arc<Mutex<()>>,
 }
 
 impl ThisHost {
@@ -55,7 +64,19 @@ impl ThisHost {
         let connection = watch::Sender::new(None);
         let artifacts = Artifacts::new(layout.clone(), connection.subscribe());
         let facts = Known::new(state_dir, layout.facts());
-        Self { layout, address, labels, installs: Arc::new(Semaphore::new(INSTALLS_MAX)), artifacts, facts, connection }
+        let installs = Arc::new(Semaphore::new(INSTALLS_MAX));
+        Self {
+            layout,
+            address,
+            labels,
+            installs,
+            artifacts,
+            facts,
+            connection,
+            turns: Turns::default(),
+            comparisons: Arc::new(Semaphore::new(1)),
+            reserving: Arc::default(),
+        }
     }
 }
 
@@ -104,26 +125,27 @@ impl Machine for ThisHost {
     fn stage(&self, server: &ServerName, id: &ReleaseId, running: Option<Release>) -> Work {
         let (layout, id, installs) = (self.layout.server(server), id.clone(), self.installs.clone());
         let (artifacts, facts) = (self.artifacts.clone(), self.facts.clone());
-        async move {
+        let staging = async move {
             let _permit = installs.acquire_owned().await;
             stage::stage(&layout, &id, running.as_ref(), &artifacts, &facts).await
-        }
-        .boxed()
+        };
+        self.turns.take(server, staging).boxed()
     }
 
     fn discard(&self, server: &ServerName, id: &ReleaseId, kept: &[ReleaseId]) -> Result<(), Failure> {
         stage::discard(&self.layout.server(server), id, kept)
     }
 
-    fn snapshot(&self, server: &ServerName, switch: &Switch) -> Work {
-        let (layout, server) = (self.layout.clone(), self.layout.server(server));
+    fn snapshot(&self, name: &ServerName, switch: &Switch) -> Work {
+        let (layout, server) = (self.layout.clone(), self.layout.server(name));
         let (id, previous, target) = (switch.snapshot.clone(), switch.previous.clone(), switch.spec.target.clone());
-        async move { snapshot::take(&layout, &server, &id, previous.as_ref(), target.as_ref()).await }.boxed()
+        let work = async move { snapshot::take(&layout, &server, &id, previous.as_ref(), target.as_ref()).await };
+        self.turns.take(name, work).boxed()
     }
 
-    fn switch(&self, server: &ServerName, switch: &Switch) -> Work {
-        let (layout, server, switch) = (self.layout.clone(), self.layout.server(server), switch.clone());
-        async move {
+    fn switch(&self, name: &ServerName, switch: &Switch) -> Work {
+        let (layout, server, switch) = (self.layout.clone(), self.layout.server(name), switch.clone());
+        let work = async move {
             let outcome = switch_over(&layout, &server, &switch).await;
             // What could not be started is not what is to run should the agent start again.
             if outcome.is_err()
@@ -132,23 +154,26 @@ impl Machine for ThisHost {
                 tracing::error!(%failure, "the release that ran before could not be made current again");
             }
             outcome
-        }
-        .boxed()
+        };
+        self.turns.take(name, work).boxed()
     }
 
-    fn restore(&self, server: &ServerName, restore: Restore) -> Work {
-        let (layout, server) = (self.layout.clone(), self.layout.server(server));
-        async move { put_back(&layout, &server, &restore).await }.boxed()
+    fn restore(&self, name: &ServerName, restore: Restore) -> Work {
+        let (layout, server) = (self.layout.clone(), self.layout.server(name));
+        let work = async move { put_back(&layout, &server, &restore).await };
+        self.turns.take(name, work).boxed()
     }
 
-    fn run(&self, server: &ServerName, release: Option<ReleaseId>) -> Work {
-        let layout = self.layout.server(server);
-        async move { run_release(&layout, release.as_ref(), false).await }.boxed()
+    fn run(&self, name: &ServerName, release: Option<ReleaseId>) -> Work {
+        let layout = self.layout.server(name);
+        let work = async move { run_release(&layout, release.as_ref(), false).await };
+        self.turns.take(name, work).boxed()
     }
 
-    fn start(&self, server: &ServerName) -> Work {
-        let layout = self.layout.server(server);
-        async move { runtime::start(&layout).await }.boxed()
+    fn start(&self, name: &ServerName) -> Work {
+        let layout = self.layout.server(name);
+        let work = async move { runtime::start(&layout).await };
+        self.turns.take(name, work).boxed()
     }
 
     fn test(&self, server: &ServerName, release: Release) -> Work {
@@ -185,8 +210,23 @@ impl Machine for ThisHost {
     }
 
     fn show_snapshot(&self, server: &ServerName, id: &SnapshotId, compare: bool) -> Work<SnapshotView> {
-        let (server, id) = (self.layout.server(server), id.clone());
-        aside(move || snapshot::show(&server, &id, compare)).boxed()
+        let (server, id, comparisons) = (self.layout.server(server), id.clone(), self.comparisons.clone());
+        async move {
+            if !compare {
+                return aside(move || snapshot::show(&server, &id, false)).await;
+            }
+            let comparing = async {
+                let _alone = comparisons.acquire().await;
+                aside(move || snapshot::show(&server, &id, true)).await
+            };
+            timeout(COMPARISON_TIMEOUT, comparing).await.unwrap_or_else(|_| {
+                let message = format!("what is there is not compared within {} s", COMPARISON_TIMEOUT.as_secs());
+                Err(Failure::new(FailureKind::TimeoutError, "look", message).hint(
+                    "another comparison may be under way on this host; `fleetwright snapshots show` shows what was kept",
+                ))
+            })
+        }
+        .boxed()
     }
 
     fn clean(&self, server: &ServerName, releases: Vec<ReleaseId>, snapshots: Vec<SnapshotId>) -> Work {
@@ -240,11 +280,31 @@ impl Machine for ThisHost {
     }
 
     fn keep_reserve(&self) {
-        Reserve::of(&self.layout).keep();
+        let (reserve, reserving) = (Reserve::of(&self.layout), self.reserving.clone());
+        // What is being kept already is not kept twice.
+        tokio::task::spawn_blocking(move || reserving.try_lock().map(|_alone| reserve.keep()).ok());
+    }
+
+    fn lend_reserve(&self) {
+        Reserve::of(&self.layout).lend();
+    }
+
+    fn remember(&self, what: &Remembered) -> Result<(), Failure> {
+        let path = self.layout.remembered();
+        store::write_private(&path, &serde_json::to_vec(what).unwrap_or_default())
+            .map_err(|error| Failure::new(FailureKind::ResourceError, "room", error.to_string()))
+    }
+
+    fn remembered(&self) -> Option<Remembered> {
+        serde_json::from_slice(&fs::read(self.layout.remembered()).ok()?).ok()
     }
 
     fn give_up_reserve(&self) {
         Reserve::of(&self.layout).give_up();
+    }
+
+    fn ended(&self, server: &ServerName) -> BoxFuture<'static, ()> {
+        self.turns.take(server, std::future::ready(())).boxed()
     }
 
     fn halt(&self, server: &ServerName) -> Work {
@@ -309,7 +369,7 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
         // What frees room comes first. The reserve only now: what has just been stopped would have taken that too.
         tracing::warn!(server = server.name(), "the disk is full: the reserve is given up to put it back");
         Reserve::of(layout).give_up();
-        put_away(server, restore)?;
+        put_away(server, restore).await?;
         snapshot::make_room(layout, server, &switch.snapshot).await?;
     }
     // Without a snapshot nothing was touched yet: what ran before only has to run again.
@@ -317,7 +377,7 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
         snapshot::restore(layout, server, &switch.snapshot).await?;
     }
     run_release(server, switch.previous.as_ref(), false).await?;
-    put_away(server, restore)?;
+    put_away(server, restore).await?;
     match &switch.previous {
         Some(previous) => recovered(server, previous).await,
         None => Ok(()),
@@ -325,13 +385,14 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
 }
 
 /// Removes the release that is not to run any more.
-fn put_away(server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
+async fn put_away(server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
     let Restore { switch, kept, .. } = restore;
     let Some(target) = switch.spec.target.as_ref().filter(|target| switch.previous.as_ref() != Some(target)) else {
         return Ok(());
     };
     let undone: Vec<ReleaseId> = kept.iter().filter(|release| *release != target).cloned().collect();
-    stage::discard(server, target, &undone)
+    let (server, target) = (server.clone(), target.clone());
+    aside(move || stage::discard(&server, &target, &undone)).await
 }
 
 /// Whether an old release is healthy again, by its own checks, and stays so for a moment: one that ends soon after its
@@ -379,4 +440,67 @@ async fn test(release: &Release, secrets: &BTreeMap<String, String>) -> Result<(
     let http = http_client().map_err(|error| error.to_string())?;
     let headers = headers(release.mcp_headers().iter(), secrets)?;
     McpClient::new(http).test(&url, headers, &release.tool_calls).await
+}
+
+#[cfg(test)]
+mod tests {
+    use fleetwright_deploy::room::Held;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_on_a_server_waits_until_what_was_ended_of_it_has_ended() {
+        let folder = tempfile::tempdir().expect("folder");
+        let host = ThisHost::new(folder.path(), "127.0.0.1".to_owned(), BTreeMap::new());
+        let [one, other] = ["one", "other"].map(|name| name.parse::<ServerName>().expect("name"));
+        for server in [&one, &other] {
+            fs::create_dir_all(host.layout.server(server).folder()).expect("folder");
+        }
+        let ((began, begun), (release, released)) = (oneshot::channel(), oneshot::channel::<()>());
+        let settling = tokio::spawn(host.turns.take(
+            &one,
+            aside(move || {
+                began.send(()).expect("heard");
+                released.blocking_recv().expect("released");
+                Ok(())
+            }),
+        ));
+        begun.await.expect("begun");
+        settling.abort();
+        assert!(settling.await.is_err_and(|error| error.is_cancelled()));
+        let mut run = std::pin::pin!(host.run(&one, None));
+        let mut ended = std::pin::pin!(host.ended(&one));
+        assert!(run.as_mut().now_or_never().is_none() && ended.as_mut().now_or_never().is_none());
+        host.run(&other, None).await.expect("another server does not wait");
+        assert!(run.as_mut().now_or_never().is_none(), "its thread still works");
+        release.send(()).expect("it waits");
+        run.await.expect("it runs nothing");
+        ended.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_comparison_is_made_at_a_time_and_has_an_end() {
+        let folder = tempfile::tempdir().expect("folder");
+        let host = ThisHost::new(folder.path(), "127.0.0.1".to_owned(), BTreeMap::new());
+        let (server, id) = ("one".parse().expect("name"), "d1-aa-1".parse().expect("id"));
+        let another = host.comparisons.clone().acquire_owned().await.expect("a place");
+        let late = host.show_snapshot(&server, &id, true).await.expect_err("it waits, and no longer than it may");
+        assert_eq!(late.kind, FailureKind::TimeoutError);
+        drop(another);
+        let none = host.show_snapshot(&server, &id, true).await.expect_err("there is none");
+        assert_eq!(none.kind, FailureKind::ConfigurationError);
+    }
+
+    #[test]
+    fn what_is_remembered_of_the_disk_is_there_for_the_next_agent() {
+        let folder = tempfile::tempdir().expect("folder");
+        let host = || ThisHost::new(folder.path(), "127.0.0.1".to_owned(), BTreeMap::new());
+        assert_eq!(host().remembered(), None);
+        let server: ServerName = "one".parse().expect("name");
+        let held = Held { release: Some(ReleaseId::of(b"a")), reason: "it fills the disk".to_owned() };
+        let what = Remembered { before: Some(Room::default()), held: [(server, held)].into() };
+        host().remember(&what).expect("kept");
+        assert_eq!(host().remembered(), Some(what));
+    }
 }

@@ -36,6 +36,19 @@ pub fn size(bytes: usize) -> String {
     }
 }
 
+/// Two numbers of bytes, for people, in units that tell them apart.
+pub fn sizes(one: usize, other: usize) -> (String, String) {
+    let (whole, least) = ((size(one), size(other)), one.min(other));
+    if whole.0 != whole.1 || one == other {
+        return whole;
+    }
+    let smaller = UNITS.iter().filter(|(_, unit)| least >= *unit && one / unit != other / unit);
+    match smaller.max_by_key(|(_, unit)| *unit) {
+        Some((name, unit)) => (format!("{} {name}", one / unit), format!("{} {name}", other / unit)),
+        None => (format!("{one} bytes"), format!("{other} bytes")),
+    }
+}
+
 /// A text of at most `limit` bytes. A longer one is cut, and says so.
 pub fn cut(mut text: String, limit: usize) -> String {
     let bytes = text.len();
@@ -196,6 +209,18 @@ pub fn bounded_runs(mut runs: Vec<CheckRun>) -> Vec<CheckRun> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_sizes_that_differ_are_told_apart() {
+        let told = |one, other| {
+            let (one, other) = sizes(one, other);
+            format!("{one}, {other}")
+        };
+        assert_eq!(told(3 << 30, 1 << 30), "3 GiB, 1 GiB");
+        assert_eq!(told((1 << 30) + (400 << 20), (1 << 30) + (200 << 20)), "1424 MiB, 1224 MiB");
+        assert_eq!(told((1 << 30) + 1, 1 << 30), "1073741825 bytes, 1073741824 bytes");
+        assert_eq!(told(1 << 30, 1 << 30), "1 GiB, 1 GiB");
+    }
 
     #[test]
     fn a_text_that_is_cut_says_how_long_it_was_and_what_the_limit_is() {

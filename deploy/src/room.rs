@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::ServerName;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ReleaseId, ServerName};
 use crate::limits::size;
 
 /// What is kept in reserve on a disk that is large enough, in bytes: an agent can put releases back within it.
@@ -19,7 +21,7 @@ pub const RESERVE_FILES_MAX: u64 = 256;
 
 /// The room on the file system with the agent's state. A file system runs out of bytes, or of files where it has a number
 /// of them that does not grow.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
     /// All of it, in bytes.
     pub total_bytes: u64,
@@ -31,10 +33,26 @@ pub struct Room {
     pub free_files: u64,
     /// What the data and the output of servers take up there. Servers that keep them elsewhere are not in it.
     pub servers: BTreeMap<ServerName, Used>,
+    /// What servers take up elsewhere. It says nothing of who fills this disk.
+    #[serde(skip)]
+    pub elsewhere: BTreeMap<ServerName, Elsewhere>,
+}
+
+/// What a server takes up on other disks than the one with the agent's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// All of it.
+    pub used: Used,
+    /// Whether one of these disks has as little room as counts as low on the one with the state.
+    pub is_low: bool,
+    /// Whether one of them has not enough for what was stopped to run again.
+    pub lacks_enough: bool,
+    /// What cannot be measured, in words.
+    pub unmeasured: Vec<String>,
 }
 
 /// What a server takes up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Used {
     /// Bytes on the disk.
     pub bytes: u64,
@@ -47,6 +65,11 @@ pub struct Used {
 }
 
 impl Used {
+    /// Whether there is more than can be counted.
+    pub fn is_uncounted(&self) -> bool {
+        self.is_too_deep || self.is_too_much
+    }
+
     /// Both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -56,6 +79,35 @@ impl Used {
             is_too_deep: self.is_too_deep || other.is_too_deep,
             is_too_much: self.is_too_much || other.is_too_much,
         }
+    }
+}
+
+/// What an agent must still know of its disk after it was started again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// How it was when there was room last.
+    pub before: Option<Room>,
+    /// The servers that are stopped until there is room.
+    pub held: BTreeMap<ServerName, Held>,
+}
+
+/// A server that is stopped until there is room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// What it ran: another release is not what fills the disk.
+    pub release: Option<ReleaseId>,
+    /// Why it is stopped, in words.
+    pub reason: String,
+}
+
+impl Remembered {
+    /// Whether it says so nearly the same that it need not be written again: who fills the disk is told by more.
+    pub fn is_nearly(&self, other: &Self) -> bool {
+        let near = match (&self.before, &other.before) {
+            (Some(one), Some(other)) => one.is_nearly(other),
+            (one, other) => one == other,
+        };
+        near && self.held == other.held
     }
 }
 
@@ -82,6 +134,36 @@ impl Room {
     /// Whether there is so little that the agent may be unable to go on.
     pub fn is_critical(&self) -> bool {
         self.lacks_bytes() || self.lacks_files()
+    }
+
+    /// What a server takes up on all disks.
+    pub fn used_by(&self, server: &ServerName) -> Used {
+        let here = self.servers.get(server).copied().unwrap_or_default();
+        here.and(self.elsewhere.get(server).map(|elsewhere| elsewhere.used).unwrap_or_default())
+    }
+
+    /// Whether a disk is low on which a server takes up more than next to nothing.
+    pub fn is_low_for(&self, server: &ServerName) -> bool {
+        let least = reserve_bytes(self.total_bytes) / GROWTH_PARTS;
+        let here = self.servers.get(server).is_some_and(|used| used.bytes > least || used.is_uncounted());
+        (here && self.is_critical()) || self.elsewhere.get(server).is_some_and(|elsewhere| elsewhere.is_low)
+    }
+
+    fn is_nearly(&self, other: &Self) -> bool {
+        let bytes = reserve_bytes(self.total_bytes) / GROWTH_PARTS;
+        let files = reserve_files(self.total_files) / GROWTH_PARTS;
+        let used = |room: &Self, server: &ServerName| room.servers.get(server).copied().unwrap_or_default();
+        let near = |one: Used, other: Used| {
+            one.bytes.abs_diff(other.bytes) <= bytes
+                && one.files.abs_diff(other.files) <= files
+                && (one.is_too_deep, one.is_too_much) == (other.is_too_deep, other.is_too_much)
+        };
+        let free = |room: &Self| Used { bytes: room.free_bytes, files: room.free_files, ..Used::default() };
+        let totals = |room: &Self| (room.total_bytes, room.total_files);
+        let mut servers = self.servers.keys().chain(other.servers.keys());
+        totals(self) == totals(other)
+            && near(free(self), free(other))
+            && servers.all(|server| near(used(self, server), used(other, server)))
     }
 
     fn lacks_bytes(&self) -> bool {
@@ -168,7 +250,8 @@ mod tests {
     fn files(free_files: u64, servers: &[(&str, u64)]) -> Room {
         let used = |files: u64| Used { files, ..Used::default() };
         let servers = servers.iter().map(|(server, files)| (name(server), used(*files))).collect();
-        Room { total_bytes: 1024 * MIB, free_bytes: 512 * MIB, total_files: 64 * 1024, free_files, servers }
+        let (total_bytes, free_bytes, total_files) = (1024 * MIB, 512 * MIB, 64 * 1024);
+        Room { total_bytes, free_bytes, total_files, free_files, servers, ..Room::default() }
     }
 
     #[test]
@@ -178,6 +261,38 @@ mod tests {
         let offender = now.offender(&before).expect("an offender");
         assert_eq!(offender.server, name("new"));
         assert!(offender.reason.contains("300 MiB") && offender.reason.contains("0 bytes are free"), "{offender:?}");
+    }
+
+    #[test]
+    fn what_an_agent_remembers_is_written_again_only_when_it_would_tell_something_else() {
+        let of = |room: Room| Remembered { before: Some(room), held: BTreeMap::new() };
+        let written = of(room(500 * MIB, &[("a", 10 * MIB)]));
+        assert!(written.is_nearly(&of(room(499 * MIB, &[("a", 11 * MIB)]))));
+        for other in [
+            of(room(498 * MIB, &[("a", 10 * MIB)])),
+            of(room(500 * MIB, &[("a", 12 * MIB)])),
+            of(room(500 * MIB, &[("a", 10 * MIB), ("b", 2 * MIB)])),
+            Remembered::default(),
+            Remembered {
+                held: [(name("a"), Held { release: None, reason: "full".to_owned() })].into(),
+                ..written.clone()
+            },
+        ] {
+            assert!(!written.is_nearly(&other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_low_for_whoever_takes_room_on_it() {
+        let at = |free, here, is_low| {
+            let elsewhere =
+                Elsewhere { used: Used { bytes: 5 * MIB, ..Used::default() }, is_low, ..Elsewhere::default() };
+            Room { elsewhere: [(name("a"), elsewhere)].into(), ..room(free, &[("a", here)]) }
+        };
+        assert!(!at(0, MIB / 2, false).is_low_for(&name("a")), "it has only its output there");
+        assert!(at(0, 2 * MIB, false).is_low_for(&name("a")) && !at(500 * MIB, 2 * MIB, false).is_low_for(&name("a")));
+        assert!(at(500 * MIB, MIB / 2, true).is_low_for(&name("a")));
+        assert_eq!(at(0, 2 * MIB, false).used_by(&name("a")).bytes, 7 * MIB);
     }
 
     #[test]

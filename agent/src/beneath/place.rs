@@ -61,6 +61,18 @@ impl Place {
         Ok(Self { folder: way.end(), name: name.to_owned() })
     }
 
+    /// Whether a place can be reached or made, as far as that can be told without making anything.
+    pub(crate) fn check_way(path: &Path) -> Result<(), Failure> {
+        let (parent, _) = split(path)?;
+        let mut way = Way::new(path)?;
+        for part in parent.components() {
+            if !way.go(part)? {
+                return if way.dangling { Err(file_failure(path, &Errno::NOENT.into())) } else { Ok(()) };
+            }
+        }
+        Ok(())
+    }
+
     /// Its path, for messages.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join(&self.name)

@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Mode, fchmod, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::{DEPTH_MAX, Folder};
+use crate::aside::go_on;
 
 /// How often a folder is emptied again: what is too deep is moved up, and somebody may put in something meanwhile.
 const ROUNDS_MAX: u32 = 4_096;
@@ -27,6 +28,7 @@ impl Removing {
     /// `top` is the folder that is removed as a whole.
     fn remove(&mut self, folder: &Folder, name: &OsStr, top: Option<&Folder>, depth: usize) -> io::Result<()> {
         for _ in 0..ROUNDS_MAX {
+            go_on()?;
             let Some(seen) = folder.look(name)? else { return Ok(()) };
             if !seen.is_folder() {
                 match unlinkat(folder, name, AtFlags::empty()) {

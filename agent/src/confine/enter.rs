@@ -13,7 +13,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use rustix::fs::Mode;
-use rustix::process::{Gid, Resource, Rlimit, Uid, geteuid, setrlimit, umask};
+use rustix::process::{Gid, Resource, Rlimit, Uid, geteuid, getrlimit, setrlimit, umask};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::needs::Needs;
@@ -131,6 +131,7 @@ fn open_report(path: &Path) -> Result<File> {
 fn limit(profile: &Profile) {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     let _ = setrlimit(Resource::Core, none);
+    let _ = setrlimit(Resource::Nofile, open_files(getrlimit(Resource::Nofile)));
     if let Some(bytes) = profile.file_bytes_max {
         let _ = setrlimit(Resource::Fsize, Rlimit { current: Some(bytes), maximum: Some(bytes) });
     }
@@ -205,4 +206,26 @@ fn bound(kept: CapabilitySet) -> rustix::io::Result<()> {
 fn set(kept: CapabilitySet) -> rustix::io::Result<()> {
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets)
+}
+
+/// Most files that a program has open at once: enough for any server, and not too many to look at.
+pub(crate) const OPEN_FILES_MAX: u64 = 65_536;
+
+/// The limit of open files, where it was this.
+fn open_files(was: Rlimit) -> Rlimit {
+    let most = was.maximum.map_or(OPEN_FILES_MAX, |maximum| maximum.min(OPEN_FILES_MAX));
+    Rlimit { current: Some(most), maximum: Some(most) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_has_no_more_files_open_than_can_be_looked_at() {
+        let limit = |maximum| open_files(Rlimit { current: Some(1_024), maximum });
+        for (was, is) in [(None, 65_536), (Some(1 << 20), 65_536), (Some(4_096), 4_096)] {
+            assert_eq!(limit(was), Rlimit { current: Some(is), maximum: Some(is) });
+        }
+    }
 }

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fleetwright_deploy::health::{CheckOutcome, CheckReport, HealthStatus, Severity};
-use fleetwright_deploy::ids::ServerName;
+use fleetwright_deploy::ids::{ReleaseId, ServerName};
 use fleetwright_deploy::instance::{InstanceAction, InstanceEvent, InstanceState};
-use fleetwright_deploy::limits::size;
-use fleetwright_deploy::room::{Offender, Room, Used};
+use fleetwright_deploy::limits::sizes;
+use fleetwright_deploy::room::{Held, Offender, Remembered, Room};
 use fleetwright_deploy::time::Timestamp;
+use futures_util::FutureExt;
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
@@ -24,7 +26,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// How long the engine itself waits for a look at what servers use, and for a server to stop: deadlines wait meanwhile.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a look that takes longer is waited for before the reserve is given up without it.
+/// How long a look that takes longer is waited for before a part of the reserve is given up without it.
 const LOOK_PATIENCE: Duration = Duration::from_secs(120);
 /// After a look, it is this many times as long until the next one: servers may have millions of files.
 const LOOK_PART: u32 = 4;
@@ -34,8 +36,12 @@ const HALT_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Default)]
 pub(super) struct Disk {
     looked: Option<Instant>,
-    /// How it was when there was room last.
-    before: Room,
+    /// How it was when there was room last; where nobody knows, how it was when it was looked at first.
+    before: Option<Room>,
+    /// The look that the latter is from: it says nothing of who grows.
+    first_look: Option<Instant>,
+    /// What was written down of all this last.
+    written: Remembered,
     /// Since when it is being looked at, which may take long where servers have many files.
     looking: Option<Instant>,
     /// What was found last, when, and how long that took.
@@ -46,6 +52,8 @@ pub(super) struct Disk {
     held: BTreeMap<ServerName, String>,
     /// The servers that take more than they are to, in words.
     over: BTreeMap<ServerName, String>,
+    /// What cannot be measured of servers that are to take no more than so much, in words.
+    unmeasured: BTreeMap<ServerName, String>,
     /// What happened and could not be made durable, in order.
     waiting: BTreeMap<ServerName, VecDeque<InstanceEvent>>,
     reports: Vec<Outgoing>,
@@ -66,6 +74,22 @@ impl Disk {
     /// Whether the passing of its deadline is among that.
     pub(super) fn has_passed(&self, server: &ServerName) -> bool {
         self.waiting.get(server).is_some_and(|events| events.contains(&InstanceEvent::DeadlinePassed))
+    }
+
+    /// What was known before the agent was started again, of servers that run this.
+    pub(super) fn of_before(remembered: Remembered, runs: impl Fn(&ServerName) -> Option<ReleaseId>) -> Self {
+        let still = remembered.held.iter().filter(|(server, held)| runs(server) == held.release);
+        let held = still.map(|(server, held)| (server.clone(), held.reason.clone())).collect();
+        Self { before: remembered.before.clone(), held, written: remembered, ..Self::default() }
+    }
+
+    /// Takes a look as what the next ones are compared with, where there is no other; whether it is that one.
+    fn is_first(&mut self, room: &Room) -> bool {
+        let look = self.found.as_ref().map(|(_, at, _)| *at);
+        if self.before.is_none() {
+            (self.before, self.first_look) = (Some(room.clone()), look);
+        }
+        self.first_look.is_some() && self.first_look == look
     }
 
     pub(super) fn is_held(&self, server: &ServerName) -> bool {
@@ -98,6 +122,10 @@ impl Disk {
 
     /// A server that is stopped because it fills the disk says so, and one that takes more than it is to.
     pub(super) fn mark(&self, seen: &mut Observation) {
+        if let Some(message) = self.unmeasured.get(&seen.server) {
+            let (name, outcome) = ("disk".to_owned(), CheckOutcome::Warning { message: message.clone() });
+            seen.report.checks.push(CheckReport { name, severity: Severity::Info, outcome });
+        }
         if let Some(message) = self.over.get(&seen.server) {
             if seen.report.status == HealthStatus::Healthy {
                 seen.report.status = HealthStatus::Degraded;
@@ -170,7 +198,7 @@ impl Engine {
             Found::Room(room) => self.relieve(room, but).await,
             Found::Unknown => {
                 if but.is_none() {
-                    self.machine.give_up_reserve();
+                    self.machine.lend_reserve();
                 }
             }
         }
@@ -222,39 +250,77 @@ impl Engine {
         });
     }
 
-    /// Stops the server that fills the disk, and gives up the reserve once nothing would take that, too.
+    /// Stops the server that fills the disk, and gives up the reserve once nothing would take that, too. Where nobody is
+    /// known to fill it, whoever does would: then the journal gets a part, and the rest stays for what has to be put back.
     async fn relieve(&mut self, mut room: Room, but: Option<&ServerName>) {
-        room.servers.retain(|server, _| !self.disk.is_held(server) && but != Some(server));
-        let stopped = match room.offender(&self.disk.before) {
-            Some(offender) => self.hold(offender).await,
-            None => true,
-        };
-        // What is about to be put back would take the reserve as well: whoever stops it gives that up.
-        if stopped && but.is_none() {
-            self.machine.give_up_reserve();
+        if self.disk.is_first(&room) {
+            return;
         }
+        room.servers.retain(|server, _| !self.disk.is_held(server) && but != Some(server));
+        let offender = self.disk.before.as_ref().and_then(|before| room.offender(before));
+        let is_known = offender.is_some() || !self.disk.held.is_empty();
+        let stopped = self.hold(offender.into_iter().collect()).await;
+        // What is about to be put back would take the reserve as well: whoever stops it gives that up.
+        match (is_known, stopped) {
+            _ if but.is_some() => {}
+            (true, true) => self.machine.give_up_reserve(),
+            (true, false) => {}
+            (false, _) => self.machine.lend_reserve(),
+        }
+        self.remember();
     }
 
-    /// Stops a server, unless it is being worked on; whether it is stopped.
-    async fn hold(&mut self, offender: Offender) -> bool {
-        let Offender { server, reason } = offender;
-        if self.work.get(&server).is_some_and(|work| !work.task.is_finished()) {
-            return false;
-        }
-        tracing::error!(%server, reason, "stopped");
-        match timeout(HALT_TIMEOUT, self.machine.halt(&server)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => {
-                tracing::error!(%server, %failure, "it could not be stopped");
-                return false;
+    /// Stops servers, all at once, unless they are being worked on; whether all of them are stopped.
+    async fn hold(&mut self, offenders: Vec<Offender>) -> bool {
+        let halts = offenders.into_iter().filter(|offender| !self.is_worked_on(&offender.server)).map(|offender| {
+            tracing::error!(server = %offender.server, reason = offender.reason, "stopped");
+            let halt = timeout(HALT_TIMEOUT, self.machine.halt(&offender.server));
+            halt.map(|outcome| (offender, outcome))
+        });
+        let halts: Vec<_> = halts.collect();
+        let mut all = true;
+        for (Offender { server, reason }, outcome) in join_all(halts).await {
+            match outcome {
+                Ok(Ok(())) => drop(self.disk.held.insert(server, reason)),
+                Ok(Err(failure)) => {
+                    tracing::error!(%server, %failure, "it could not be stopped");
+                    all = false;
+                }
+                Err(_) => {
+                    tracing::error!(%server, "it does not stop in time");
+                    all = false;
+                }
             }
-            Err(_) => {
-                tracing::error!(%server, "it does not stop in time");
-                return false;
-            }
         }
-        self.disk.held.insert(server, reason);
-        true
+        all
+    }
+
+    /// Whether work on a server is under way.
+    fn is_worked_on(&self, server: &ServerName) -> bool {
+        self.work.get(server).is_some_and(|work| !work.task.is_finished())
+    }
+
+    /// Stops what was stopped before the agent was started again: a host that has started anew may have started that, too.
+    pub(super) async fn hold_again(&mut self) {
+        let held = std::mem::take(&mut self.disk.held).into_iter();
+        self.hold(held.map(|(server, reason)| Offender { server, reason }).collect()).await;
+    }
+
+    /// Writes down what is still to be known after the agent was started again. What has no room is written at the next
+    /// look.
+    pub(super) fn remember(&mut self) {
+        let held = self.disk.held.iter().map(|(server, reason)| {
+            let release = self.instances.get(server).and_then(|instance| instance.current().cloned());
+            (server.clone(), Held { release, reason: reason.clone() })
+        });
+        let now = Remembered { before: self.disk.before.clone(), held: held.collect() };
+        if now.is_nearly(&self.disk.written) {
+            return;
+        }
+        match self.machine.remember(&now) {
+            Ok(()) => self.disk.written = now,
+            Err(failure) => tracing::debug!(%failure, "who fills the disk is not written down yet"),
+        }
     }
 
     /// Looks how much room there is: in the background while all is well, and at once when it matters.
@@ -266,21 +332,22 @@ impl Engine {
         if self.disk.may_be_looked_at() {
             self.start_look(None);
         }
+        self.remember();
         Ok(())
     }
 
     pub(super) async fn take_room(&mut self, room: Option<Room>) -> Result<(), JournalError> {
         self.disk.found(room.clone());
         let Some(room) = room else { return Ok(()) };
+        self.disk.is_first(&room);
         self.disk.over = self.over_limit(&room);
-        if room.is_critical() {
-            for (server, over) in self.disk.over.clone() {
-                if !self.disk.is_held(&server) {
-                    let reason = format!("{over}, and the disk is low: it is stopped until there is room");
-                    self.hold(Offender { server, reason }).await;
-                }
-            }
-        }
+        self.disk.unmeasured = self.unmeasured(&room);
+        let over = self.disk.over.iter().filter(|(server, _)| room.is_low_for(server) && !self.disk.is_held(server));
+        let over = over.map(|(server, over)| {
+            let reason = format!("{over}, and the disk is low: it is stopped until there is room");
+            Offender { server: server.clone(), reason }
+        });
+        self.hold(over.collect()).await;
         if self.disk.full {
             if room.is_critical() {
                 self.relieve(room, None).await;
@@ -290,15 +357,18 @@ impl Engine {
         if !room.is_enough() {
             return Ok(());
         }
-        self.disk.before = room;
+        let elsewhere = room.elsewhere.clone();
+        let room_of = |server: &ServerName| elsewhere.get(server);
+        (self.disk.before, self.disk.first_look) = (Some(room), None);
         self.machine.keep_reserve();
         match self.journal.keep_room() {
             Err(error) if !error.is_full() => return Err(error),
             Ok(()) | Err(_) => {}
         }
         for (server, reason) in std::mem::take(&mut self.disk.held) {
-            // What is being done for it comes to its end first: it is looked at again.
-            if self.work.get(&server).is_some_and(|work| !work.task.is_finished()) {
+            // What is being done for it comes to its end first, and its own disk has room: it is looked at again.
+            let lacks_room = room_of(&server).is_some_and(|elsewhere| elsewhere.lacks_enough);
+            if lacks_room || self.is_worked_on(&server) {
                 self.disk.held.insert(server, reason);
                 continue;
             }
@@ -309,20 +379,36 @@ impl Engine {
             tracing::info!(%server, "there is room again: what was stopped is started");
             self.start_current(&server);
         }
+        self.remember();
         Ok(())
     }
 
     /// The servers that take more of the disk than their releases let them, in words.
     fn over_limit(&self, room: &Room) -> BTreeMap<ServerName, String> {
-        let over = |(server, used): (&ServerName, &Used)| {
-            let limit = self.running(server)?.run.resources.disk_bytes;
-            let limit = limit.filter(|limit| used.is_too_deep || used.bytes > *limit)?;
-            let words = |bytes: u64| size(usize::try_from(bytes).unwrap_or(usize::MAX));
-            let counted = if used.is_too_deep { "more than can be counted".to_owned() } else { words(used.bytes) };
-            let (used, limit) = (counted, words(limit));
+        let over = |server: &ServerName| {
+            let used = room.used_by(server);
+            let limit = self.limit(server).filter(|limit| used.is_too_deep || used.bytes > *limit)?;
+            let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+            let (counted, limit) = sizes(bytes(used.bytes), bytes(limit));
+            let used = if used.is_too_deep { "more than can be counted".to_owned() } else { counted };
             Some((server.clone(), format!("it takes {used} of the disk; its `resources.disk` is {limit}")))
         };
-        room.servers.iter().filter_map(over).collect()
+        room.servers.keys().chain(room.elsewhere.keys()).filter_map(over).collect()
+    }
+
+    /// What cannot be measured of those whose releases let them take so much, in words.
+    fn unmeasured(&self, room: &Room) -> BTreeMap<ServerName, String> {
+        let told = room.elsewhere.iter().filter(|(_, of)| !of.unmeasured.is_empty()).filter_map(|(server, of)| {
+            self.limit(server)?;
+            let what = of.unmeasured.join("; ");
+            Some((server.clone(), format!("not all of it counts for its `resources.disk`: {what}")))
+        });
+        told.collect()
+    }
+
+    /// How much of disks a server's release lets it take.
+    fn limit(&self, server: &ServerName) -> Option<u64> {
+        self.running(server)?.run.resources.disk_bytes
     }
 
     /// Tries to make durable what waits, in order. Once all of it is, whatever was left for later is asked for again.

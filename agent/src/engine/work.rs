@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
-use fleetwright_deploy::instance::{Instance, InstanceAction, InstanceEvent, StepKey, StepReport, Switch};
+use fleetwright_deploy::instance::{
+    Instance, InstanceAction, InstanceEvent, InstanceState, StepKey, StepReport, Switch,
+};
+use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 
 use super::{Engine, Input, OUTPUT_LINES, UnderWay};
@@ -14,7 +17,8 @@ use crate::machine::Restore;
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Engine {
-    /// Does what an event led to. New work on an instance ends the old: restoring, above all, waits for nothing.
+    /// Does what an event led to. New work on an instance ends the old. Restoring, above all, waits for nothing but the
+    /// threads of what was ended.
     pub(super) async fn perform(&mut self, server: &ServerName, actions: Vec<InstanceAction>) {
         for action in actions {
             match action {
@@ -23,9 +27,7 @@ impl Engine {
                     if let Some(run) = self.end_preparing(server).await {
                         self.work.insert(server.clone(), run);
                     }
-                    if let Err(failure) = self.machine.discard(server, &release, &self.kept(server)) {
-                        tracing::warn!(%server, %failure, "a release that is not wanted could not be removed");
-                    }
+                    self.start_discarding(server, release);
                 }
                 InstanceAction::TakeSnapshot(switch) => self.start_snapshot(server, switch).await,
                 InstanceAction::Switch(switch) => self.start_switch(server, switch).await,
@@ -39,6 +41,41 @@ impl Engine {
                 InstanceAction::Run { release } => self.start_run(server, release).await,
                 InstanceAction::Report { .. } => {}
             }
+        }
+    }
+
+    /// Removes a release that is not wanted, once what has made it has ended: its threads take a moment to notice.
+    fn start_discarding(&mut self, server: &ServerName, release: ReleaseId) {
+        if self.machine.ended(server).now_or_never().is_some() {
+            return self.discard(server, &release);
+        }
+        let (name, inputs, ended) = (server.clone(), self.inputs.clone(), self.machine.ended(server));
+        tokio::spawn(async move {
+            ended.await;
+            let _ = inputs.send(Input::Discard { server: name, release }).await;
+        });
+    }
+
+    /// Removes a release that is not wanted, unless it has come into motion again.
+    pub(super) fn discard(&self, server: &ServerName, release: &ReleaseId) {
+        let is_coming = self.instances.get(server).is_some_and(|instance| match instance.state() {
+            InstanceState::Idle => false,
+            InstanceState::Staging { release: coming, .. } | InstanceState::Staged { release: coming, .. } => {
+                coming == release
+            }
+            InstanceState::Snapshotting(switch)
+            | InstanceState::Switching(switch)
+            | InstanceState::Verifying(switch)
+            | InstanceState::Verified(switch)
+            | InstanceState::Failed { switch, .. }
+            | InstanceState::Restoring { switch, .. }
+            | InstanceState::Stuck { switch, .. } => switch.spec.target.as_ref() == Some(release),
+        });
+        if is_coming {
+            return;
+        }
+        if let Err(failure) = self.machine.discard(server, release, &self.kept(server)) {
+            tracing::warn!(%server, %failure, "a release that is not wanted could not be removed");
         }
     }
 

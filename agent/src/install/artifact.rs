@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::{STEP, file_failure};
+use crate::aside::aside;
 use crate::layout::Layout;
-use crate::snapshot::aside;
 
 /// How many messages for chunks are on their way at once.
 const REQUESTS_MAX: usize = 3;

@@ -16,9 +16,9 @@ use tokio::time::sleep;
 
 use super::STEP;
 use super::user::processes_of;
+use crate::aside::aside;
 use crate::beneath::{DEPTH_MAX, Folder};
 use crate::runtime::cgroup::Cgroup;
-use crate::snapshot::aside;
 use crate::stage::remove_folder;
 
 /// What is kept of a client's output: this many bytes from its beginning, and from its end.

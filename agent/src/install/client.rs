@@ -22,10 +22,10 @@ use super::bounds::{self, BOUNDS, Kept, Watch};
 use super::taken::take_over;
 use super::user::{InstallUser, LEFTOVER_POLL, LEFTOVER_TIMEOUT, end_all_of};
 use super::{STEP, file_failure, told, write};
+use crate::aside::aside;
 use crate::confine::{self, Profile};
 use crate::layout::ReleaseLayout;
 use crate::process::{KillGroup, Process, kill_group};
-use crate::snapshot::aside;
 use crate::stage::remove_folder;
 use crate::supervise::inherited_path;
 

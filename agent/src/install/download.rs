@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
 use super::{STEP, file_failure};
+use crate::aside::aside;
 use crate::check::chain;
-use crate::snapshot::aside;
 
 /// Answers of a server that may answer otherwise soon.
 const PASSING: [StatusCode; 2] = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
@@ -48,8 +48,7 @@ pub(super) async fn download(url: &str, sha256: &str, path: &Path) -> Result<(),
 pub(super) async fn check_digest(url: &str, sha256: &str, path: &Path) -> Result<(), Failure> {
     let (of, path) = (url.to_owned(), path.to_owned());
     let sha256 = sha256.to_owned();
-    let checked = tokio::task::spawn_blocking(move || check(&of, &sha256, &path)).await;
-    checked.unwrap_or_else(|error| Err(Failure::new(FailureKind::DeploymentError, STEP, error.to_string())))
+    aside(move || check(&of, &sha256, &path)).await
 }
 
 /// Copies a file of the host's. Only a plain file has an end.

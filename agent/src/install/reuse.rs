@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, linkat, renameat, unlinkat};
 
+use crate::aside::go_on;
 use crate::beneath::{Folder, Seen};
 
 /// Smaller files are not worth the look, in bytes.
@@ -23,6 +24,7 @@ fn share_folder(before: &Folder, fresh: &Folder) -> io::Result<u64> {
     let mut saved = 0;
     let names: Vec<OsString> = fresh.names()?.collect::<io::Result<_>>()?;
     for name in names {
+        go_on()?;
         let (Some(known), Some(seen)) = (before.look(&name)?, fresh.look(&name)?) else { continue };
         let below = Path::new(&name);
         if known.is_folder() && seen.is_folder() {
@@ -63,6 +65,7 @@ fn are_alike(one: &Seen, other: &Seen) -> bool {
 fn has_same_content(mut one: File, mut other: File) -> io::Result<bool> {
     let (mut left, mut right) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     loop {
+        go_on()?;
         let read = one.read(&mut left)?;
         if read == 0 {
             return Ok(other.read(&mut right)? == 0);

@@ -9,7 +9,7 @@ use fleetwright_deploy::room::Used;
 
 /// Most processes of the host, and most open files of one server, that are looked at.
 const PROCESSES_MAX: usize = 100_000;
-const OPEN_MAX: usize = 200_000;
+pub(super) const OPEN_MAX: usize = 200_000;
 
 /// The processes of this host, as they were at one moment.
 pub(super) struct Processes(BTreeMap<i32, Process>);
@@ -44,19 +44,24 @@ impl Processes {
         }
     }
 
-    /// What the files without a name that these processes hold open, or in their memory, take up on a device.
-    pub(super) fn unnamed_files(&self, processes: &BTreeSet<i32>, device: u64) -> Used {
-        let (mut used, mut seen) = (Used::default(), BTreeSet::new());
+    /// What the files without a name that these processes hold open, or in their memory, take up, by device; and whether
+    /// they hold more than is looked at.
+    pub(super) fn unnamed_files(&self, processes: &BTreeSet<i32>, most: usize) -> (BTreeMap<u64, Used>, bool) {
+        let (mut used, mut seen) = (BTreeMap::<u64, Used>::new(), BTreeSet::new());
         let held = processes.iter().flat_map(|pid| ["fd", "map_files"].map(|held| format!("/proc/{pid}/{held}")));
-        for entry in held.flat_map(|held| fs::read_dir(held).into_iter().flatten().flatten()).take(OPEN_MAX) {
+        for (count, entry) in held.flat_map(|held| fs::read_dir(held).into_iter().flatten().flatten()).enumerate() {
+            if count == most {
+                return (used, true);
+            }
             // Looked at through the descriptor of the process itself: no path is followed.
             let Ok(file) = fs::metadata(entry.path()) else { continue };
-            if file.nlink() == 0 && file.dev() == device && seen.insert(file.ino()) {
+            if file.nlink() == 0 && seen.insert((file.dev(), file.ino())) {
+                let used = used.entry(file.dev()).or_default();
                 used.bytes = used.bytes.saturating_add(file.blocks().saturating_mul(512));
                 used.files += 1;
             }
         }
-        used
+        (used, false)
     }
 }
 
@@ -103,10 +108,13 @@ mod tests {
         let pid = i32::try_from(child.id()).expect("a number");
         let processes = Processes::now();
         let of = processes.of(Some(pid), None);
-        let used = processes.unnamed_files(&of, device);
+        let (used, is_more) = processes.unnamed_files(&of, OPEN_MAX);
+        let (_, is_over) = processes.unnamed_files(&of, 2);
         child.kill().expect("killed");
         child.wait().expect("ended");
         assert!(of.contains(&pid) && !of.contains(&i32::try_from(std::process::id()).expect("a number")));
+        assert!(is_over && !is_more, "more than two are open, and no more than there may be");
+        let used = used[&device];
         assert_eq!(used.files, 1, "once, whoever holds it");
         assert!((2 << 20..3 << 20).contains(&used.bytes), "{used:?}");
     }

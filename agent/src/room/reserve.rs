@@ -66,6 +66,19 @@ impl Reserve {
         Ok(())
     }
 
+    /// Gives half of the room back to the disk, unless that was done.
+    pub(crate) fn lend(&self) {
+        let Some(room) = self.bytes.parent().and_then(|folder| space(folder).ok()) else { return };
+        let half = reserve_bytes(room.total_bytes) / 2;
+        if fs::symlink_metadata(&self.bytes).is_ok_and(|metadata| metadata.len() > half) {
+            let lent = OpenOptions::new().write(true).open(&self.bytes).and_then(|file| file.set_len(half));
+            self.told(lent, || ());
+        }
+        for n in reserve_files(room.total_files) / 2..reserve_files(room.total_files) {
+            let _ = fs::remove_file(self.files.join(n.to_string()));
+        }
+    }
+
     /// Gives the room back to the disk; whether there was any.
     pub(crate) fn give_up(&self) -> bool {
         let bytes = fs::remove_file(&self.bytes).is_ok();
@@ -104,6 +117,16 @@ mod tests {
         assert_eq!(files(), reserve_files(room.total_files));
         reserve.keep();
         assert_eq!(files(), reserve_files(room.total_files), "what is kept is left as it is");
+        for _ in 0..2 {
+            reserve.lend();
+            let metadata = fs::metadata(layout.reserve()).expect("the reserve");
+            assert_eq!(metadata.len(), reserve_bytes(room.total_bytes) / 2);
+            assert!(metadata.blocks() * 512 >= metadata.len() && metadata.blocks() * 512 < 2 * metadata.len());
+            assert_eq!(files(), reserve_files(room.total_files) / 2);
+        }
+        reserve.keep();
+        assert_eq!(files(), reserve_files(room.total_files), "what was lent is taken again");
+        assert_eq!(fs::metadata(layout.reserve()).expect("the reserve").len(), reserve_bytes(room.total_bytes));
         assert!(reserve.give_up() && !reserve.give_up());
         assert_eq!(files(), 0);
     }

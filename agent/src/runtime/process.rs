@@ -14,13 +14,13 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::{Runtime, State};
+use crate::aside::aside;
 use crate::handover;
 use crate::install::file_failure;
 use crate::layout::ServerLayout;
 use crate::output;
 use crate::process::{self, kill_group};
 use crate::runtime::cgroup::Cgroup;
-use crate::snapshot::aside;
 use crate::stage;
 use crate::supervise::{mark_of, read_status};
 

@@ -107,6 +107,7 @@ SystemCallErrorNumber=EPERM
 RestrictNamespaces=yes
 ProtectProc=invisible
 LimitCORE=0
+LimitNOFILE=65536
 RemoveIPC=yes
 UMask=0077
 ";

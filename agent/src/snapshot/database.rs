@@ -1,5 +1,6 @@
 //! Dumping a database before a step, and restoring it when the step is undone, by the commands of the definition.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,12 +9,13 @@ use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::release::Database;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::blobs::Blobs;
 use super::failed;
+use crate::aside::aside;
 use crate::confine;
-use crate::install::file_failure;
 use crate::layout::{ReleaseLayout, ServerLayout};
 use crate::process::KillGroup;
 use crate::stage;
@@ -21,6 +23,9 @@ use crate::supervise::inherited_path;
 
 /// How long a dump or a restore may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1_800);
+/// How much of a dump is read at once, in bytes, and how many pieces wait to be written.
+const CHUNK_BYTES: usize = 64 * 1024;
+const CHUNKS_MAX: usize = 4;
 /// Most of what a command says of an error that is kept, in bytes.
 const ERROR_BYTES_MAX: u64 = 16 * 1024;
 
@@ -38,38 +43,53 @@ pub(super) async fn dump(
         .spawn()
         .map_err(|error| not_started(&database.dump, &error))?;
     let _group = KillGroup::of(child.id());
-    let mut fresh = blobs.fresh()?;
-    let mut stdout = child.stdout.take();
-    let stderr = child.stderr.take();
-    let outcome = timeout(COMMAND_TIMEOUT, async {
+    let (mut stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let ((to_writer, chunks), (whole, is_whole)) = (mpsc::channel(CHUNKS_MAX), oneshot::channel());
+    let writing = write(blobs.clone(), chunks, is_whole);
+    let dumping = async move {
         let reading = async {
-            let mut chunk = vec![0; 64 * 1024];
-            while let Some(stdout) = &mut stdout {
-                let read = stdout.read(&mut chunk).await.map_err(|error| file_failure(Path::new("dump"), &error))?;
+            loop {
+                let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+                let read = match &mut stdout {
+                    Some(stdout) => stdout.read_buf(&mut chunk).await.map_err(failed(Path::new("dump")))?,
+                    None => 0,
+                };
                 if read == 0 {
-                    break;
+                    return Ok::<_, Failure>(());
                 }
-                // Blobs are on the same disk as everything else of the agent.
-                blobs.check_room(read as u64)?;
-                fresh.write(&chunk[..read])?;
+                // Whoever writes it says why it does not any more.
+                let unwritten = |_| Failure::new(FailureKind::ResourceError, "dump", "it is not written any more");
+                to_writer.send(chunk).await.map_err(unwritten)?;
             }
-            Ok::<_, Failure>(())
         };
-        let (read, said) = tokio::join!(reading, errors(stderr));
-        read?;
-        ended(&database.dump, child.wait().await, &said, "dump")
-    });
-    match outcome.await {
-        Ok(Ok(())) => blobs.finish(fresh),
-        Ok(Err(failure)) => {
-            fresh.discard();
-            Err(failure)
+        let ((), said) = tokio::try_join!(reading, async { Ok(errors(stderr).await) })?;
+        ended(&database.dump, child.wait().await, &said, "dump")?;
+        let _ = whole.send(());
+        Ok(())
+    };
+    let dumping = async { timeout(COMMAND_TIMEOUT, dumping).await.unwrap_or_else(|_| Err(too_slow(&database.dump))) };
+    let (dumped, kept) = tokio::join!(dumping, writing);
+    let kept = kept?;
+    dumped?;
+    kept.ok_or_else(|| Failure::new(FailureKind::DeploymentError, "dump", "it was given up"))
+}
+
+/// Keeps what comes, in a thread of its own, once it is known to be whole: otherwise, nothing of it stays.
+async fn write(
+    blobs: Blobs,
+    mut chunks: mpsc::Receiver<Vec<u8>>,
+    is_whole: oneshot::Receiver<()>,
+) -> Result<Option<String>, Failure> {
+    aside(move || {
+        let mut fresh = blobs.fresh()?;
+        while let Some(chunk) = chunks.blocking_recv() {
+            // Blobs are on the same disk as everything else of the agent.
+            blobs.check_room(chunk.len() as u64)?;
+            fresh.write(&chunk)?;
         }
-        Err(_) => {
-            fresh.discard();
-            Err(too_slow(&database.dump))
-        }
-    }
+        is_whole.blocking_recv().ok().map(|()| blobs.finish(fresh)).transpose()
+    })
+    .await
 }
 
 /// Feeds a dump to the restore command.
@@ -77,10 +97,8 @@ pub(super) async fn restore(
     words: &[String],
     server: &ServerLayout,
     release: &ReleaseLayout,
-    blobs: &Blobs,
-    blake3: &str,
+    dump: File,
 ) -> Result<(), Failure> {
-    let dump = blobs.open(blake3, "the database")?;
     let mut command = prepared(words, server, release)?;
     let mut child = command.stdin(dump).stdout(Stdio::null()).spawn().map_err(|error| not_started(words, &error))?;
     let _group = KillGroup::of(child.id());

@@ -1,6 +1,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use fleetwright_deploy::release::Database;
+use fleetwright_deploy::room::Room;
 use rustix::fs::XattrFlags;
 
 use super::*;
@@ -187,6 +188,208 @@ async fn damaged_blobs_are_noticed_before_anything_is_touched() {
     assert!(failure.message.contains("is damaged"), "{failure}");
     assert_eq!(fs::read_to_string(setup.server.data().join("a")).expect("read"), "changed");
     assert_eq!(fs::read_to_string(&host).expect("read"), "changed");
+}
+
+#[tokio::test]
+async fn on_a_full_disk_the_data_go_only_when_all_the_rest_can_be_put_back() {
+    let setup = Setup::new();
+    let (data, host) = (setup.server.data(), setup.folder.path().join("host"));
+    fs::create_dir(&host).expect("folder");
+    fs::write(host.join("conf"), "one").expect("write");
+    fs::write(data.join("a"), "two").expect("write");
+    let shell = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let release = setup.staged(|release| {
+        release.snapshot_data = true;
+        release.snapshot_paths = vec![host.join("conf").display().to_string()];
+        release.database = Some(Database { dump: shell("echo rows"), restore: shell("true") });
+    });
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    fs::write(data.join("a"), vec![1; 1 << 20]).expect("write");
+    let manifest = read(&setup.server, &"d1-aa-1".parse().expect("id")).expect("read");
+    let full = Room { total_bytes: 1 << 30, ..Room::default() };
+    let make_room = || room::make_room_on(&full, &setup.layout, &setup.server, &manifest);
+    let config = setup.server.release(&release).config().join("app.toml");
+    for (damaged, sound) in [
+        (setup.layout.blobs().join(blake3::hash(b"one").to_hex().as_str()), "one"),
+        (setup.layout.blobs().join(blake3::hash(b"rows\n").to_hex().as_str()), "rows\n"),
+        (config, "a = 1"),
+    ] {
+        fs::write(&damaged, "rotten").expect("write");
+        make_room().expect_err("not all of it can be put back");
+        assert!(data.join("a").exists(), "{}", damaged.display());
+        fs::write(&damaged, sound).expect("write");
+    }
+    // A link on the way to a listed path, in a folder that others may write.
+    fs::rename(&host, setup.folder.path().join("moved")).expect("rename");
+    symlink("moved", &host).expect("link");
+    fs::set_permissions(setup.folder.path(), fs::Permissions::from_mode(0o777)).expect("mode");
+    let refused = make_room().expect_err("the path is not reached");
+    assert!(refused.message.contains("host is on the way to") && data.join("a").exists(), "{refused:?}");
+    fs::set_permissions(setup.folder.path(), fs::Permissions::from_mode(0o700)).expect("mode");
+    make_room().expect("made");
+    assert!(!data.exists(), "all of it can be put back");
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(fs::read_to_string(data.join("a")).expect("read"), "two");
+}
+
+#[tokio::test]
+async fn a_dump_that_is_damaged_is_noticed_before_the_data_are_exchanged() {
+    let setup = Setup::new();
+    fs::write(setup.server.data().join("a"), "one").expect("write");
+    let shell = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let release = setup.staged(|release| {
+        release.snapshot_data = true;
+        release.database = Some(Database { dump: shell("echo rows"), restore: shell("true") });
+    });
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    fs::write(setup.server.data().join("a"), "changed").expect("write");
+    let dump = setup.layout.blobs().join(blake3::hash(b"rows\n").to_hex().as_str());
+    fs::write(dump, "rotten").expect("write");
+    let failure = setup.restore("d1-aa-1").await.expect_err("damaged");
+    assert!(failure.message.contains("the database is damaged"), "{failure}");
+    assert_eq!(fs::read_to_string(setup.server.data().join("a")).expect("read"), "changed");
+}
+
+#[tokio::test]
+async fn long_work_that_was_given_up_ends_before_it_changes_anything_more() {
+    use crate::aside::as_given_up;
+    let setup = Setup::new();
+    let data = setup.server.data();
+    fs::write(data.join("a"), vec![1; 8192]).expect("write");
+    let release = setup.staged(|release| release.snapshot_data = true);
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    fs::write(data.join("a"), vec![2; 8192]).expect("write");
+    let manifest = || read(&setup.server, &"d1-aa-1".parse().expect("id")).expect("read");
+    let wanted = Wanted { data: true, paths: BTreeSet::new() };
+    let blobs = || fs::read_dir(setup.layout.blobs()).expect("list").count();
+    let full = Room { total_bytes: 1 << 30, ..Room::default() };
+    let [one, other] = ["one", "other"].map(|name| setup.folder.path().join(name));
+    for folder in [&one, &other] {
+        fs::create_dir(folder).expect("folder");
+        fs::write(folder.join("same"), vec![3; 8192]).expect("write");
+    }
+    as_given_up(|| {
+        let kept = keep(&setup.layout, &setup.server, &wanted, &mut manifest(), Writer::Stopped);
+        kept.expect_err("it is not kept");
+        restore::put_back(&setup.layout, &setup.server, &manifest()).expect_err("it is not put back");
+        room::make_room_on(&full, &setup.layout, &setup.server, &manifest()).expect_err("nothing makes room");
+        stage::remove_folder(&data).expect_err("it is not removed");
+        install::share(&one, &other).expect_err("it is not shared");
+        let user = crate::runtime::users::User { uid: 12_345, gid: 12_345 };
+        crate::ownership::settle_data(&setup.server, user).expect_err("it is not given away");
+        crate::ownership::let_group_read(&data, user).expect_err("nor shown");
+    });
+    assert_eq!((fs::read(data.join("a")).expect("read"), blobs()), (vec![2; 8192], 1));
+    assert_eq!(fs::metadata(other.join("same")).expect("there").nlink(), 1);
+    assert_eq!(fs::metadata(data.join("a")).expect("there").uid(), crate::ownership::own_user().uid);
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(fs::read(data.join("a")).expect("read"), vec![1; 8192], "what comes after it does its work");
+}
+
+#[tokio::test]
+async fn all_that_a_snapshot_needs_is_durable_before_it_counts() {
+    let setup = Setup::new();
+    let id: SnapshotId = "d1-aa-1".parse().expect("id");
+    let mut manifest: Manifest =
+        serde_json::from_str(r#"{"release":null,"release_files":{},"data":null}"#).expect("one");
+    fs::write(setup.server.data().join("a"), "one").expect("write");
+    let wanted = Wanted { data: true, paths: BTreeSet::new() };
+    keep(&setup.layout, &setup.server, &wanted, &mut manifest, Writer::Stopped).expect("kept");
+    let path = manifest_path(&setup.server.snapshot(&id));
+    let blobs = Blobs::of(&setup.layout);
+    let synced = durable::seen::of(&path, || write(&blobs, &setup.server, &id, &manifest).expect("written"));
+    let before = |folder: &Path| synced.contains(&(folder.to_owned(), Vec::new()));
+    assert!(before(&setup.layout.blobs()), "the names of contents: {synced:?}");
+    assert!(before(setup.server.folder()) && before(&setup.server.snapshots()), "the name of the snapshot: {synced:?}");
+    assert!(path.exists());
+}
+
+#[tokio::test]
+async fn a_file_of_holes_is_kept_and_put_back_with_its_holes() {
+    let setup = Setup::new();
+    let data = setup.server.data();
+    let (large, small, tail) = (data.join("large"), data.join("small"), 1 << 39);
+    let holes = |path: &Path, length: u64, parts: &[(u64, &[u8])]| {
+        let file = File::create(path).expect("file");
+        file.set_len(length).expect("length");
+        for (at, part) in parts {
+            std::os::unix::fs::FileExt::write_all_at(&file, part, *at).expect("write");
+        }
+    };
+    holes(&large, 1 << 40, &[(7, b"begin"), (tail, b"middle"), ((1 << 40) - 3, b"end")]);
+    holes(&small, 32 << 20, &[(16 << 20, b"middle")]);
+    let release = setup.staged(|release| release.snapshot_data = true);
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    let taken = |folder: &Path| {
+        let files = fs::read_dir(folder).expect("list").map(|entry| entry.expect("entry").metadata().expect("there"));
+        files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum::<u64>()
+    };
+    assert!(taken(&setup.layout.blobs()) < 1 << 20, "{}", taken(&setup.layout.blobs()));
+    assert!(list(&setup.server)[0].bytes < 1 << 20, "what it takes counts: {:?}", list(&setup.server));
+    let changes = || show(&setup.server, &"d1-aa-1".parse().expect("id"), true).expect("shown").changes;
+    assert_eq!(changes(), []);
+    holes(&large, 1 << 40, &[(8, b"other")]);
+    holes(&small, 1 << 20, &[]);
+    assert_eq!(changes().len(), 2, "{:?}", changes());
+    setup.restore("d1-aa-1").await.expect("restored");
+    assert_eq!(changes(), []);
+    assert!(taken(&data) < 1 << 20, "{}", taken(&data));
+    let file = File::open(&large).expect("open");
+    let mut parts = [0; 6];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut parts, tail).expect("read");
+    assert_eq!((file.metadata().expect("there").len(), &parts), (1 << 40, b"middle"));
+    assert_eq!(fs::read(&small).expect("read")[16 << 20..][..6], *b"middle");
+    // A content that has changed by one byte is damaged, holes or not.
+    for blob in fs::read_dir(setup.layout.blobs()).expect("list").map(|entry| entry.expect("entry").path()) {
+        let file = OpenOptions::new().write(true).open(&blob).expect("open");
+        std::os::unix::fs::FileExt::write_all_at(&file, b"!", 20 << 20).expect("write");
+        let failure = setup.restore("d1-aa-1").await.expect_err("damaged");
+        assert!(failure.message.contains("is damaged"), "{failure}");
+        std::os::unix::fs::FileExt::write_all_at(&file, b"\0", 20 << 20).expect("write");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_dump_is_read_beside_everything_else() {
+    let setup = Setup::new();
+    let shell = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let release = setup.staged(|release| {
+        release.database = Some(Database { dump: shell("echo rows"), restore: shell("true") });
+    });
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    // Whoever opens a pipe waits until somebody writes to it.
+    let dump = setup.layout.blobs().join(blake3::hash(b"rows\n").to_hex().as_str());
+    fs::remove_file(&dump).expect("remove");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &dump, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).expect("pipe");
+    let (layout, server) = (setup.layout.clone(), setup.server.clone());
+    let restoring = tokio::spawn(async move { restore(&layout, &server, &"d1-aa-1".parse().expect("id")).await });
+    let opened = tokio::task::spawn_blocking(move || OpenOptions::new().write(true).open(dump));
+    let written = opened.await.expect("opened").expect("somebody reads it");
+    let others = tokio::time::timeout(std::time::Duration::from_secs(30), tokio::spawn(async {})).await;
+    drop(written);
+    restoring.await.expect("ended").expect_err("it is no dump");
+    others.expect("the one worker is not held up").expect("ended");
+}
+
+#[tokio::test]
+async fn one_snapshot_is_taken_at_a_time_and_a_stopped_server_does_not_wait_for_it() {
+    use futures_util::FutureExt;
+    let setup = Setup::new();
+    let release = setup.staged(|release| release.snapshot_data = true);
+    setup.take("d1-aa-1", Some(&release), None).await;
+    let another = setup.layout.take_alone().await;
+    let mut second = std::pin::pin!(setup.take("d2-aa-1", Some(&release), None));
+    assert!(second.as_mut().now_or_never().is_none());
+    setup.settle("d1-aa-1").await;
+    assert_eq!(list(&setup.server).len(), 1, "the second still waits");
+    drop(another);
+    second.await;
+    assert_eq!(list(&setup.server).len(), 2);
 }
 
 #[tokio::test]

@@ -8,17 +8,20 @@ mod listing;
 mod replacement;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use serde::{Deserialize, Serialize};
 
 use self::attributes::Attributes;
 use self::listing::Listing;
-use super::blobs::{Blobs, hash};
+use super::blobs::Blobs;
+use super::content::{self, Kind};
 use super::{STEP, failed};
 use crate::beneath::{Place, Seen};
 
+pub(super) use self::listing::{HELD_BYTES_MAX, too_much};
 pub(super) use self::replacement::Replacement;
 
 /// Whether the server that writes what is kept still runs. Then, what changes under the hands is left out: it is kept once
@@ -46,6 +49,9 @@ pub(super) struct Entry {
     /// When its content was changed last, in nanoseconds since 1970.
     #[serde(default)]
     modified_ns: i64,
+    /// What it takes up on the disk, in bytes, where that is less than its size: it has holes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    taken_bytes: Option<u64>,
     /// What tells whether a file has changed since it was read: inode, size, time of the last change of anything.
     #[serde(default)]
     stamp: (u64, u64, i64),
@@ -80,7 +86,8 @@ impl Tree {
             matches!(entry.kind, EntryKind::File { .. }).then(|| entry.clone())
         };
         let to_read = found.entries().filter(|(relative, seen)| seen.is_file() && unchanged(relative, seen).is_none());
-        blobs.check_room(to_read.fold(0, |bytes: u64, (_, seen)| bytes.saturating_add(seen.bytes)))?;
+        let takes = |seen: &Seen| seen.bytes.min(seen.taken_bytes);
+        blobs.check_room(to_read.fold(0, |bytes: u64, (_, seen)| bytes.saturating_add(takes(seen))))?;
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
         let mut inodes: BTreeMap<(u64, u64), String> = BTreeMap::new();
         let mut attributes = attributes::Count::default();
@@ -115,12 +122,13 @@ impl Tree {
         Ok((!entries.is_empty()).then_some(Self(entries)))
     }
 
-    /// What is there now, without keeping it.
-    pub(super) fn look(place: &Place) -> Result<Option<Self>, Failure> {
+    /// What is there now, without keeping it, hashed as what was `kept`.
+    pub(super) fn look(place: &Place, kept: Option<&Self>) -> Result<Option<Self>, Failure> {
         let found = Listing::of(place, Writer::Runs)?;
         let (mut entries, mut attributes) = (BTreeMap::new(), attributes::Count::default());
         for (relative, seen) in found.entries() {
-            if let Some(entry) = found.read(relative, seen, hash)? {
+            let kind = kept.and_then(|kept| kept.content(relative)).map(Kind::of_name);
+            if let Some(entry) = found.read(relative, seen, |file, path| hash(&file, path, seen, kind))? {
                 if attributes.is_too_much_with(&entry.xattrs) {
                     return Err(too_many_attributes(&found));
                 }
@@ -147,8 +155,25 @@ impl Tree {
         }
     }
 
+    /// Every content is there and sound.
+    pub(super) fn check(&self, blobs: &Blobs) -> Result<(), Failure> {
+        for (path, entry) in self.entries() {
+            if let EntryKind::File { blake3 } = &entry.kind {
+                blobs.open(blake3, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What it takes in memory.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.0.keys().map(|path| listing::held_bytes(path)).sum()
+    }
+
+    /// What it takes up on a disk.
     pub(super) fn bytes(&self) -> u64 {
-        self.0.values().filter(|entry| matches!(entry.kind, EntryKind::File { .. })).map(|entry| entry.stamp.1).sum()
+        let files = self.0.values().filter(|entry| matches!(entry.kind, EntryKind::File { .. }));
+        files.fold(0, |bytes, entry| bytes.saturating_add(entry.taken_bytes.unwrap_or(entry.stamp.1)))
     }
 
     pub(super) fn into_blobs(self) -> impl Iterator<Item = String> {
@@ -168,6 +193,7 @@ impl Entry {
             kind,
             xattrs,
             modified_ns: seen.modified_ns,
+            taken_bytes: (seen.is_file() && seen.taken_bytes < seen.bytes).then_some(seen.taken_bytes),
             stamp: stamp(seen),
         }
     }
@@ -178,12 +204,19 @@ impl Entry {
     }
 }
 
+/// The name of a content, of no more than was listed.
+fn hash(file: &File, path: &Path, seen: &Seen, kind: Option<Kind>) -> Result<String, Failure> {
+    let bytes = file.metadata().map_err(failed(path))?.len().min(seen.bytes);
+    content::read(file, path, bytes, kind, |_, _| Ok(()))
+}
+
 /// BLAKE3 of every file below a folder, by path below it.
 pub(super) fn hashes(place: &Place) -> Result<BTreeMap<String, String>, Failure> {
     let found = Listing::of(place, Writer::Stopped)?;
     let mut hashes = BTreeMap::new();
     for (relative, seen) in found.entries().filter(|(_, seen)| seen.is_file()) {
-        match found.read(relative, seen, hash)?.map(|entry| entry.kind) {
+        let kind = Some(Kind::Whole);
+        match found.read(relative, seen, |file, path| hash(&file, path, seen, kind))?.map(|entry| entry.kind) {
             Some(EntryKind::File { blake3 }) => drop(hashes.insert(relative.to_owned(), blake3)),
             _ => return Err(exchanged(&found.path(relative))),
         }
@@ -214,10 +247,10 @@ fn stamp(seen: &Seen) -> (u64, u64, i64) {
 }
 
 fn too_many_attributes(found: &Listing<'_>) -> Failure {
-    listing::too_much(format!("{} has too many extended attributes", found.path("").display()))
+    too_much(format!("{} has too many extended attributes", found.path("").display()))
 }
 
-fn exchanged(path: &std::path::Path) -> Failure {
+fn exchanged(path: &Path) -> Failure {
     let message = format!("{} was exchanged for something else while it was read", path.display());
     Failure::new(FailureKind::PermissionError, STEP, message)
         .hint("look on the host for a process that still writes there although the server is stopped")

@@ -48,7 +48,7 @@ pub(crate) fn show(server: &ServerLayout, id: &SnapshotId, compare: bool) -> Res
     if compare {
         for (root, kept) in &trees {
             let place = if *root == server.data() { Place::own(root)? } else { Place::reach(root)? };
-            let now = place.map(|place| Tree::look(&place)).transpose()?.flatten();
+            let now = place.map(|place| Tree::look(&place, kept.as_ref())).transpose()?.flatten();
             compare_trees(root, kept.as_ref(), now.as_ref(), &mut changes);
         }
     }

@@ -3,7 +3,7 @@
 //! share drives out only so many of its own.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fleetwright_deploy::pace::{Bucket, Rate};
 use fleetwright_deploy::shares::{Network, WaitingRoom};
@@ -25,9 +25,19 @@ pub(super) struct Handshakes(Mutex<Taken>);
 struct Taken {
     room: WaitingRoom,
     displacements: Bucket,
-    /// The tasks in which handshakes are made.
-    under_way: BTreeMap<u64, AbortHandle>,
+    /// The handshakes that have a place, and those that lost theirs before they were under way.
+    under_way: BTreeMap<u64, Handshake>,
     ids: u64,
+}
+
+/// Where a handshake is.
+enum Handshake {
+    /// Its task is about to be started.
+    Beginning,
+    /// Its task makes it.
+    UnderWay(AbortHandle),
+    /// Its place was given to another while its task was started: that is ended.
+    Displaced,
 }
 
 /// A place, given back when it is dropped.
@@ -45,26 +55,62 @@ impl Handshakes {
 
     /// Whether a peer of this network is let in now.
     pub(super) fn lets_in(&self, network: Network, now: Timestamp) -> bool {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken();
         !taken.room.displaces_its_own(network) || taken.displacements.take(1, now).is_ok()
     }
 
     /// Begins the handshake of a peer of this network; `begin` starts a task that holds the place. Says how many others had
     /// to go for it.
     pub(super) fn begin(self: &Arc<Self>, network: Network, begin: impl FnOnce(Place) -> AbortHandle) -> usize {
-        let gone: Vec<AbortHandle> = {
-            let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            taken.ids += 1;
-            let id = taken.ids;
-            let gone = taken.room.enter(id, network);
-            let gone = gone.iter().filter_map(|gone| taken.under_way.remove(gone)).collect();
-            // A task that ends at once gives its place back after this.
-            let task = begin(Place { of: self.clone(), id });
-            taken.under_way.insert(id, task);
-            gone
-        };
-        gone.iter().for_each(AbortHandle::abort);
-        gone.len()
+        let (id, gone) = self.taken().enter(network);
+        // Without the lock: on a runtime that ends, the task is dropped here, and gives the place back.
+        let task = begin(Place { of: self.clone(), id });
+        let displaced = self.taken().is_under_way(id, task);
+        gone.tasks.iter().chain(&displaced).for_each(AbortHandle::abort);
+        gone.count
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Those that had to go.
+struct Gone {
+    count: usize,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Taken {
+    /// Gives a place to a handshake that is about to begin.
+    fn enter(&mut self, network: Network) -> (u64, Gone) {
+        self.ids += 1;
+        let id = self.ids;
+        let displaced = self.room.enter(id, network);
+        let mut gone = Gone { count: 0, tasks: Vec::new() };
+        for other in displaced {
+            match self.under_way.remove(&other) {
+                Some(Handshake::UnderWay(task)) => gone.tasks.push(task),
+                Some(Handshake::Beginning) => drop(self.under_way.insert(other, Handshake::Displaced)),
+                Some(Handshake::Displaced) | None => continue,
+            }
+            gone.count += 1;
+        }
+        self.under_way.insert(id, Handshake::Beginning);
+        (id, gone)
+    }
+
+    /// Keeps the task of a handshake that has begun; gives it back where it has lost its place meanwhile.
+    fn is_under_way(&mut self, id: u64, task: AbortHandle) -> Option<AbortHandle> {
+        match self.under_way.remove(&id) {
+            Some(Handshake::Beginning | Handshake::UnderWay(_)) => {
+                self.under_way.insert(id, Handshake::UnderWay(task));
+                None
+            }
+            Some(Handshake::Displaced) => Some(task),
+            // It is over already.
+            None => None,
+        }
     }
 }
 
@@ -75,9 +121,9 @@ impl Place {
     }
 
     fn give_back(&self) -> bool {
-        let mut taken = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.of.taken();
         taken.room.leave(self.id);
-        taken.under_way.remove(&self.id).is_some()
+        matches!(taken.under_way.remove(&self.id), Some(Handshake::Beginning | Handshake::UnderWay(_)))
     }
 }
 
@@ -114,6 +160,51 @@ mod tests {
         newest.abort();
         let _ = newest.await;
         assert_eq!(waiting(&handshakes), HANDSHAKES_MAX / 2 - 1, "its place is given back");
+    }
+
+    #[test]
+    fn a_task_that_is_dropped_as_it_is_started_gives_its_place_back() {
+        let (told, done) = std::sync::mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            let handshakes = Handshakes::new(Timestamp::from_unix_ms(0));
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let handle = runtime.handle().clone();
+            // A task that is started on it now is dropped at once, in this thread.
+            runtime.shutdown_background();
+            handshakes.begin(Network::of([192, 0, 2, 1].into()), |place| {
+                let task = handle.spawn(async move {
+                    let _place = place;
+                    std::future::pending::<()>().await;
+                });
+                task.abort_handle()
+            });
+            let taken = handshakes.taken();
+            told.send((taken.room.len(), taken.under_way.len())).expect("it is waited for");
+        });
+        let left = done.recv_timeout(std::time::Duration::from_secs(30));
+        assert_eq!(left.expect("it does not wait for itself"), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_loses_the_place_before_the_task_is_known_is_ended_all_the_same() {
+        let (handshakes, network) = (Handshakes::new(Timestamp::from_unix_ms(0)), Network::of([192, 0, 2, 1].into()));
+        let waiting = || tokio::spawn(std::future::pending::<()>());
+        let mut first = None;
+        handshakes.begin(network, |place| {
+            for _ in 0..HANDSHAKES_MAX {
+                handshakes.begin(network, |place| {
+                    std::mem::forget(place);
+                    waiting().abort_handle()
+                });
+            }
+            let task = waiting();
+            let abort = task.abort_handle();
+            first = Some((task, place));
+            abort
+        });
+        let (task, place) = first.expect("begun");
+        assert!(task.await.is_err_and(|error| error.is_cancelled()));
+        assert!(!place.leave(), "the place is another's");
     }
 
     #[tokio::test]

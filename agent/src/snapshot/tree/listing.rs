@@ -5,13 +5,16 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use fleetwright_deploy::failure::{Failure, FailureKind};
+use fleetwright_deploy::limits::size;
 
 use super::{Entry, EntryKind, STEP, Writer, attributes, exchanged, failed};
+use crate::aside::go_on;
 use crate::beneath::{DEPTH_MAX, Folder, Place, Seen};
 
-/// Most entries of one tree, and most bytes of all their paths: they are held in memory.
-const ENTRIES_MAX: usize = 1_000_000;
-const PATHS_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Most bytes that a tree may take in memory, where it is held until its snapshot is written.
+pub(in crate::snapshot) const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What an entry takes besides its path: itself, and the name of its content.
+const ENTRY_BYTES: usize = size_of::<(String, Entry)>() + 80;
 
 /// What is at a place, by path below it; what is there itself has the empty path.
 pub(super) struct Listing<'a> {
@@ -52,6 +55,7 @@ impl<'a> Listing<'a> {
             };
             let folder = opened.as_ref().unwrap_or(root);
             for name in folder.names().map_err(failed(&path))? {
+                go_on().map_err(failed(&path))?;
                 let name = name.map_err(failed(&path))?;
                 let Some(seen) = folder.look(&name).map_err(failed(&path))? else { continue };
                 let Some(name) = name.to_str() else {
@@ -66,14 +70,17 @@ impl<'a> Listing<'a> {
                     }
                     folders.push((relative.clone(), depth + 1));
                 }
-                bytes += relative.len();
-                if bytes > PATHS_BYTES_MAX {
-                    return Err(too_much(format!("{} has paths that are too long", root.path().display())));
+                bytes += held_bytes(&relative);
+                if bytes > HELD_BYTES_MAX {
+                    let so_far = self.entries.len();
+                    let message = format!(
+                        "{} has more files than can be listed within {}: after {so_far} that is used up",
+                        root.path().display(),
+                        size(HELD_BYTES_MAX)
+                    );
+                    return Err(too_much(message));
                 }
                 self.entries.insert(relative, seen);
-                if self.entries.len() > ENTRIES_MAX {
-                    return Err(too_much(format!("{} has more than {ENTRIES_MAX} files", root.path().display())));
-                }
             }
         }
         Ok(())
@@ -117,7 +124,12 @@ impl<'a> Listing<'a> {
     }
 }
 
-pub(super) fn too_much(message: String) -> Failure {
+/// What an entry takes in memory.
+pub(super) fn held_bytes(path: &str) -> usize {
+    path.len() + ENTRY_BYTES
+}
+
+pub(in crate::snapshot) fn too_much(message: String) -> Failure {
     Failure::new(FailureKind::ResourceError, STEP, message).hint("keep less in `snapshot`")
 }
 

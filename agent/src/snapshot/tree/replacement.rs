@@ -17,7 +17,9 @@ use rustix::io::Errno;
 use super::super::blobs::Blobs;
 use super::super::{RESTORE, failed};
 use super::{Entry, EntryKind, Tree, attributes, listing::joined};
+use crate::aside::go_on;
 use crate::beneath::{Folder, PATH_BYTES_MAX, Place, Seen, remove};
+use crate::durable;
 
 /// The name, in the folder beside a place, of what is built, and then of what it has taken the place of.
 const BUILT: &str = "built";
@@ -136,6 +138,7 @@ fn fill(holder: &Folder, tree: &Tree, path: &Path, blobs: &Blobs) -> Result<(), 
         mkdirat(holder, BUILT, Mode::RWXU).map_err(|error| fail(error.into()))?;
     }
     for (relative, entry) in &tree.0 {
+        go_on().map_err(&fail)?;
         make(holder, relative, entry, &joined(path, relative), blobs)?;
     }
     for (relative, entry) in &tree.0 {
@@ -150,9 +153,11 @@ fn fill(holder: &Folder, tree: &Tree, path: &Path, blobs: &Blobs) -> Result<(), 
     // Modes, owners and times last, the deepest first: a folder may come back read-only.
     let own = tree.0.iter().rev().filter(|(_, entry)| !matches!(entry.kind, EntryKind::HardLink { .. }));
     for (relative, entry) in own {
+        go_on().map_err(&fail)?;
         dress(holder, relative, entry).map_err(failed(&joined(path, relative)))?;
     }
-    Ok(())
+    // Contents are durable already, and all of this is to be as well once it has taken the place of what is there.
+    durable::disk_of(holder, path).map_err(&fail)
 }
 
 /// The way to something that is built: at once, or, where it is longer than the kernel takes, by the folder that it is in.
@@ -204,7 +209,7 @@ fn make(holder: &Folder, relative: &str, entry: &Entry, path: &Path, blobs: &Blo
         EntryKind::File { blake3 } => {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = openat(folder, at, flags, Mode::RUSR | Mode::WUSR).map_err(|error| fail(error.into()))?;
-            return blobs.write_out(blake3, File::from(file), path);
+            return blobs.write_out(blake3, &File::from(file), path);
         }
         EntryKind::HardLink { .. } => Ok(()),
     };

@@ -1,6 +1,5 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
 
 use super::*;
 use crate::layout::Layout;
@@ -82,6 +81,19 @@ fn what_is_put_back_goes_where_it_was_whatever_has_taken_the_place_of_the_folder
 }
 
 #[test]
+fn modes_and_owners_are_durable_before_they_take_the_place_of_what_is_there() {
+    let setup = Setup::new();
+    let kept = Tree::keep(&setup.data, &setup.blobs, &Tree::default(), Writer::Stopped).expect("kept");
+    fs::write(setup.at("data/d/file"), "changed").expect("write");
+    let synced = crate::durable::seen::of(&setup.at("data/d/file"), || {
+        let place = Place { folder: fs_folder(&setup), name: "data".into() };
+        Replacement::build(place, kept.as_ref(), &setup.blobs).expect("built").exchange().expect("exchanged");
+    });
+    assert_eq!(synced, [(setup.at("data"), b"changed".to_vec())]);
+    assert_eq!(fs::read_to_string(setup.at("data/d/file")).expect("read"), "own");
+}
+
+#[test]
 fn whoever_takes_the_name_of_what_was_built_gains_nothing_by_it() {
     let setup = Setup::new();
     let kept = Tree::keep(&setup.data, &setup.blobs, &Tree::default(), Writer::Stopped).expect("kept");
@@ -158,6 +170,30 @@ fn the_attributes_of_a_tree_have_a_limit_however_often_a_name_holds_them() {
     let mut count = attributes::Count::default();
     let names = (0..10_000).find(|_| count.is_too_much_with(&attributes)).expect("a limit");
     assert_eq!(names, 511, "64 MiB in all");
+}
+
+#[test]
+fn a_tree_is_listed_within_a_limit_of_memory_however_long_its_paths_are() {
+    let setup = Setup::new();
+    let name = "n".repeat(250);
+    let mut folder = crate::beneath::Folder::open(&setup.at("data")).expect("opened");
+    for _ in 0..100 {
+        rustix::fs::mkdirat(&folder, name.as_str(), rustix::fs::Mode::RWXU).expect("made");
+        let seen = folder.look(name.as_ref()).expect("looked").expect("there");
+        folder = folder.folder(Path::new(&name), &seen).expect("opened").expect("the same");
+    }
+    // Each has a path of some 25 KB.
+    let make = |from: u32, to: u32| {
+        for n in from..to {
+            let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+            rustix::fs::openat(&folder, format!("{n}"), flags, rustix::fs::Mode::RUSR).expect("made");
+        }
+    };
+    make(0, 2_300);
+    assert!(Listing::of(&setup.data, Writer::Stopped).is_ok(), "below 64 MiB");
+    make(2_300, 2_800);
+    let refused = Listing::of(&setup.data, Writer::Stopped).err().expect("beyond it");
+    assert!(refused.message.contains("within 64 MiB") && refused.hint.is_some(), "{refused:?}");
 }
 
 fn fs_folder(setup: &Setup) -> crate::beneath::Folder {
