@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Query, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
@@ -25,6 +26,7 @@ use fleetwright_deploy::actor::Actor;
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::FleetEvent;
 use fleetwright_deploy::ids::InstanceId;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
@@ -142,6 +144,18 @@ impl IntoResponse for Refusal {
             }
         };
         (status, Json(ErrorBody { error: self.0 })).into_response()
+    }
+}
+
+/// What a request asks in its query. What is wrong with that is told as all errors are.
+struct Queried<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Queried<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let query = Query::from_request_parts(parts, state).await;
+        query.map(|Query(asked)| Self(asked)).map_err(|rejection| not_found(rejection.body_text()))
     }
 }
 

@@ -48,6 +48,8 @@ const FOLLOWERS_BEHIND_MAX: usize = 1_024;
 /// How often a coordinator whose disk is full looks whether there is room again.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
+/// How many deployments go to the archive at once: nobody else is heard meanwhile.
+const ARCHIVED_AT_ONCE: usize = 8;
 /// How often it is looked whether health that was held back can be taken.
 const HELD_BACK_PAUSE: Duration = Duration::from_secs(1);
 
@@ -110,7 +112,7 @@ impl Engine {
             budgets: budgets.clone(),
             samples: Samples::default(),
             view,
-            journal: Arc::new(Mutex::new(reader)),
+            journal: Arc::new(Mutex::new(Some(reader))),
         };
         let engine = Self {
             fleet,
@@ -146,15 +148,18 @@ impl Engine {
         tokio::task::spawn_blocking(move || runtime.block_on(self.work_until(stop))).await?
     }
 
-    async fn work_until(self, stop: oneshot::Receiver<()>) -> Result<()> {
-        tokio::select! {
+    async fn work_until(mut self, stop: oneshot::Receiver<()>) -> Result<()> {
+        let ended = tokio::select! {
             ended = self.work() => ended,
             _ = stop => Ok(()),
-        }
+        };
+        // The journal is one file once nobody else has it open.
+        self.handle.end_reading();
+        ended
     }
 
     /// What was under way goes on as soon as its hosts are back.
-    async fn work(mut self) -> Result<()> {
+    async fn work(&mut self) -> Result<()> {
         self.event(FleetEvent::CoordinatorStarted).ok();
         self.commit()?;
         self.archive()?;
@@ -168,6 +173,7 @@ impl Engine {
                 (None, None) => Duration::from_secs(3_600),
             };
             let wait = if self.held_back.is_empty() { wait } else { wait.min(HELD_BACK_PAUSE) };
+            let wait = if self.history_due { Duration::ZERO } else { wait };
             tokio::select! {
                 _ = self.requests.recv_many(&mut batch, COMMIT_MAX) => {
                     for Asked { actor, request } in batch.drain(..) {
@@ -191,19 +197,30 @@ impl Engine {
         }
     }
 
-    /// Lets deployments go of which nothing can come any more. What finds no room in the archive now stays until the next
-    /// time.
+    /// Lets deployments go of which nothing can come any more, a few at a time. What finds no room in the archive now stays
+    /// until the next time.
     fn archive(&mut self) -> Result<(), JournalError> {
-        let history: BTreeSet<DeploymentId> =
-            self.fleet.history(Retention::default(), self.clock.now()).into_iter().collect();
-        if self.full.is_some() || history.is_empty() {
+        if self.full.is_some() {
             return Ok(());
         }
-        match self.journal.archive(&self.fleet, &history) {
-            Err(error) if error.is_full() => return Ok(()),
+        let history = self.fleet.history(Retention::default(), self.clock.now());
+        self.history_due = history.len() > ARCHIVED_AT_ONCE;
+        let deployments: BTreeSet<DeploymentId> = history.into_iter().take(ARCHIVED_AT_ONCE).collect();
+        if deployments.is_empty() {
+            return Ok(());
+        }
+        match self.journal.archive(&self.fleet, &deployments) {
+            Err(error) if error.is_full() => {
+                tracing::warn!(%error, "there is no room for the archive: what is history stays with the fleet for now");
+                self.history_due = false;
+                return Ok(());
+            }
             kept => kept?,
         }
-        self.event(FleetEvent::DeploymentsArchived { deployments: history }).ok();
+        if let Err(refused) = self.event(FleetEvent::DeploymentsArchived { deployments }) {
+            tracing::warn!(%refused, "what is history stays with the fleet for now");
+            self.history_due = false;
+        }
         self.commit()
     }
 

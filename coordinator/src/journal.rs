@@ -114,6 +114,7 @@ impl<S: Store> Journal<S> {
     pub fn open(mut store: S, fleet: FleetName) -> Result<(Self, Fleet, Opened), JournalError> {
         let (mut folded, snapshot, mut last_hash) = newest_snapshot(&store, &fleet)?;
         let mut opened = Opened { snapshot, ..Opened::default() };
+        let mut gone: Vec<PastDeployment> = Vec::new();
         let mut last = snapshot;
         'pages: loop {
             let page = store.read(last, PAGE)?;
@@ -127,9 +128,9 @@ impl<S: Store> Journal<S> {
                     break 'pages;
                 }
                 let event = event_of(&entry)?;
-                // What this leaves out of the fleet may not be in the archive yet.
                 if let FleetEvent::DeploymentsArchived { deployments } = &event {
-                    store.archive(&past(&folded, deployments))?;
+                    gone.extend(past(&folded, deployments));
+                    gone.drain(..gone.len().saturating_sub(ARCHIVED_MAX as usize));
                 }
                 (last, last_hash) = (entry.seq, entry.hash);
                 let applied = folded.apply(event, entry.at);
@@ -139,6 +140,11 @@ impl<S: Store> Journal<S> {
             if !full {
                 break;
             }
+        }
+        // What has left the fleet may not be in the archive yet, or in the form of another version.
+        match store.archive(&gone) {
+            Err(StoreError::Full(_)) => {}
+            kept => kept?,
         }
         let journal = Self { store, last, last_hash, snapshot, snapshot_every: SNAPSHOT_EVERY };
         Ok((journal, folded, opened))

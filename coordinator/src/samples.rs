@@ -11,6 +11,8 @@ use fleetwright_protocol::report::MetricsSample;
 /// How much is kept of one host, in bytes, beside its newest sample: an hour of a host with a few servers, and 160 MB of
 /// ten thousand hosts.
 const HOST_BYTES_MAX: usize = 16 * 1024;
+/// What a kept sample takes beside its own bytes.
+const PLACE_BYTES: usize = size_of::<(Timestamp, Box<[u8]>)>() + 16;
 
 /// The samples of all hosts.
 #[derive(Clone, Default)]
@@ -50,10 +52,12 @@ impl Kept {
         if known {
             return;
         }
-        self.bytes += packed.len();
-        self.packed.push_back((sample.at, packed.into()));
+        self.bytes += packed.len() + PLACE_BYTES;
+        // What was delayed comes to its place.
+        let after = self.packed.partition_point(|(at, _)| *at < sample.at);
+        self.packed.insert(after, (sample.at, packed.into()));
         while self.bytes > HOST_BYTES_MAX && self.packed.len() > 1 {
-            self.bytes -= self.packed.pop_front().map_or(0, |(_, oldest)| oldest.len());
+            self.bytes -= self.packed.pop_front().map_or(0, |(_, oldest)| oldest.len() + PLACE_BYTES);
         }
     }
 
@@ -102,13 +106,20 @@ mod tests {
         }
         let all = samples.0.lock().expect("no other thread");
         let kept = &all[&host(2)];
-        let bytes: usize = kept.packed.iter().map(|(_, packed)| packed.len()).sum();
+        let bytes: usize = kept.packed.iter().map(|(_, packed)| packed.len() + PLACE_BYTES).sum();
         assert_eq!(kept.bytes, bytes);
         assert!(bytes <= HOST_BYTES_MAX && bytes > HOST_BYTES_MAX / 2, "{bytes}");
         let times: Vec<i64> = kept.packed.iter().map(|(at, _)| at.unix_ms()).collect();
         let first = 10_000 - i64::try_from(times.len()).expect("few");
         assert_eq!(times, (first..10_000).collect::<Vec<_>>(), "the newest, each once");
         assert_eq!(all[&host(1)].packed.len(), 1);
+    }
+
+    #[test]
+    fn a_sample_that_was_delayed_is_not_the_newest() {
+        let samples = Samples::default();
+        samples.keep(&host(1), [3, 1, 2].map(|at| sample(at, &[])).into(), &BTreeSet::new());
+        assert_eq!(samples.newest()[0].1.at, Timestamp::from_unix_ms(3));
     }
 
     #[test]

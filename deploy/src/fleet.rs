@@ -279,6 +279,12 @@ impl Fleet {
                 Ok(note("artifact_added", format!("artifact {name} was added, SHA-256 {sha256}")))
             }
             FleetEvent::ArtifactsRemoved { sha256 } => {
+                let used = self.artifacts();
+                if let Some(used) = sha256.iter().find(|sha256| used.contains(sha256.as_str())) {
+                    let message = format!("artifact {used} is used by what runs or is being deployed");
+                    let failure = Failure::new(FailureKind::DeploymentError, "artifacts", message);
+                    return Err(Box::new(failure.hint("deploy something else first; nothing was removed")).into());
+                }
                 let removed: Vec<&str> = sha256.iter().map(String::as_str).collect();
                 Ok(note("artifacts_removed", format!("artifacts were removed: {}", removed.join(", "))))
             }

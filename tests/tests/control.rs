@@ -1,15 +1,16 @@
 //! People and deployments: holding, approving, deciding, undoing in part, going back, halting everything.
 
-use std::collections::BTreeSet;
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use fleetwright::journal::{self, NewEntry};
-use fleetwright_deploy::actor::Actor;
-use fleetwright_deploy::fleet::FleetEvent;
+use fleetwright::{Coordinator, OperatorKey};
 use fleetwright_deploy::time::Length;
+use fleetwright_protocol::Clock;
 use fleetwright_tests::fleet::{Fleet, clock, text};
+use quinn::{Endpoint, TokioRuntime};
 use serde_json::Value;
 
 const FAILED: i32 = 1;
@@ -293,6 +294,12 @@ fn the_journal_is_verified_and_exported_and_damage_is_told() {
     }
     fleet.run(&["down"]).expect_code(0);
     let journal = fleet.state_dir().join("journal.db");
+    // A coordinator that has ended leaves one file, which is all there is to copy.
+    assert!(!fleet.state_dir().join("journal.db-wal").exists());
+    let copied = rusqlite::Connection::open(&journal).expect("open");
+    let last: i64 = copied.query_row("SELECT max(seq) FROM events", [], |row| row.get(0)).expect("entries");
+    assert!(last.cast_unsigned() >= entries, "{last} of {entries}");
+    drop(copied);
     let sqlite = rusqlite::Connection::open(&journal).expect("open");
     sqlite.execute("UPDATE events SET notes = '[]' WHERE seq = 5", []).expect("damage");
     drop(sqlite);
@@ -327,22 +334,35 @@ fn a_stuck_instance_that_a_person_has_put_in_order_runs_the_release_from_before(
     fleet.run(&["status"]).expect_code(0);
 }
 
-/// A deployment leaves the fleet for the archive, as it does a day after it has become history.
+/// Starts the coordinator once at a time at which a deployment is history.
 fn archive(fleet: &Fleet, id: &str) {
-    let (mut journal, mut state, ..) =
-        journal::open_file(&fleet.state_dir().join("journal.db"), &"local".parse().expect("name")).expect("a journal");
-    let deployments = BTreeSet::from([id.parse().expect("a deployment")]);
-    journal.archive(&state, &deployments).expect("it is kept");
-    let at = clock().now().after(Length::from_secs(25 * 3_600));
-    let event = FleetEvent::DeploymentsArchived { deployments };
-    let notes = state.apply(event.clone(), at).expect("history").notes;
-    journal.append(&[NewEntry { at, actor: Actor::Coordinator, event, notes }]).expect("append");
+    let now = clock();
+    let later = Clock::new(move || now.now().after(Length::from_secs(100 * 24 * 3_600)));
+    let key = fs::read_to_string(fleet.state_dir().join("operator.key")).expect("a key");
+    let key = OperatorKey::from_pem(&key).expect("a key");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let ran = runtime.block_on(async {
+        let coordinator = Coordinator::open(&fleet.state_dir(), later)?;
+        let operator = coordinator.operator(key);
+        let (socket_config, server_config) = coordinator.endpoint_config()?;
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        let endpoint = Endpoint::new(socket_config, Some(server_config), socket, Arc::new(TokioRuntime))?;
+        let gone = async {
+            let id = id.parse()?;
+            while operator.look(|state| state.deployment(&id).is_some())? {
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        };
+        coordinator.run(endpoint, gone).await
+    });
+    ran.expect("it goes to the archive");
 }
 
 #[test]
 fn what_is_history_is_listed_shown_and_gone_back_to_and_can_no_longer_be_undone() {
     let fleet = running();
-    let ids: Vec<String> = (2..=3)
+    let ids: Vec<String> = (2..=4)
         .map(|version| {
             let id = start(&fleet, &manifest(&fleet, version, "retry: { attempts: 1 }"));
             assert_eq!(wait_for_end(&fleet, &id), "succeeded");
@@ -358,17 +378,20 @@ fn what_is_history_is_listed_shown_and_gone_back_to_and_can_no_longer_be_undone(
     let (first, shown) = (&all[0], show(&fleet, &all[0]));
     fleet.run(&["down"]).expect_code(0);
     archive(&fleet, first);
-    let path = manifest(&fleet, 3, "retry: { attempts: 1 }");
+    let path = manifest(&fleet, 4, "retry: { attempts: 1 }");
     fleet.up(&path, &["--agents", "2"]).expect_code(0);
     fleet.wait_until("the hosts are back", || fleet.json(&["status"])["status"]["hosts_connected"] == 2);
 
     assert_eq!(listed(&[]), all, "the list goes on into the archive");
-    assert_eq!(listed(&["--limit", "1"]), all[2..]);
-    assert_eq!(listed(&["--limit", "1", "--before", &ids[1]]), all[1..2]);
+    assert_eq!(listed(&["--limit", "1"]), all[3..]);
+    assert_eq!(listed(&["--limit", "2", "--before", &ids[1]]), all[..2]);
     assert_eq!(listed(&["--before", &ids[0]]), all[..1]);
     assert_eq!(listed(&["--before", first]), Vec::<String>::new());
+    let none = fleet.run(&["deploy", "list", "--before", first]).expect_code(0);
+    assert!(none.stdout.contains(&format!("there is none before {first}")), "{}", none.stdout);
     fleet.run(&["deploy", "list", "--limit", "0"]).expect_code(2);
-    fleet.run(&["deploy", "list", "--before", "d99-00000000"]).expect_code(FAILED);
+    let unknown = fleet.run(&["deploy", "list", "--before", "nothing"]).expect_code(FAILED).stderr;
+    assert!(unknown.contains("there is no deployment nothing"), "{unknown}");
     let past = show(&fleet, first);
     assert_eq!((&past["summary"], &past["steps"]), (&shown["summary"], &shown["steps"]));
     assert_eq!((&past["content"], &past["moves"]), (&shown["content"], &Value::Array(Vec::new())));
@@ -377,8 +400,10 @@ fn what_is_history_is_listed_shown_and_gone_back_to_and_can_no_longer_be_undone(
     assert!(refused.contains("is history") && refused.contains(&format!("--to {first}")), "{refused}");
     let refused = fleet.run(&["deploy", "cancel", first]).expect_code(FAILED).stderr;
     assert!(refused.contains("is history"), "{refused}");
-    fleet.run(&["rollback", "web"]).expect_code(PARTLY_ROLLED_BACK);
-    assert_eq!(version(&fleet, "host-1", "web"), "echo version 2");
+    for before in [3, 2] {
+        fleet.run(&["rollback", "web"]).expect_code(PARTLY_ROLLED_BACK);
+        assert_eq!(version(&fleet, "host-1", "web"), format!("echo version {before}"));
+    }
     let refused = fleet.run(&["rollback", "web"]).expect_code(FAILED).stderr;
     assert!(refused.contains("no longer known what web@host-1 ran before"), "{refused}");
     fleet.run(&["rollback", "web", "--to", first]).expect_code(0);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{ConnectInfo, Path as UrlPath, Query, State};
+use axum::extract::{ConnectInfo, Path as UrlPath, State};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::FleetEvent;
 use futures_util::StreamExt;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{Answer, Api, Peer, Refusal, decide};
+use super::{Answer, Api, Peer, Queried, Refusal, decide};
 use crate::artifacts::{Artifact, is_sha256, missing};
 use crate::clock;
 
@@ -56,7 +56,7 @@ pub(super) async fn add(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     UrlPath(sha256): UrlPath<String>,
-    Query(Named { name }): Query<Named>,
+    Queried(Named { name }): Queried<Named>,
     body: Body,
 ) -> Answer<Artifact> {
     let wrong = |message: &str| Refusal(Failure::new(FailureKind::ConfigurationError, "artifacts", message));
@@ -97,12 +97,6 @@ pub(super) async fn remove(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(RemoveRequest { sha256 }): Json<RemoveRequest>,
 ) -> Answer<Vec<Artifact>> {
-    let used = in_use(&api);
-    if let Some(used) = sha256.iter().find(|sha256| used.contains(*sha256)) {
-        let message = format!("artifact {used} is used by what runs or is being deployed");
-        let failure = Failure::new(FailureKind::DeploymentError, "artifacts", message);
-        return Err(Refusal(failure.hint("deploy something else first; nothing was removed")));
-    }
     if let Some(unknown) = sha256.iter().find(|sha256| !api.artifacts.has(sha256)) {
         return Err(Refusal(missing(unknown)));
     }

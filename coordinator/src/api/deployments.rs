@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{ConnectInfo, Path as UrlPath, Query, State};
+use axum::extract::{ConnectInfo, Path as UrlPath, State};
 use fleetwright_deploy::deployment::{Deployment, DeploymentEvent, DeploymentSummary, Hold, HoldKind, Options};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{DeploymentId, Generation, HostName, InstanceId, InvalidId, ServerName};
@@ -13,13 +13,14 @@ use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::views::{DeploymentView, PastRow};
-use super::{Answer, Api, Peer, Refusal, check_words, ending, not_found};
+use super::{Answer, Api, Peer, Queried, Refusal, check_words, ending, not_found};
 use crate::artifacts::missing;
 use crate::clock;
 use crate::engine::Request;
 
-/// How many deployments are listed unless the request says otherwise, and the most of them.
-const LISTED: usize = 100;
+/// How many deployments are listed unless the request says otherwise.
+pub(crate) const LISTED: usize = 100;
+/// How many are listed at most.
 pub(crate) const LISTED_MAX: usize = 1_000;
 
 /// A request to start a deployment.
@@ -105,10 +106,10 @@ pub(super) struct ShowQuery {
 }
 
 /// The newest deployments, or those before one, the oldest of them first.
-pub(super) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Answer<Vec<DeploymentSummary>> {
-    let limit = query.limit.unwrap_or(LISTED).min(LISTED_MAX);
+pub(super) async fn list(State(api): State<Api>, Queried(query): Queried<ListQuery>) -> Answer<Vec<DeploymentSummary>> {
+    let limit = query.limit.unwrap_or(LISTED).clamp(1, LISTED_MAX);
     let before = match &query.before {
-        Some(id) => found(&api, id).await?.ok_or_else(|| no_deployment(id.as_str()))?.generation(),
+        Some(id) => id.generation().ok_or_else(|| no_deployment(id.as_str()))?,
         None => Generation(u64::MAX),
     };
     let live: Vec<(Generation, DeploymentSummary)> = api.engine.read(|view| {
@@ -125,7 +126,7 @@ pub(super) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>)
 pub(super) async fn show(
     State(api): State<Api>,
     UrlPath(id): UrlPath<String>,
-    Query(query): Query<ShowQuery>,
+    Queried(query): Queried<ShowQuery>,
 ) -> Answer<DeploymentView> {
     let missing = || no_deployment(&id);
     let wanted: DeploymentId = id.parse().map_err(|_| missing())?;
@@ -138,14 +139,6 @@ pub(super) async fn show(
     }
     let past = archived(&api, &wanted).await?.ok_or_else(missing)?;
     Ok(Json(DeploymentView { moves: Vec::new(), ..view(&past) }))
-}
-
-/// A deployment, wherever it is kept.
-async fn found(api: &Api, id: &DeploymentId) -> Result<Option<Deployment>, Refusal> {
-    match api.engine.read(|view| view.fleet.deployment(id).cloned()) {
-        Some(deployment) => Ok(Some(deployment)),
-        None => archived(api, id).await,
-    }
 }
 
 async fn archived(api: &Api, id: &DeploymentId) -> Result<Option<Deployment>, Refusal> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{ConnectInfo, Path as UrlPath, Query, State};
+use axum::extract::{ConnectInfo, Path as UrlPath, State};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::fleet::{FleetEvent, Introduction};
 use fleetwright_deploy::host::HostView;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::look::unexpected;
 use super::views::HostRow;
-use super::{Answer, Api, Peer, Refusal, check_words, decide, ending, not_found};
+use super::{Answer, Api, Peer, Queried, Refusal, check_words, decide, ending, not_found};
 use crate::clock;
 use crate::engine::Request;
 
@@ -61,7 +61,7 @@ pub(super) async fn token(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     UrlPath(host): UrlPath<String>,
-    Query(query): Query<TokenQuery>,
+    Queried(query): Queried<TokenQuery>,
     introduction: Option<Json<Option<Introduction>>>,
 ) -> Answer<TokenView> {
     let host = name(&host)?;

@@ -1,7 +1,7 @@
 //! What is asked of an agent and changes nothing: output, checks, snapshots.
 
 use axum::Json;
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::{Path as UrlPath, State};
 use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::health::CheckRun;
 use fleetwright_deploy::ids::{HostName, InstanceId, InvalidId, SnapshotId};
@@ -9,7 +9,7 @@ use fleetwright_protocol::command::{CommandBody, CommandReply};
 use fleetwright_protocol::snapshot::{SnapshotSummary, SnapshotView};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Api, LogsView, Refusal, ending, not_found};
+use super::{Answer, Api, LogsView, Queried, Refusal, ending, not_found};
 use crate::engine::Request;
 
 /// How many lines of output are given unless the request says otherwise.
@@ -36,7 +36,7 @@ pub(super) struct SnapshotQuery {
 pub(super) async fn logs(
     State(api): State<Api>,
     UrlPath(instance): UrlPath<String>,
-    Query(query): Query<LogsQuery>,
+    Queried(query): Queried<LogsQuery>,
 ) -> Answer<LogsView> {
     let instance = parsed(&instance)?;
     let body = CommandBody::Logs { server: instance.server.clone(), lines: query.lines.unwrap_or(LOG_LINES) };
@@ -74,7 +74,7 @@ pub(super) async fn snapshots(
 pub(super) async fn snapshot(
     State(api): State<Api>,
     UrlPath((instance, id)): UrlPath<(String, String)>,
-    Query(query): Query<SnapshotQuery>,
+    Queried(query): Queried<SnapshotQuery>,
 ) -> Answer<SnapshotView> {
     let instance = parsed(&instance)?;
     let id: SnapshotId = id.parse().map_err(|error: InvalidId| not_found(error.to_string()))?;

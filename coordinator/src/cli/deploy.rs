@@ -18,7 +18,7 @@ use super::control::{self, ReasonArguments};
 use super::output::{Color, Ui, table};
 use super::plan::OverrideArguments;
 use super::{Context, artifacts, exit, follow, plan, tables};
-use crate::api::deployments::{Decision, LISTED_MAX, RollbackRequest, StartRequest, Started};
+use crate::api::deployments::{Decision, LISTED, LISTED_MAX, RollbackRequest, StartRequest, Started};
 use crate::api::views::{DeploymentView, PlanningView, StatusView};
 use crate::client::Client;
 use crate::local_artifact::{self, LocalArtifact};
@@ -35,7 +35,7 @@ pub(crate) enum DeployCommand {
         #[arg(long, value_name = "DEPLOYMENT")]
         before: Option<DeploymentId>,
         /// How many, from 1 to 1000.
-        #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = listed)]
+        #[arg(long, value_name = "NUMBER", default_value_t = LISTED, value_parser = listed)]
         limit: usize,
     },
     /// Shows one deployment: its steps, its failures, what it waits for.
@@ -93,11 +93,15 @@ pub(super) async fn deploy(command: DeployCommand, context: &Context) -> Result<
     match command {
         DeployCommand::Start(arguments) => start(&arguments, &client, context).await,
         DeployCommand::List { before, limit } => {
-            let before = before.map(|id| format!("&before={id}")).unwrap_or_default();
-            let all: Vec<DeploymentSummary> = client.get(&format!("/v1/deployments?limit={limit}{before}")).await?;
-            context.ui.data(&all, || list(&all));
+            let page = before.as_ref().map(|id| format!("&before={id}")).unwrap_or_default();
+            let all: Vec<DeploymentSummary> = client.get(&format!("/v1/deployments?limit={limit}{page}")).await?;
+            let none = before
+                .map_or_else(|| "there is no deployment yet".to_owned(), |id| format!("there is none before {id}"));
+            context.ui.data(&all, || if all.is_empty() { none } else { list(&all) });
             if let Some(oldest) = all.first().filter(|_| all.len() == limit) {
-                context.ui.say(&format!("older ones: fleetwright deploy list --before {}", oldest.id));
+                let (id, limit) =
+                    (&oldest.id, if limit == LISTED { String::new() } else { format!(" --limit {limit}") });
+                context.ui.say(&format!("if there are older ones: fleetwright deploy list --before {id}{limit}"));
             }
             Ok(exit::DONE)
         }
@@ -325,9 +329,6 @@ fn listed(text: &str) -> Result<usize, String> {
 }
 
 fn list(all: &[DeploymentSummary]) -> String {
-    if all.is_empty() {
-        return "there is no deployment yet".to_owned();
-    }
     let rows: Vec<Vec<String>> = all
         .iter()
         .map(|deployment| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
+use fleetwright_deploy::failure::{Failure, FailureKind};
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId, ServerName};
 use fleetwright_deploy::plan::RollbackStrategy;
 use fleetwright_deploy::planning;
@@ -68,10 +69,13 @@ pub(super) async fn undo(
 /// The deployment that is meant, and, where a server was named, its instances.
 async fn target(what: &str, client: &Client) -> Result<(DeploymentId, Option<BTreeSet<InstanceId>>)> {
     let id: Option<DeploymentId> = what.parse().ok();
-    if let Some(id) = id
-        && client.get::<DeploymentView>(&format!("/v1/deployments/{id}")).await.is_ok()
-    {
-        return Ok((id, None));
+    if let Some(id) = id {
+        match client.get::<DeploymentView>(&format!("/v1/deployments/{id}")).await {
+            Ok(_) => return Ok((id, None)),
+            // It may be the name of a server.
+            Err(error) if is_unknown(&error) => {}
+            Err(error) => return Err(error),
+        }
     }
     let past: Vec<PastRow> = match what.parse::<ServerName>() {
         Ok(server) => client.get(&format!("/v1/servers/{server}/past")).await?,
@@ -83,6 +87,10 @@ async fn target(what: &str, client: &Client) -> Result<(DeploymentId, Option<BTr
             "there is no deployment {what}, nor one that changed a server of this name\n  hint: `fleetwright deploy list` shows all of them"
         ),
     }
+}
+
+fn is_unknown(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == FailureKind::ConfigurationError)
 }
 
 /// The instances that are meant; none for all of them.

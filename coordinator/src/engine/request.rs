@@ -137,8 +137,8 @@ pub(crate) struct Handle {
     pub(crate) budgets: Budgets,
     pub(crate) samples: Samples,
     pub(super) view: Reader,
-    /// The journal, for reading.
-    pub(super) journal: Arc<Mutex<SqliteStore>>,
+    /// The journal, for reading; nothing once the engine has ended.
+    pub(super) journal: Arc<Mutex<Option<SqliteStore>>>,
 }
 
 impl Handle {
@@ -166,9 +166,17 @@ impl Handle {
         self.view.read(read)
     }
 
-    /// What people are told about the entries after a number, at most so many.
+    /// What people are told about the entries after a number, at most so many. What the fleet does not show yet comes later.
     pub(crate) async fn records(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>, Failure> {
-        self.read_journal(move |journal| journal::records(journal, after, limit)).await
+        let shown = self.read(|view| view.seq);
+        let mut records = self.read_journal(move |journal| journal::records(journal, after, limit)).await?;
+        records.retain(|record| record.seq <= shown);
+        Ok(records)
+    }
+
+    /// Closes the journal for readers: whoever closes it last tidies its file up, and that is to be the engine.
+    pub(super) fn end_reading(&self) {
+        drop(self.journal.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Reads in the journal's file, beside everything else.
@@ -177,10 +185,17 @@ impl Handle {
         read: impl FnOnce(&SqliteStore) -> Result<T, E> + Send + 'static,
     ) -> Result<T, Failure> {
         let journal = self.journal.clone();
-        let failed = |why: String| Failure::new(FailureKind::ResourceError, "journal", why);
-        let read = move || read(&journal.lock().unwrap_or_else(PoisonError::into_inner));
+        let failed = |why: String| {
+            let failure = Failure::new(FailureKind::ResourceError, "journal", why);
+            failure.hint("`fleetwright journal verify` tells whether the journal is whole")
+        };
+        let read = move || journal.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(read);
         match tokio::task::spawn_blocking(read).await {
-            Ok(read) => read.map_err(|error| failed(error.to_string())),
+            Ok(Some(read)) => read.map_err(|error| failed(error.to_string())),
+            Ok(None) => {
+                let failure = Failure::new(FailureKind::NetworkError, "request", "the coordinator is ending");
+                Err(failure.hint("try again"))
+            }
             Err(error) => Err(failed(error.to_string())),
         }
     }

@@ -23,7 +23,8 @@ pub(super) const TABLES: &str = "
                               deployment BLOB NOT NULL) STRICT;
     CREATE UNIQUE INDEX deployments_by_generation ON deployments (generation);
     CREATE TABLE planned (server TEXT NOT NULL, id TEXT NOT NULL, releases TEXT NOT NULL,
-                          PRIMARY KEY (server, id)) STRICT, WITHOUT ROWID;";
+                          PRIMARY KEY (server, id)) STRICT, WITHOUT ROWID;
+    CREATE INDEX planned_by_deployment ON planned (id);";
 
 /// A deployment of the archive, with its place in their order.
 pub type Placed<T> = (Generation, T);
@@ -38,29 +39,26 @@ pub struct PastPlan {
 }
 
 impl SqliteStore {
-    /// Keeps deployments; what is kept already stays as it is.
+    /// Keeps deployments. What is kept already is written anew: a newer version of this program may write it in another form.
     pub(super) fn keep_past(&mut self, past: &[PastDeployment]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         for PastDeployment { summary, planned, deployment } in past {
             let packed = zstd::encode_all(json(deployment)?.as_bytes(), COMPRESSION).map_err(failed)?;
             let (id, generation) = (summary.id.as_str(), sql_generation(deployment.generation()));
             transaction.execute(
-                "INSERT OR IGNORE INTO deployments (id, generation, summary, deployment) VALUES (?1, ?2, ?3, ?4)",
+                "INSERT OR REPLACE INTO deployments (id, generation, summary, deployment) VALUES (?1, ?2, ?3, ?4)",
                 params![id, generation, json(summary)?, packed],
             )?;
             for (server, releases) in planned {
                 transaction.execute(
-                    "INSERT OR IGNORE INTO planned (server, id, releases) VALUES (?1, ?2, ?3)",
+                    "INSERT OR REPLACE INTO planned (server, id, releases) VALUES (?1, ?2, ?3)",
                     params![server.as_str(), id, json(releases)?],
                 )?;
             }
         }
-        transaction.execute(
-            "DELETE FROM deployments
-             WHERE generation <= (SELECT generation FROM deployments ORDER BY generation DESC LIMIT 1 OFFSET ?1)",
-            params![ARCHIVED_MAX],
-        )?;
-        transaction.execute("DELETE FROM planned WHERE id NOT IN (SELECT id FROM deployments)", [])?;
+        let old = "SELECT id FROM deployments ORDER BY generation DESC LIMIT -1 OFFSET ?1";
+        transaction.execute(&format!("DELETE FROM planned WHERE id IN ({old})"), params![ARCHIVED_MAX])?;
+        transaction.execute(&format!("DELETE FROM deployments WHERE id IN ({old})"), params![ARCHIVED_MAX])?;
         Ok(transaction.commit()?)
     }
 

@@ -122,7 +122,7 @@ pub trait Store: Send {
     fn set_aside_after(&mut self, after: u64) -> Result<u64, StoreError>;
     /// Keeps a snapshot; only the newest two are kept.
     fn keep_snapshot(&mut self, snapshot: &StoredSnapshot) -> Result<(), StoreError>;
-    /// Keeps deployments that leave the fleet. What is kept already stays as it is.
+    /// Keeps deployments that leave the fleet. What is kept already is written anew.
     fn archive(&mut self, past: &[PastDeployment]) -> Result<(), StoreError>;
     /// The snapshots, the newest first.
     fn snapshots(&self) -> Result<Vec<StoredSnapshot>, StoreError>;

@@ -8,6 +8,7 @@ use super::{Fleet, Refused, note};
 use crate::deployment::{Deployment, DeploymentSummary, Effects, Phase};
 use crate::failure::{Failure, FailureKind};
 use crate::ids::{DeploymentId, InstanceId, ReleaseId, ServerName};
+use crate::instance::UNDOS_MAX;
 use crate::time::{Length, Timestamp};
 
 /// How much of the past stays with the fleet.
@@ -16,7 +17,8 @@ pub struct Retention {
     /// How many newer deployments must have touched every instance of one that goes: so many can be undone, one after the
     /// other.
     pub newer: usize,
-    /// How long after its end one goes in any case, unless something runs as it has made it.
+    /// How long after its end that counts. What is older stays only for instances that are there: the deployments that their
+    /// hosts can undo, and those that had planned what would run then.
     pub lifetime: Length,
 }
 
@@ -52,17 +54,27 @@ impl Fleet {
     /// The deployments that may go to the archive, the oldest first.
     pub fn history(&self, retention: Retention, now: Timestamp) -> Vec<DeploymentId> {
         let mut newer: BTreeMap<&InstanceId, usize> = BTreeMap::new();
-        // What is back where it was runs what an older deployment had planned: that one is needed to know the release.
-        let mut gone_back_to: BTreeSet<(&InstanceId, &ReleaseId)> = BTreeSet::new();
+        // What runs, and what would run again, is known by a deployment that had planned it: by the newest of them.
+        let mut wanted: BTreeSet<(&InstanceId, &ReleaseId)> =
+            self.instances().iter().map(|(id, record)| (id, &record.release_id)).collect();
         let mut history = Vec::new();
         for deployment in self.deployments().rev() {
             let touched = || deployment.steps().iter().filter(|(_, step)| step.touched).map(|(id, _)| id);
-            let is_recent = || touched().any(|id| newer.get(id).is_none_or(|count| *count < retention.newer));
+            let is_young = within(retention.lifetime, deployment, now);
+            let enough = |id| match self.instances.get(id) {
+                _ if is_young => retention.newer,
+                Some(_) => UNDOS_MAX,
+                None => 0,
+            };
+            let is_recent = || touched().any(|id| newer.get(id).copied().unwrap_or_default() < enough(id));
             let planned = |id| Some((id, deployment.planned(id)?.release_id.as_ref()?));
             let before = |id| Some((id, deployment.planned(id)?.previous.as_ref()?));
-            if !self.is_over(deployment, now) || (within(retention.lifetime, deployment, now) && is_recent()) {
-                gone_back_to.extend(touched().filter_map(before));
-            } else if !touched().filter_map(planned).any(|of| gone_back_to.contains(&of)) {
+            let may_be_undone = !self.is_over(deployment, now) || is_recent();
+            let mut is_wanted = false;
+            touched().filter_map(planned).for_each(|of| is_wanted |= wanted.remove(&of));
+            if may_be_undone {
+                wanted.extend(touched().filter_map(before));
+            } else if !is_wanted {
                 history.push(deployment.id().clone());
             }
             for id in touched() {
@@ -89,7 +101,8 @@ impl Fleet {
         let is_history = |id: &&DeploymentId| self.deployment(id).is_some_and(|of| self.is_over(of, now));
         if let Some(other) = ids.iter().find(|id| !is_history(id)) {
             let message = format!("deployment {other} is not over, or not known");
-            return Err(Box::new(Failure::new(FailureKind::DeploymentError, "archive", message)).into());
+            let failure = Failure::new(FailureKind::DeploymentError, "archive", message);
+            return Err(Box::new(failure.hint("only what is over goes to the archive")).into());
         }
         ids.iter().for_each(|id| self.deployments.remove(id));
         Ok(note("archived", format!("deployments in the archive from now on: {}", ids.len())))

@@ -108,10 +108,11 @@ proptest! {
             }
             brief.follow(&story, retention);
         }
-        // Of one instance: the one that runs, those that may be undone before it, and what they went back to.
+        // Of one instance: those that may be undone, what runs and what they would go back to.
         story.now += 2 * DAY;
         brief.follow(&story, retention);
-        prop_assert!(brief.fleet.deployments().count() <= 12, "{}", brief.fleet.deployments().count());
+        let stay = brief.fleet.deployments().count();
+        prop_assert!(stay <= 6, "{stay} deployments stay");
     }
 }
 
@@ -130,18 +131,68 @@ fn what_runs_what_is_recent_and_what_may_be_undone_stays() {
     story.now += 2 * DAY;
     assert_eq!(history(&story), ids[..4], "ten may be undone, and what the tenth went back to is known");
     story.now += 100 * DAY;
-    assert_eq!(history(&story), ids[..13], "what runs, and what was before it");
+    assert_eq!(history(&story), ids[..12], "two may be undone, and what the second went back to is known");
     let archive = |ids: &[DeploymentId]| FleetEvent::DeploymentsArchived { deployments: ids.iter().cloned().collect() };
     let refused = story.tell(archive(&ids)).expect_err("one of them runs").to_string();
     assert!(refused.contains(&format!("deployment {} is not over", ids[14])), "{refused}");
-    story.tell(archive(&ids[..13])).expect("history");
-    assert_eq!(story.fleet.deployments().map(Deployment::id).collect::<Vec<_>>(), [&ids[13], &ids[14]]);
+    story.tell(archive(&ids[..12])).expect("history");
+    assert_eq!(story.fleet.deployments().map(Deployment::id).collect::<Vec<_>>(), [&ids[12], &ids[13], &ids[14]]);
     let gone = story.tell(undo(&ids[3])).expect_err("it is gone").to_string();
     assert!(gone.contains(&format!("there is no deployment {}", ids[3])), "{gone}");
-    story.tell(undo(&ids[14])).expect("the newest");
-    story.finish(&ids[14]);
-    assert_eq!(story.fleet.instances()[&instance()].release, release(13).into());
+    for version in [14, 13] {
+        story.tell(undo(&ids[version as usize])).expect("hosts can undo two");
+        story.finish(&ids[version as usize]);
+        assert_eq!(story.fleet.instances()[&instance()].release, release(version - 1).into());
+        assert_eq!(story.fleet.instances()[&instance()].trouble, None);
+    }
+    let refused = story.tell(undo(&ids[12])).expect_err("what was before is history").to_string();
+    assert!(refused.contains("no longer known what s@h1 ran before"), "{refused}");
+}
+
+#[test]
+fn what_goes_to_and_fro_between_two_releases_keeps_no_more_than_others() {
+    let mut story = begin();
+    for n in 0..60 {
+        let id = story.start(n % 2).expect("it starts");
+        story.finish(&id);
+        story.now += 2 * DAY;
+        let history = story.fleet.history(Retention::default(), at(story.now));
+        if !history.is_empty() {
+            story
+                .tell(FleetEvent::DeploymentsArchived { deployments: history.into_iter().collect() })
+                .expect("history");
+        }
+    }
+    let stay = story.fleet.deployments().count();
+    assert!(stay <= 12, "{stay} deployments stay");
+}
+
+#[test]
+fn what_runs_by_the_word_of_its_host_stays_known() {
+    let mut story = begin();
+    for version in 0..4 {
+        let id = story.start(version).expect("it starts");
+        story.finish(&id);
+    }
+    // The host puts back what it had, which is not what the plan says.
+    let id = story.start(4).expect("it starts");
+    let failed = StepReport::Failed(Failure::new(FailureKind::DeploymentError, "switch", "it ends"));
+    let cause = crate::instance::RestoreCause::Commanded;
+    let restored = StepReport::Restored { cause, running: Some(release(0).id()) };
+    for report in [StepReport::Staged, StepReport::Switched, failed, restored] {
+        let event = DeploymentEvent::StepReported { instance: instance(), attempt: 1, report };
+        story.tell(FleetEvent::Deployment { deployment: id.clone(), event }).expect("it fits");
+    }
+    assert_eq!(story.fleet.instances()[&instance()].release_id, release(0).id());
+    story.now += 200 * DAY;
+    let history = story.fleet.history(Retention::default(), at(story.now));
+    story.tell(FleetEvent::DeploymentsArchived { deployments: history.into_iter().collect() }).expect("history");
+    let id = story.start(5).expect("it starts");
+    story.finish(&id);
+    story.tell(undo(&id)).expect("it is known what ran before");
+    story.finish(&id);
     assert_eq!(story.fleet.instances()[&instance()].trouble, None);
+    assert_eq!(story.fleet.instances()[&instance()].release, release(0).into());
 }
 
 #[test]
