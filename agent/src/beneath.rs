@@ -13,15 +13,15 @@ mod seen;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, chmod, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
 pub(crate) use self::open::PATH_BYTES_MAX;
-pub(crate) use self::place::Place;
+pub(crate) use self::place::{Place, reach_folder};
 pub(crate) use self::remove::remove;
 pub(crate) use self::seen::Seen;
 
@@ -92,6 +92,16 @@ impl Folder {
         }
         let fd = self.same(below, OFlags::RDONLY | OFlags::DIRECTORY, seen)?;
         Ok(fd.map(|fd| Self::of(fd, self.path.join(below))))
+    }
+
+    /// Lets its owner read, write and enter a folder below it, if it is still the one that was seen.
+    fn let_in(&self, below: &Path, seen: &Seen) -> io::Result<()> {
+        if let Some(fd) = self.same(below, OFlags::PATH | OFlags::DIRECTORY, seen)? {
+            // A descriptor that neither reads nor writes changes no mode itself.
+            let through = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            chmod(through, Mode::from_raw_mode(seen.mode | 0o700))?;
+        }
+        Ok(())
     }
 
     /// Where a symbolic link below it leads; nothing unless it is still the one that was seen.

@@ -11,9 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fleetwright_deploy::ids::ServerName;
+use fleetwright_deploy::release::Release;
 use fleetwright_deploy::room::{Elsewhere, Room, Used};
+use rustix::fs::StatVfs;
 
 use self::open_files::{OPEN_MAX, Processes};
+use crate::beneath::{Folder, reach_folder};
 use crate::layout::Layout;
 use crate::runtime::{self, unit};
 use crate::stage;
@@ -22,14 +25,17 @@ pub(crate) use self::reserve::Reserve;
 
 /// The room of the file system that something is on.
 fn space(path: &Path) -> std::io::Result<Room> {
-    let stat = rustix::fs::statvfs(path)?;
-    Ok(Room {
+    Ok(room_of(&rustix::fs::statvfs(path)?))
+}
+
+fn room_of(stat: &StatVfs) -> Room {
+    Room {
         total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
         free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
         total_files: stat.f_files,
         free_files: stat.f_favail,
         ..Room::default()
-    })
+    }
 }
 
 /// The room on the file system with the state, without what servers use of it.
@@ -40,7 +46,7 @@ pub(crate) fn free(layout: &Layout) -> Option<Room> {
 /// What is below a folder that a server may write; nothing where that is on another disk.
 pub(crate) fn below(layout: &Layout, folder: &Path) -> Option<Used> {
     let device = fs::metadata(layout.state_dir()).ok()?.dev();
-    let found = walk::used(folder, device, Instant::now() + walk::PATIENCE)?;
+    let found = walk::used(&Folder::open(folder).ok()?, device, Instant::now() + walk::PATIENCE)?;
     (found.device == device).then_some(found.used)
 }
 
@@ -62,13 +68,15 @@ pub(crate) fn measure(layout: &Layout, servers: &[ServerName]) -> Option<Room> {
         let end = Instant::now() + walk::PATIENCE;
         let own = [server.data(), server.logs(), server.temporary()].into_iter();
         let release = runtime::current(server).and_then(|id| stage::load(&server.release(&id)));
-        let writable = release.iter().flat_map(|release| release.run.writable.iter().map(PathBuf::from));
-        let below = own.chain(private_temporary(&unit::name(server))).chain(writable);
+        let own = own.chain(private_temporary(&unit::name(server))).filter_map(|folder| Folder::open(&folder).ok());
         let mut used = held.remove(&device).unwrap_or_default();
         // Who holds more open than anybody looks at may hide anything there.
         used.is_too_much |= is_more;
         let mut elsewhere = Elsewhere::default();
-        for found in below.filter_map(|folder| walk::used(&folder, device, end)) {
+        let (named, unmeasured) = release.as_ref().map(writable).unwrap_or_default();
+        elsewhere.unmeasured.extend(unmeasured);
+        let below: Vec<Folder> = own.chain(named).collect();
+        for found in below.iter().filter_map(|folder| walk::used(folder, device, end)) {
             elsewhere.unmeasured.extend(found.unmeasured);
             if found.device == device {
                 used = used.and(found.used);
@@ -89,6 +97,19 @@ pub(crate) fn measure(layout: &Layout, servers: &[ServerName]) -> Option<Room> {
         }
     }
     Some(room)
+}
+
+/// The folders of the host that a release may write, and those that cannot be looked at, in words. An operator may have named a
+/// link, which counts where the server could not have made it.
+fn writable(release: &Release) -> (Vec<Folder>, Vec<String>) {
+    let (mut folders, mut unmeasured) = (Vec::new(), Vec::new());
+    for path in &release.run.writable {
+        match reach_folder(Path::new(path)) {
+            Ok(folder) => folders.extend(folder),
+            Err(failure) => unmeasured.push(format!("not what is at {path}: {}", failure.message)),
+        }
+    }
+    (folders, unmeasured)
 }
 
 /// The folders that systemd has made for the temporary files of a unit alone (`PrivateTmp`, systemd.exec(5)).
@@ -138,7 +159,8 @@ mod tests {
         }
         fs::write(deep.join("fill"), vec![1; 1 << 20]).expect("write");
         let device = fs::metadata(folder.path()).expect("folder").dev();
-        let used = |end| walk::used(folder.path(), device, end).expect("counted").used;
+        let opened = Folder::open(folder.path()).expect("opened");
+        let used = |end| walk::used(&opened, device, end).expect("counted").used;
         assert!(used(Instant::now() + walk::PATIENCE).is_too_deep);
         fs::remove_dir_all(folder.path().join("d")).expect("remove");
         assert!(!used(Instant::now() + walk::PATIENCE).is_too_deep);
@@ -146,6 +168,32 @@ mod tests {
         let over = Instant::now();
         while Instant::now() == over {}
         assert!(used(over).is_too_much, "there is no time left");
+    }
+
+    #[test]
+    fn what_a_link_of_the_host_leads_to_counts_and_what_cannot_be_looked_at_is_said() {
+        let folder = tempfile::tempdir().expect("folder");
+        let at = |path: &str| folder.path().join(path);
+        for path in ["real", "open"] {
+            fs::create_dir(at(path)).expect("folder");
+        }
+        fs::write(at("real/file"), vec![1; 1 << 20]).expect("write");
+        std::os::unix::fs::symlink(at("real"), at("link")).expect("link");
+        std::os::unix::fs::symlink(at("real"), at("open/link")).expect("link");
+        fs::set_permissions(at("open"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("mode");
+        let release = |paths: [PathBuf; 4]| {
+            let mut release = Release::plain("web".parse().expect("name"), Vec::new());
+            release.run.writable = paths.map(|path| path.to_str().expect("text").to_owned()).into();
+            release
+        };
+        let release = release([at("link"), at("open/link"), at("real/file"), at("missing")]);
+        let (folders, untold) = writable(&release);
+        let device = fs::metadata(folder.path()).expect("folder").dev();
+        let end = Instant::now() + walk::PATIENCE;
+        let used: Vec<u64> =
+            folders.iter().filter_map(|folder| walk::used(folder, device, end)).map(|found| found.used.bytes).collect();
+        assert!(matches!(used[..], [bytes] if bytes >= 1 << 20), "{used:?}");
+        assert!(untold[0].contains("open/link") && untold[1].contains("real/file") && untold.len() == 2, "{untold:?}");
     }
 
     #[test]

@@ -18,6 +18,19 @@ const LINKS_MAX: usize = 40;
 /// The permissions of folders that are missing on the way to something that is put back.
 const MADE_MODE: u32 = 0o755;
 
+/// A folder anywhere on the host; nothing when it is not there. A symbolic link on the way, or in its place, counts only where
+/// nobody but root could have put it there.
+pub(crate) fn reach_folder(path: &Path) -> Result<Option<Folder>, Failure> {
+    split(path)?;
+    let mut way = Way::new(path)?;
+    for part in path.components() {
+        if !way.go(part)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(way.end()))
+}
+
 /// A name in an open folder.
 #[derive(Debug)]
 pub(crate) struct Place {

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, fchmod, renameat, unlinkat};
+use rustix::fs::{AtFlags, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::{DEPTH_MAX, Folder};
@@ -53,11 +53,11 @@ impl Removing {
                     other => return Ok(other?),
                 }
             }
+            if seen.mode & 0o700 != 0o700 {
+                // Folders of this process's own user may be closed to it; of others, opening them tells.
+                let _ = folder.let_in(Path::new(name), &seen);
+            }
             if let Some(inner) = folder.folder(Path::new(name), &seen)? {
-                if seen.mode & 0o700 != 0o700 {
-                    // Folders of this process's own user may be read-only.
-                    let _ = fchmod(&inner, Mode::from_raw_mode(seen.mode | 0o700));
-                }
                 for entry in inner.names()? {
                     self.remove(&inner, &entry?, Some(top.unwrap_or(&inner)), depth + 1)?;
                 }

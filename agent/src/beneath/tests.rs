@@ -101,6 +101,31 @@ fn what_is_removed_is_what_is_below_and_never_what_a_link_leads_to() {
     assert!(setup.at("secret/er/file").exists());
 }
 
+/// An agent that is not root may not look into such folders before it changes their mode.
+#[test]
+fn folders_of_ones_own_that_are_closed_are_removed_as_well() {
+    let setup = Setup::new();
+    let nobody = rustix::process::Uid::from_raw(65_534);
+    for (path, mode) in [("data/deep/er/file", 0o000), ("data/deep/er", 0o000), ("data/deep", 0o300), ("data", 0o755)] {
+        fs::set_permissions(setup.at(path), std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("mode");
+        if rustix::process::geteuid().is_root() {
+            rustix::fs::chown(setup.at(path), Some(nobody), None).expect("chown");
+        }
+    }
+    let removed = std::thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            if rustix::process::geteuid().is_root() {
+                // Of this thread alone.
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).expect("another user");
+            }
+            remove(&setup.opened, OsStr::new("deep"))
+        });
+        work.join().expect("no panic")
+    });
+    removed.expect("removed");
+    assert!(!setup.at("data/deep").exists());
+}
+
 #[test]
 fn what_is_deeper_than_any_path_is_removed_as_well() {
     let setup = Setup::new();

@@ -50,6 +50,10 @@ pub(super) struct Disk {
     full: bool,
     /// The servers that are stopped until there is room, and why.
     held: BTreeMap<ServerName, String>,
+    /// Those of them that were found to fill the disk with the state.
+    fillers: BTreeSet<ServerName>,
+    /// Those of them that are still to be stopped.
+    running: BTreeSet<ServerName>,
     /// The servers that take more than they are to, in words.
     over: BTreeMap<ServerName, String>,
     /// What cannot be measured of servers that are to take no more than so much, in words.
@@ -99,6 +103,8 @@ impl Disk {
     /// Something else runs in the place of what was stopped.
     pub(super) fn let_go(&mut self, server: &ServerName) {
         self.held.remove(server);
+        self.fillers.remove(server);
+        self.running.remove(server);
     }
 
     pub(super) fn wait(&mut self, server: &ServerName, event: InstanceEvent) {
@@ -258,8 +264,14 @@ impl Engine {
         }
         room.servers.retain(|server, _| !self.disk.is_held(server) && but != Some(server));
         let offender = self.disk.before.as_ref().and_then(|before| room.offender(before));
-        let is_known = offender.is_some() || !self.disk.held.is_empty();
-        let stopped = self.hold(offender.into_iter().collect()).await;
+        self.disk.fillers.extend(offender.iter().map(|offender| offender.server.clone()));
+        // Whoever was stopped for another disk, or for a limit of its own, explains nothing of this one.
+        let is_known = offender.is_some() || self.disk.held.keys().any(|server| self.disk.fillers.contains(server));
+        let again = self.disk.running.iter().filter_map(|server| {
+            Some(Offender { server: server.clone(), reason: self.disk.held.get(server)?.clone() })
+        });
+        let again: Vec<Offender> = again.collect();
+        let stopped = self.hold(again.into_iter().chain(offender).collect()).await;
         // What is about to be put back would take the reserve as well: whoever stops it gives that up.
         match (is_known, stopped) {
             _ if but.is_some() => {}
@@ -270,18 +282,23 @@ impl Engine {
         self.remember();
     }
 
-    /// Stops servers, all at once, unless they are being worked on; whether all of them are stopped.
-    async fn hold(&mut self, offenders: Vec<Offender>) -> bool {
-        let halts = offenders.into_iter().filter(|offender| !self.is_worked_on(&offender.server)).map(|offender| {
+    /// Stops servers, all at once; whether all of them are stopped. Those that are being worked on are not.
+    async fn hold(&mut self, mut offenders: Vec<Offender>) -> bool {
+        let asked = offenders.len();
+        offenders.retain(|offender| !self.is_worked_on(&offender.server));
+        let mut all = offenders.len() == asked;
+        let halts = offenders.into_iter().map(|offender| {
             tracing::error!(server = %offender.server, reason = offender.reason, "stopped");
             let halt = timeout(HALT_TIMEOUT, self.machine.halt(&offender.server));
             halt.map(|outcome| (offender, outcome))
         });
         let halts: Vec<_> = halts.collect();
-        let mut all = true;
         for (Offender { server, reason }, outcome) in join_all(halts).await {
             match outcome {
-                Ok(Ok(())) => drop(self.disk.held.insert(server, reason)),
+                Ok(Ok(())) => {
+                    self.disk.running.remove(&server);
+                    self.disk.held.insert(server, reason);
+                }
                 Ok(Err(failure)) => {
                     tracing::error!(%server, %failure, "it could not be stopped");
                     all = false;
@@ -302,7 +319,9 @@ impl Engine {
 
     /// Stops what was stopped before the agent was started again: a host that has started anew may have started that, too.
     pub(super) async fn hold_again(&mut self) {
-        let held = std::mem::take(&mut self.disk.held).into_iter();
+        // Whoever does not stop now is not started either, and is tried again while the disk is full.
+        self.disk.running = self.disk.held.keys().cloned().collect();
+        let held = self.disk.held.iter().map(|(server, reason)| (server.clone(), reason.clone()));
         self.hold(held.map(|(server, reason)| Offender { server, reason }).collect()).await;
     }
 
@@ -357,6 +376,7 @@ impl Engine {
         if !room.is_enough() {
             return Ok(());
         }
+        self.disk.running.clear();
         let elsewhere = room.elsewhere.clone();
         let room_of = |server: &ServerName| elsewhere.get(server);
         (self.disk.before, self.disk.first_look) = (Some(room), None);
@@ -377,6 +397,7 @@ impl Engine {
                 continue;
             }
             tracing::info!(%server, "there is room again: what was stopped is started");
+            self.disk.fillers.remove(&server);
             self.start_current(&server);
         }
         self.remember();
@@ -387,10 +408,13 @@ impl Engine {
     fn over_limit(&self, room: &Room) -> BTreeMap<ServerName, String> {
         let over = |server: &ServerName| {
             let used = room.used_by(server);
-            let limit = self.limit(server).filter(|limit| used.is_too_deep || used.bytes > *limit)?;
+            // On the disk with the state, whoever has too much to be counted is found when that is full.
+            let elsewhere = room.elsewhere.get(server).is_some_and(|of| of.used.is_too_much);
+            let is_uncounted = used.is_too_deep || elsewhere;
+            let limit = self.limit(server).filter(|limit| is_uncounted || used.bytes > *limit)?;
             let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
             let (counted, limit) = sizes(bytes(used.bytes), bytes(limit));
-            let used = if used.is_too_deep { "more than can be counted".to_owned() } else { counted };
+            let used = if is_uncounted { "more than can be counted".to_owned() } else { counted };
             Some((server.clone(), format!("it takes {used} of the disk; its `resources.disk` is {limit}")))
         };
         room.servers.keys().chain(room.elsewhere.keys()).filter_map(over).collect()

@@ -29,6 +29,8 @@ struct Notes {
     /// Whether there is a server `busy`, of which a snapshot is being taken until it may fail.
     is_busy: bool,
     may_fail: value::Sender<bool>,
+    /// Whether no server can be stopped.
+    hangs: AtomicBool,
     /// The servers that an operator has stopped.
     stopped: Mutex<BTreeSet<ServerName>>,
     /// What an agent before has kept, and what this one keeps.
@@ -146,7 +148,10 @@ impl Machine for Notes {
         drop(self.note("give up the reserve"));
     }
     fn halt(&self, server: &ServerName) -> Work {
-        self.note(format!("halt {server}"))
+        drop(self.note(format!("halt {server}")));
+        let hangs = self.hangs.load(Ordering::Relaxed);
+        let outcome = Failure::new(FailureKind::ResourceError, "halt", "it does not end");
+        std::future::ready(if hangs { Err(outcome) } else { Ok(()) }).boxed()
     }
     fn is_stopped(&self, server: &ServerName) -> bool {
         self.stopped.lock().expect("not poisoned").contains(server)
@@ -437,5 +442,48 @@ async fn a_release_that_has_come_into_motion_again_is_not_removed_by_what_was_en
     let notes = host.machine.taken();
     let discarded: Vec<_> = notes.iter().filter(|note| note.starts_with("discard")).collect();
     assert_eq!(discarded, ["discard another of busy"]);
+    host.running.abort();
+}
+
+#[tokio::test]
+async fn while_the_server_that_fills_the_disk_is_worked_on_the_reserve_is_kept() {
+    let remembered = Mutex::new(Some(with_room(&[("busy", 300)])));
+    let looks = Mutex::new(vec![vec![("busy", 900)]; 4].into());
+    let host = Full::with(Notes { remembered, looks, is_busy: true, ..Notes::default() }, true);
+    host.wait_for("snapshot busy").await;
+    let looked = async {
+        while host.machine.looks.lock().expect("not poisoned").len() > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looked).await.expect("it looks again and again");
+    let notes = host.machine.taken();
+    let none = ["halt busy", "give up the reserve"].iter().all(|what| !notes.contains(&(*what).to_owned()));
+    assert!(none, "{notes:?}");
+    host.machine.may_fail.send_replace(true);
+    host.wait_for("give up the reserve").await;
+    let notes = host.machine.taken();
+    let position = |what: &str| notes.iter().position(|note| note == what).expect(what);
+    assert!(position("halt busy") < position("give up the reserve"), "{notes:?}");
+    host.running.abort();
+}
+
+#[tokio::test]
+async fn who_does_not_stop_again_after_a_restart_is_not_started_and_is_tried_again() {
+    let held =
+        [(name("greedy"), Held { release: Some(ReleaseId::of(b"new")), reason: "it fills the disk".to_owned() })];
+    let remembered = Mutex::new(Some(Remembered { held: held.into(), ..with_room(&[("greedy", 300)]) }));
+    let host = Full::with(Notes { remembered, hangs: true.into(), ..Notes::default() }, true);
+    host.wait_for("restore late").await;
+    let tried = async {
+        while host.machine.taken().iter().filter(|note| *note == "halt greedy").count() < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, tried).await.expect("it is tried again");
+    let notes = host.machine.taken();
+    let none = ["start greedy", "give up the reserve"].iter().all(|what| !notes.contains(&(*what).to_owned()));
+    assert!(none, "{notes:?}");
+    assert!(host.machine.remembered().expect("kept").held.contains_key(&name("greedy")));
     host.running.abort();
 }

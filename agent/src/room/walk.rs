@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use fleetwright_deploy::room::{Room, Used};
 
-use super::space;
 use crate::beneath::{DEPTH_MAX, Folder};
 
 /// Most files with several names that are remembered, so that they count once; those beyond count once for each name.
@@ -32,21 +31,22 @@ pub(super) struct Found {
 }
 
 /// What everything below a folder takes up on the device that it is on, as far as it can be gone through until `end`;
-/// nothing where it is no folder. What cannot be looked at does not count. `local` is a device that is known to answer.
-pub(super) fn used(path: &Path, local: u64, end: Instant) -> Option<Found> {
-    let folder = Folder::open(path).ok()?;
+/// nothing where it cannot be looked at. What cannot be looked at below it does not count. `local` is a device that is known to
+/// answer.
+pub(super) fn used(folder: &Folder, local: u64, end: Instant) -> Option<Found> {
     let root = folder.seen().ok()?;
     let device = root.device;
     // A server of files that does not answer would hold up the look at all others.
-    if device != local && is_remote(&folder) {
-        let unmeasured = Some(format!("{} is not on a disk of this host", path.display()));
+    if device != local && is_remote(folder) {
+        let unmeasured = Some(format!("{} is not on a disk of this host", folder.path().display()));
         return Some(Found { device, used: Used::default(), room: Room::default(), unmeasured });
     }
+    let room = super::room_of(&rustix::fs::fstatvfs(folder).ok()?);
     let used = Used { bytes: root.taken_bytes, files: 1, ..Used::default() };
     let mut walk = Walk { device, end, used, linked: BTreeSet::new(), mounted: None };
-    let _ = walk.count(&folder, 0);
+    let _ = walk.count(folder, 0);
     let unmeasured = walk.mounted.map(|at| format!("something is mounted on {}", at.display()));
-    Some(Found { device, used: walk.used, room: space(path).ok()?, unmeasured })
+    Some(Found { device, used: walk.used, room, unmeasured })
 }
 
 /// Whether a folder is on a file system that others give this host, over a network or by a program.
