@@ -233,7 +233,8 @@ while :; do echo "# more" >>"$0"; sleep 0.05; done 2>/dev/null"##
     assert_eq!(fleet.servers()["first@host-1"]["health"], "healthy", "its check sees what it sees");
     fleet.write("config/servers/first.yaml", &definition("first", "exit 3", ALIVE));
     fleet.deploy(&manifest, &[]).expect_code(4);
-    assert_eq!(fleet.servers()["first@host-1"]["health"], "healthy");
+    // What was put back is looked at anew.
+    fleet.wait_until("the release before is healthy", || fleet.servers()["first@host-1"]["health"] == "healthy");
 }
 
 /// The same where nothing that the server needs is below `/tmp`: then its temporary files are on the disk.
