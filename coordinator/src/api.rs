@@ -155,7 +155,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Queried<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let query = Query::from_request_parts(parts, state).await;
-        query.map(|Query(asked)| Self(asked)).map_err(|rejection| not_found(rejection.body_text()))
+        query.map(|Query(asked)| Self(asked)).map_err(|rejection| {
+            let why = rejection.body_text();
+            let why = why.strip_prefix("Failed to deserialize query string: ").unwrap_or(&why);
+            let failure = Failure::new(FailureKind::ConfigurationError, "request", format!("in the query, {why}"));
+            Refusal(failure.hint("docs/api.md says what each path takes"))
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! The coordinator's interface on its socket: who may open it, and events that go on where a follower left off.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -91,4 +92,41 @@ fn only_the_owner_may_open_the_socket_and_the_state_folder() {
     for key in ["authority.key", "coordinator.key", "command.key", "operator.key", "values.key"] {
         assert_eq!(mode(key), 0o600, "{key}");
     }
+}
+
+/// The status and the answer of a request.
+fn get(fleet: &Fleet, path: &str) -> (u16, Value) {
+    let mut stream = std::os::unix::net::UnixStream::connect(fleet.state_dir().join("api.sock")).expect("the socket");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: coordinator\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, serde_json::from_str(body).unwrap_or_else(|_| panic!("no JSON: {body}")))
+}
+
+#[test]
+fn what_is_wrong_with_a_query_is_an_error_like_all_others() {
+    let fleet = Fleet::new();
+    let manifest = fleet.configure_plain(&["web"], 1, "servers:\n  - { server: web }\n");
+    fleet.up(&manifest, &["--agents", "1"]).expect_code(0);
+    let id = fleet.newest_deployment()["summary"]["id"].as_str().expect("an id").to_owned();
+    for path in [
+        "/v1/deployments?limit=many",
+        "/v1/deployments?limit=-1",
+        "/v1/deployments?before=",
+        &format!("/v1/deployments/{id}?plan=maybe"),
+        "/v1/servers/web@host-1/logs?lines=all",
+    ] {
+        let (status, answer) = get(&fleet, path);
+        let error = &answer["error"];
+        assert_eq!((status, error["kind"].as_str()), (422, Some("configuration_error")), "{path}: {answer:#}");
+        assert!(error["message"].as_str().is_some_and(|message| message.starts_with("in the query, ")), "{answer:#}");
+        assert!(error["hint"].is_string(), "{answer:#}");
+    }
+    let listed = |path: &str| get(&fleet, path).1.as_array().expect("a list").len();
+    assert_eq!((listed("/v1/deployments?limit=0"), listed("/v1/deployments?limit=99999999")), (1, 1));
+    let content = |path: &str| get(&fleet, path).1["content"].clone();
+    assert!(content(&format!("/v1/deployments/{id}?plan=true")).is_object());
+    assert!(content(&format!("/v1/deployments/{id}")).is_null());
 }

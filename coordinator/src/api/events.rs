@@ -1,12 +1,12 @@
 //! Events over a WebSocket: first those after the number that the follower names, then new ones as they come.
 
+use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Query, State};
 use axum::response::Response;
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::Api;
+use super::{Api, Queried};
 use crate::engine::Handle;
 use crate::journal::EventRecord;
 
@@ -29,7 +29,7 @@ fn yes() -> bool {
 
 pub(super) async fn events(
     State(api): State<Api>,
-    Query(query): Query<EventsQuery>,
+    Queried(query): Queried<EventsQuery>,
     upgrade: WebSocketUpgrade,
 ) -> Response {
     upgrade.on_upgrade(move |socket| async move {
