@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use fleetwright_deploy::ids::ServerName;
 use fleetwright_deploy::printable::Printable;
+use fleetwright_deploy::wording;
 use fleetwright_protocol::log_file::LogFile;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -159,7 +160,7 @@ fn refused(error: clap::Error) -> clap::Error {
     if error.kind() != clap::error::ErrorKind::ValueValidation {
         return error;
     }
-    clap::Error::raw(error.kind(), fleetwright_deploy::wording::of_argument(&error.to_string()))
+    clap::Error::raw(error.kind(), wording::of_argument(&error.to_string()))
 }
 
 /// Runs the command line and gives the exit code.
@@ -184,7 +185,7 @@ pub fn main() -> ExitCode {
     match perform(arguments.command) {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", wording::of_causes_and_hints(error.chain().map(ToString::to_string)));
             ExitCode::FAILURE
         }
     }

@@ -34,6 +34,24 @@ pub fn unknown(said: &str) -> Option<(&str, Vec<&str>)> {
     Some((name.split('`').nth(1)?, names(known)))
 }
 
+/// What went wrong and why, the nearest cause first, and what to do about it: of each cause, lines that begin with `hint:` say that.
+pub fn of_causes(causes: impl IntoIterator<Item = String>) -> (String, Vec<String>) {
+    let (mut why, mut hints): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+    for cause in causes {
+        let mut parts = cause.split("\n  hint: ").map(str::to_owned);
+        why.extend(parts.next());
+        hints.extend(parts);
+    }
+    (why.join(": "), hints)
+}
+
+/// The same as one text: why, and then the hints, each on a line of its own.
+pub fn of_causes_and_hints(causes: impl IntoIterator<Item = String>) -> String {
+    let (mut text, hints) = of_causes(causes);
+    hints.iter().for_each(|hint| text.push_str(&format!("\n  hint: {hint}")));
+    text
+}
+
 /// The names in backticks.
 fn names(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
@@ -127,6 +145,14 @@ pub fn of_argument(said: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hints_come_after_all_causes() {
+        let causes = || ["no answer on s\n  hint: start it".to_owned(), "refused".to_owned()];
+        assert_eq!(of_causes(causes()), ("no answer on s: refused".to_owned(), vec!["start it".to_owned()]));
+        assert_eq!(of_causes_and_hints(causes()), "no answer on s: refused\n  hint: start it");
+        assert_eq!(of_causes_and_hints(["alone".to_owned()]), "alone");
+    }
 
     #[test]
     fn what_a_reader_of_data_says_is_said_without_its_types() {

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use fleetwright_deploy::config::Problems;
 use fleetwright_deploy::failure::Failure;
 use fleetwright_deploy::printable::{continued, is_order, printable, printable_line};
+use fleetwright_deploy::wording;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -127,7 +128,11 @@ impl Ui {
                     serde_json::json!({ "error": { "kind": "configuration_error", "problems": problems } })
                 }
                 (None, Some(failure)) => serde_json::json!({ "error": failure }),
-                (None, None) => serde_json::json!({ "error": { "message": format!("{error:#}") } }),
+                (None, None) => {
+                    let (message, hints) = wording::of_causes(error.chain().map(ToString::to_string));
+                    let hint = (!hints.is_empty()).then(|| hints.join("; "));
+                    serde_json::json!({ "error": { "message": message, "hint": hint } })
+                }
             };
             self.print(&serde_json::to_string_pretty(&body).unwrap_or_default());
         }
@@ -138,7 +143,9 @@ impl Ui {
                 all.join("\n\n")
             }
             (None, Some(failure)) => format!("error: {}", describe(failure)),
-            (None, None) => format!("error: {error:#}"),
+            (None, None) => {
+                format!("error: {}", wording::of_causes_and_hints(error.chain().map(ToString::to_string)))
+            }
         };
         let _ = writeln!(std::io::stderr().lock(), "{}", self.shown(&text));
     }
