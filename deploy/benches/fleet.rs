@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use fleetwright_deploy::deployment::{Action, DeploymentEvent, Options, Order};
-use fleetwright_deploy::fleet::{Fleet, FleetEvent, Introduction};
+use fleetwright_deploy::fleet::{Fleet, FleetEvent, Introduction, Retention};
 use fleetwright_deploy::host::HostView;
 use fleetwright_deploy::ids::{DeploymentId, HostName, InstanceId, ServerName};
 use fleetwright_deploy::instance::{RestoreCause, StepReport};
@@ -26,6 +26,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const HOSTS: [usize; 4] = [100, 1_000, 3_000, 10_000];
 /// How often something is asked to find out how long that takes.
 const ASKED: usize = 200;
+/// After how many deployments it is looked what stays of them.
+const PAST: [u32; 4] = [15, 30, 60, 120];
+/// Of how many hosts that is looked at, at most: the past takes long to live through.
+const PAST_HOSTS_MAX: usize = 1_000;
+/// A day, in milliseconds.
+const DAY: i64 = 24 * 3_600 * 1_000;
 
 fn main() {
     let sizes = sizes();
@@ -35,7 +41,7 @@ fn main() {
         "hosts", "per report", "ratio", "deployment", "rollback", "deadline", "outstanding", "  after 2nd", "snapshot"
     );
     let mut baseline = None;
-    for hosts in sizes {
+    for hosts in sizes.iter().copied() {
         let of = run(hosts);
         let baseline = *baseline.get_or_insert(of.per_report);
         println!(
@@ -49,6 +55,38 @@ fn main() {
             micros(of.outstanding_after),
             of.snapshot / 1_000,
         );
+    }
+    past(sizes.last().copied().unwrap_or(1_000).min(PAST_HOSTS_MAX));
+}
+
+/// What stays of a long past: deployments of all hosts, one every second day, that go to the archive when they may.
+fn past(hosts: usize) {
+    println!("\nwhat stays of the past, with {hosts} hosts; the first line is the baseline of the ratio");
+    println!("{:>11} {:>8} {:>14} {:>7} {:>20}", "deployments", "kept", "snapshot", "ratio", "look at the past");
+    let mut story = Story::begin(hosts);
+    let mut baseline = None;
+    for n in 1..=*PAST.last().expect("some") {
+        let id = story.start(n);
+        story.finish(&id);
+        story.now += 2 * DAY;
+        let now = Timestamp::from_unix_ms(story.now);
+        let began = Instant::now();
+        let history = story.fleet.history(Retention::default(), now);
+        let took = began.elapsed();
+        if !history.is_empty() {
+            story.tell(FleetEvent::DeploymentsArchived { deployments: history.into_iter().collect() });
+        }
+        if PAST.contains(&n) {
+            let bytes = serde_json::to_vec(&story.fleet).expect("JSON").len();
+            let baseline = *baseline.get_or_insert(bytes);
+            println!(
+                "{n:>11} {:>8} {:>11} kB {:>7.2} {:>17.1} ms",
+                story.fleet.deployments().count(),
+                bytes / 1_000,
+                bytes as f64 / baseline as f64,
+                took.as_secs_f64() * 1e3,
+            );
+        }
     }
 }
 
