@@ -108,6 +108,20 @@ impl Turns {
         }
     }
 
+    /// The same for work that cannot wait without an end; nothing when what is before it goes on for longer.
+    pub(crate) fn take_within<T, W: Future<Output = T>>(
+        &self,
+        server: &ServerName,
+        patience: Duration,
+        work: W,
+    ) -> impl Future<Output = Option<T>> + use<T, W> {
+        let door = self.door(server);
+        async move {
+            let turn = timeout(patience, door.lock_owned()).await.ok()?;
+            Some(TURN.scope(Arc::new(turn), work).await)
+        }
+    }
+
     fn door(&self, server: &ServerName) -> Arc<tokio::sync::Mutex<()>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(server.clone()).or_default().clone()
     }

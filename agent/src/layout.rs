@@ -5,22 +5,33 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fleetwright_deploy::ids::{ReleaseId, ServerName, SnapshotId};
-use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, RwLock, RwLockWriteGuard};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, RwLockWriteGuard, Semaphore};
+use tokio::time::timeout;
 
 /// What is left of permissions: everything to the owner, and others pass through, or only the group does, or nobody.
 const PASSABLE: u32 = 0o711;
 const PASSABLE_FOR_GROUP: u32 = 0o710;
 const PRIVATE: u32 = 0o700;
 
+/// How many stopped servers are settled at once: each holds in memory what it lists.
+const SETTLING_MAX: usize = 2;
+/// How long work waits for memory that others use. They may hang on a disk that does not answer, and must not hold up everybody.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// The state folder of one agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     state_dir: PathBuf,
     blobs_in_use: Arc<RwLock<()>>,
-    taking: Arc<Mutex<()>>,
-    settling: Arc<Mutex<()>>,
+    taking: Arc<Semaphore>,
+    settling: Arc<Semaphore>,
+}
+
+async fn turn(of: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    timeout(PATIENCE, of.clone().acquire_owned()).await.ok()?.ok()
 }
 
 impl Layout {
@@ -28,8 +39,8 @@ impl Layout {
         Self {
             state_dir: state_dir.to_owned(),
             blobs_in_use: Arc::default(),
-            taking: Arc::default(),
-            settling: Arc::default(),
+            taking: Arc::new(Semaphore::new(1)),
+            settling: Arc::new(Semaphore::new(SETTLING_MAX)),
         }
     }
 
@@ -103,14 +114,15 @@ impl Layout {
         self.blobs_in_use.clone().read_owned().await
     }
 
-    /// The turn of taking a snapshot: what it lists is held in memory, so one is taken at a time.
-    pub(crate) async fn take_alone(&self) -> OwnedMutexGuard<()> {
-        self.taking.clone().lock_owned().await
+    /// The turn of taking a snapshot: what it lists is held in memory, so one is taken at a time. Without an end to the wait,
+    /// one that hangs would hold up all others.
+    pub(crate) async fn turn_to_take(&self) -> Option<OwnedSemaphorePermit> {
+        turn(&self.taking).await
     }
 
     /// The turn of keeping what has changed of a server that is stopped, which does not wait until others are taken.
-    pub(crate) async fn settle_alone(&self) -> OwnedMutexGuard<()> {
-        self.settling.clone().lock_owned().await
+    pub(crate) async fn turn_to_settle(&self) -> Option<OwnedSemaphorePermit> {
+        turn(&self.settling).await
     }
 
     /// Keeps everybody from storing blobs; nothing while somebody does.
@@ -344,6 +356,17 @@ impl ReleaseLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_long_for_others_goes_on_beside_them() {
+        let layout = Layout::new(Path::new("/nowhere"));
+        let (one, two) = (layout.turn_to_settle().await, layout.turn_to_settle().await);
+        assert!(one.is_some() && two.is_some());
+        assert!(layout.turn_to_settle().await.is_none(), "they may hang");
+        assert!(layout.turn_to_take().await.is_some(), "that is no matter of theirs");
+        drop(one);
+        assert!(layout.turn_to_settle().await.is_some());
+    }
 
     #[test]
     fn what_earlier_versions_left_open_is_closed_and_the_way_of_servers_users_stays() {

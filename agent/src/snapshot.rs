@@ -17,7 +17,7 @@ mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufReader, BufWriter};
+use std::io::{self, BufReader, BufWriter};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,7 @@ use fleetwright_deploy::limits::size;
 use fleetwright_deploy::release::Release;
 use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::aside::aside;
 use crate::beneath::Place;
@@ -112,6 +113,8 @@ pub(crate) async fn take(
     if manifest_path(&server.snapshot(id)).exists() {
         return Ok(());
     }
+    // Before anything is read: what waits is not what is kept, and keeps nobody from pruning.
+    let turn = layout.turn_to_take().await;
     let using = layout.use_blobs().await;
     let running = release.and_then(|release| stage::load(&server.release(release)));
     let dump = match (release, running.as_ref().and_then(|running| running.database.as_ref())) {
@@ -122,11 +125,10 @@ pub(crate) async fn take(
         }
         _ => None,
     };
-    let alone = layout.take_alone().await;
     let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
     let (release, target) = (release.cloned(), target.cloned());
     aside(move || {
-        let _alone = alone;
+        let _turn = turn;
         let target = target.and_then(|target| stage::load(&server.release(&target)));
         let wanted = Wanted::of([running.as_ref(), target.as_ref()]);
         let _using = using;
@@ -150,12 +152,23 @@ pub(crate) async fn take(
 
 /// Keeps what has changed since the snapshot was taken, now that the server is stopped. Doing it again, after the next
 /// release has begun to change things, does nothing.
-pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
-    let (using, alone) = (layout.use_blobs().await, layout.settle_alone().await);
+pub(crate) async fn settle(
+    layout: &Layout,
+    server: &ServerLayout,
+    id: &SnapshotId,
+    turn: Option<OwnedSemaphorePermit>,
+) -> Result<(), Failure> {
+    let using = layout.use_blobs().await;
     let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
     aside(move || {
-        let _using = (using, alone);
-        let Some(mut manifest) = read_manifest(&server.snapshot(&id)) else { return Ok(()) };
+        let _using = (using, turn);
+        let folder = server.snapshot(&id);
+        // What cannot be read is not what is not there: the next release would change what nobody could put back.
+        let Some(mut manifest) =
+            read_manifest(&folder).map_err(|error| file_failure(&manifest_path(&folder), &error))?
+        else {
+            return Ok(());
+        };
         if manifest.settled {
             return Ok(());
         }
@@ -165,6 +178,13 @@ pub(crate) async fn settle(layout: &Layout, server: &ServerLayout, id: &Snapshot
         write(&Blobs::of(&layout), &server, &id, &manifest)
     })
     .await
+}
+
+/// Whether a snapshot was settled: from then on the next release may have changed what was kept. What cannot be read may be.
+pub(crate) fn is_settled(server: &ServerLayout, id: &SnapshotId) -> Result<bool, Failure> {
+    let folder = server.snapshot(id);
+    let manifest = read_manifest(&folder).map_err(|error| file_failure(&manifest_path(&folder), &error))?;
+    Ok(manifest.is_some_and(|manifest| manifest.settled))
 }
 
 /// Keeps data and paths; what the manifest holds already and has not changed is not read again.
@@ -231,7 +251,7 @@ pub(crate) fn prune(layout: &Layout, server: &ServerLayout, keep: &[SnapshotId])
 }
 
 /// The blobs that snapshots and releases on this host need.
-fn needed(layout: &Layout) -> std::io::Result<BTreeSet<String>> {
+fn needed(layout: &Layout) -> io::Result<BTreeSet<String>> {
     let mut needed = BTreeSet::new();
     for server in entries(&layout.servers())? {
         let server = ServerLayout::at(&server);
@@ -255,24 +275,22 @@ fn needed(layout: &Layout) -> std::io::Result<BTreeSet<String>> {
 }
 
 /// What is in a folder; nothing in one that is not there.
-fn entries(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let Some(entries) = there(fs::read_dir(folder), folder)? else { return Ok(Vec::new()) };
     entries.map(|entry| entry.map(|entry| entry.path()).map_err(|error| of_file(folder, &error))).collect()
 }
 
 /// What was read, unless it is not there: a file may stand where a folder is looked for.
-fn there<T>(read: std::io::Result<T>, path: &Path) -> std::io::Result<Option<T>> {
+fn there<T>(read: io::Result<T>, path: &Path) -> io::Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(of_file(path, &error)),
     }
 }
 
-fn of_file(path: &Path, error: &dyn std::fmt::Display) -> std::io::Error {
-    std::io::Error::other(format!("{}: {error}", path.display()))
+fn of_file(path: &Path, error: &dyn std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {error}", path.display()))
 }
 
 fn manifest_path(folder: &Path) -> PathBuf {
@@ -292,7 +310,7 @@ fn write(blobs: &Blobs, server: &ServerLayout, id: &SnapshotId, manifest: &Manif
 }
 
 /// Writes a manifest as it is read: its text is larger than all that it is made of.
-fn stream(manifest: &Manifest, path: &Path) -> std::io::Result<()> {
+fn stream(manifest: &Manifest, path: &Path) -> io::Result<()> {
     let fresh = path.with_extension("json.new");
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     let mut writer = BufWriter::new(file);
@@ -303,11 +321,16 @@ fn stream(manifest: &Manifest, path: &Path) -> std::io::Result<()> {
 }
 
 fn read(server: &ServerLayout, id: &SnapshotId) -> Result<Manifest, Failure> {
-    read_manifest(&server.snapshot(id)).ok_or_else(|| damaged(format!("snapshot {id} cannot be read")))
+    read_manifest(&server.snapshot(id)).ok().flatten().ok_or_else(|| damaged(format!("snapshot {id} cannot be read")))
 }
 
-fn read_manifest(folder: &Path) -> Option<Manifest> {
-    serde_json::from_reader(BufReader::new(File::open(manifest_path(folder)).ok()?)).ok()
+/// The manifest of a snapshot; nothing where there is none.
+fn read_manifest(folder: &Path) -> io::Result<Option<Manifest>> {
+    match File::open(manifest_path(folder)) {
+        Ok(file) => Ok(Some(serde_json::from_reader(BufReader::new(file))?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn damaged(message: String) -> Failure {
@@ -316,7 +339,7 @@ fn damaged(message: String) -> Failure {
 }
 
 /// A failure of a file, in the words of this step.
-fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure + '_ {
+fn failed(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
     move |error| file_failure(path, &error)
 }
 

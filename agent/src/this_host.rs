@@ -36,6 +36,8 @@ use crate::{container, handover, metrics, runtime, snapshot, stage};
 const INSTALLS_MAX: usize = 2;
 /// How long a comparison of a snapshot with what is there may take, with its wait for others.
 const COMPARISON_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a restore waits for work that was ended: what still goes on then hangs.
+const HANGS_AFTER: Duration = Duration::from_secs(60);
 /// How long an old release has to become healthy again after it was put back.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long it must be healthy without a break.
@@ -160,8 +162,16 @@ impl Machine for ThisHost {
 
     fn restore(&self, name: &ServerName, restore: Restore) -> Work {
         let (layout, server) = (self.layout.clone(), self.layout.server(name));
+        let (beside, restore_beside) = (server.clone(), restore.clone());
         let work = async move { put_back(&layout, &server, &restore).await };
-        self.turns.take(name, work).boxed()
+        let in_turn = self.turns.take_within(name, HANGS_AFTER, work);
+        async move {
+            match in_turn.await {
+                Some(outcome) => outcome,
+                None => put_back_beside(&beside, &restore_beside).await,
+            }
+        }
+        .boxed()
     }
 
     fn run(&self, name: &ServerName, release: Option<ReleaseId>) -> Work {
@@ -342,8 +352,10 @@ impl Sampler for HostSampler {
 
 /// Stops what runs, keeps what it has changed since the snapshot was begun, and starts the target.
 async fn switch_over(layout: &Layout, server: &ServerLayout, switch: &Switch) -> Result<(), Failure> {
+    // It runs while it waits for others.
+    let turn = layout.turn_to_settle().await;
     runtime::stop(server, true).await?;
-    snapshot::settle(layout, server, &switch.snapshot).await?;
+    snapshot::settle(layout, server, &switch.snapshot, turn).await?;
     run_release(server, switch.spec.target.as_ref(), true).await
 }
 
@@ -378,6 +390,25 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
     }
     run_release(server, switch.previous.as_ref(), false).await?;
     put_away(server, restore).await?;
+    match &switch.previous {
+        Some(previous) => recovered(server, previous).await,
+        None => Ok(()),
+    }
+}
+
+/// What was ended on a server hangs, as on a disk that does not answer. As long as that has only kept what is there, what ran before
+/// just has to run again; it must not wait for that disk.
+async fn put_back_beside(server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
+    let Restore { switch, drain, .. } = restore;
+    if snapshot::is_settled(server, &switch.snapshot)? {
+        let message =
+            "what was ended is still at work, as on a disk that does not answer: nothing can be put back beside it";
+        let failure = Failure::new(FailureKind::ResourceError, "restore", message);
+        return Err(failure.hint("look at the disks of the host, then start its agent again"));
+    }
+    tracing::warn!(server = server.name(), "what was ended hangs: what ran before is started beside it");
+    runtime::stop(server, *drain).await?;
+    run_release(server, switch.previous.as_ref(), false).await?;
     match &switch.previous {
         Some(previous) => recovered(server, previous).await,
         None => Ok(()),
@@ -444,7 +475,9 @@ async fn test(release: &Release, secrets: &BTreeMap<String, String>) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use fleetwright_deploy::instance::{StepKey, SwitchSpec};
     use fleetwright_deploy::room::Held;
+    use fleetwright_deploy::time::Length;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -477,6 +510,38 @@ mod tests {
         release.send(()).expect("it waits");
         run.await.expect("it runs nothing");
         ended.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ran_before_runs_again_although_what_was_ended_hangs_unless_things_were_changed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let host = ThisHost::new(folder.path(), "127.0.0.1".to_owned(), BTreeMap::new());
+        let name: ServerName = "one".parse().expect("name");
+        let (began, begun) = oneshot::channel();
+        let hangs = tokio::spawn(host.turns.take(&name, async move {
+            began.send(()).expect("heard");
+            std::future::pending::<()>().await;
+        }));
+        begun.await.expect("begun");
+        let spec = SwitchSpec {
+            target: None,
+            dead_man: None,
+            healthy_deadline: Length::from_secs(1),
+            min_healthy_time: Length::ZERO,
+        };
+        let key = StepKey { deployment: "d1-00000000".parse().expect("id"), attempt: 1 };
+        let snapshot: SnapshotId = "d1-aa-1".parse().expect("id");
+        let switch = Switch { key, spec, snapshot: snapshot.clone(), previous: None, previous_by: None };
+        let restore = || Restore { switch: switch.clone(), drain: false, kept: Vec::new() };
+        fs::create_dir_all(host.layout.server(&name).folder()).expect("folder");
+        host.restore(&name, restore()).await.expect("nothing ran before, and nothing was changed");
+        let kept = host.layout.server(&name).snapshot(&snapshot);
+        fs::create_dir_all(&kept).expect("folder");
+        let manifest = r#"{"release":null,"release_files":{},"data":null,"paths":{},"settled":true}"#;
+        fs::write(kept.join("manifest.json"), manifest).expect("write");
+        let refused = host.restore(&name, restore()).await.expect_err("the next release may have changed things");
+        assert!(refused.message.contains("still at work") && refused.hint.is_some(), "{refused}");
+        hangs.abort();
     }
 
     #[tokio::test(start_paused = true)]

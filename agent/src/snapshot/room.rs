@@ -19,7 +19,7 @@ use crate::{room, stage};
 pub(crate) async fn make_room(layout: &Layout, server: &ServerLayout, id: &SnapshotId) -> Result<(), Failure> {
     let (layout, server, id) = (layout.clone(), server.clone(), id.clone());
     aside(move || {
-        let Some(manifest) = read_manifest(&server.snapshot(&id)) else { return Ok(()) };
+        let Some(manifest) = read_manifest(&server.snapshot(&id)).ok().flatten() else { return Ok(()) };
         match room::free(&layout) {
             Some(room) => make_room_on(&room, &layout, &server, &manifest),
             None => Ok(()),

@@ -38,7 +38,8 @@ impl Setup {
     }
 
     async fn settle(&self, id: &str) {
-        settle(&self.layout, &self.server, &id.parse().expect("id")).await.expect("settled");
+        let turn = self.layout.turn_to_settle().await;
+        settle(&self.layout, &self.server, &id.parse().expect("id"), turn).await.expect("settled");
     }
 
     async fn restore(&self, id: &str) -> Result<(), Failure> {
@@ -382,7 +383,7 @@ async fn one_snapshot_is_taken_at_a_time_and_a_stopped_server_does_not_wait_for_
     let setup = Setup::new();
     let release = setup.staged(|release| release.snapshot_data = true);
     setup.take("d1-aa-1", Some(&release), None).await;
-    let another = setup.layout.take_alone().await;
+    let another = setup.layout.turn_to_take().await;
     let mut second = std::pin::pin!(setup.take("d2-aa-1", Some(&release), None));
     assert!(second.as_mut().now_or_never().is_none());
     setup.settle("d1-aa-1").await;
@@ -390,6 +391,36 @@ async fn one_snapshot_is_taken_at_a_time_and_a_stopped_server_does_not_wait_for_
     drop(another);
     second.await;
     assert_eq!(list(&setup.server).len(), 2);
+}
+
+#[tokio::test]
+async fn a_manifest_that_cannot_be_read_is_not_one_that_is_not_there() {
+    let setup = Setup::new();
+    let release = setup.staged(|release| release.snapshot_data = true);
+    setup.settle("d9-aa-1").await;
+    setup.take("d1-aa-1", Some(&release), None).await;
+    let id = "d1-aa-1".parse().expect("id");
+    fs::write(setup.server.snapshot(&id).join("manifest.json"), "{").expect("write");
+    let refused = settle(&setup.layout, &setup.server, &id, None).await.expect_err("nobody could put it back");
+    assert!(refused.message.contains("manifest.json"), "{refused}");
+}
+
+/// Each of many names of one file holds the path of the first.
+#[tokio::test]
+async fn what_hard_links_lead_to_counts_for_the_memory_of_a_snapshot() {
+    let setup = Setup::new();
+    let release = setup.staged(|release| release.snapshot_data = true);
+    let deep: PathBuf = std::iter::repeat_n("a".repeat(240), 14).collect();
+    let first = setup.server.data().join(deep).join("file");
+    fs::create_dir_all(first.parent().expect("a folder")).expect("folders");
+    fs::write(&first, "one").expect("write");
+    fs::create_dir(setup.server.data().join("z")).expect("folder");
+    for n in 0..20_000 {
+        fs::hard_link(&first, setup.server.data().join(format!("z/{n}"))).expect("link");
+    }
+    let id = "d1-aa-1".parse().expect("id");
+    let refused = take(&setup.layout, &setup.server, &id, Some(&release), None).await.expect_err("too much");
+    assert!(refused.message.contains("longer names"), "{refused}");
 }
 
 #[tokio::test]

@@ -90,7 +90,7 @@ impl Tree {
         blobs.check_room(to_read.fold(0, |bytes: u64, (_, seen)| bytes.saturating_add(takes(seen))))?;
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
         let mut inodes: BTreeMap<(u64, u64), String> = BTreeMap::new();
-        let mut attributes = attributes::Count::default();
+        let (mut attributes, mut held) = (attributes::Count::default(), 0);
         for (relative, seen) in found.entries() {
             let inode = (seen.device, seen.inode);
             let first = (seen.links > 1 && seen.is_file()).then(|| inodes.get(&inode)).flatten();
@@ -107,7 +107,9 @@ impl Tree {
                     if attributes.is_too_much_with(&entry.xattrs) {
                         return Err(too_many_attributes(found));
                     }
-                    if matches!(entry.kind, EntryKind::File { .. }) {
+                    held += entry.held_bytes(relative);
+                    found.check_held(held)?;
+                    if seen.links > 1 && matches!(entry.kind, EntryKind::File { .. }) {
                         inodes.insert(inode, relative.to_owned());
                     }
                     entries.insert(relative.to_owned(), entry);
@@ -125,13 +127,15 @@ impl Tree {
     /// What is there now, without keeping it, hashed as what was `kept`.
     pub(super) fn look(place: &Place, kept: Option<&Self>) -> Result<Option<Self>, Failure> {
         let found = Listing::of(place, Writer::Runs)?;
-        let (mut entries, mut attributes) = (BTreeMap::new(), attributes::Count::default());
+        let (mut entries, mut attributes, mut held) = (BTreeMap::new(), attributes::Count::default(), 0);
         for (relative, seen) in found.entries() {
             let kind = kept.and_then(|kept| kept.content(relative)).map(Kind::of_name);
             if let Some(entry) = found.read(relative, seen, |file, path| hash(&file, path, seen, kind))? {
                 if attributes.is_too_much_with(&entry.xattrs) {
                     return Err(too_many_attributes(&found));
                 }
+                held += entry.held_bytes(relative);
+                found.check_held(held)?;
                 entries.insert(relative.to_owned(), entry);
             }
         }
@@ -167,7 +171,7 @@ impl Tree {
 
     /// What it takes in memory.
     pub(super) fn held_bytes(&self) -> usize {
-        self.0.keys().map(|path| listing::held_bytes(path)).sum()
+        self.0.iter().map(|(path, entry)| entry.held_bytes(path)).sum()
     }
 
     /// What it takes up on a disk.
@@ -185,6 +189,16 @@ impl Tree {
 }
 
 impl Entry {
+    /// What it takes in memory, with its path and with where it leads.
+    fn held_bytes(&self, path: &str) -> usize {
+        let to = match &self.kind {
+            EntryKind::Link { to } => to.as_os_str().len(),
+            EntryKind::HardLink { to } => to.len(),
+            EntryKind::Folder | EntryKind::File { .. } => 0,
+        };
+        listing::held_bytes(path) + to
+    }
+
     fn of(seen: &Seen, kind: EntryKind, xattrs: Attributes) -> Self {
         Self {
             mode: seen.mode,

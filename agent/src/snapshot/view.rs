@@ -20,7 +20,7 @@ pub(crate) fn list(server: &ServerLayout) -> Vec<SnapshotSummary> {
     let mut found: Vec<SnapshotSummary> = entries
         .filter_map(|entry| {
             let id: SnapshotId = entry.file_name().to_str()?.parse().ok()?;
-            Some(summary(id, &read_manifest(&entry.path())?))
+            Some(summary(id, &read_manifest(&entry.path()).ok().flatten()?))
         })
         .collect();
     found.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
@@ -29,7 +29,7 @@ pub(crate) fn list(server: &ServerLayout) -> Vec<SnapshotSummary> {
 
 /// What is in a snapshot, and, where asked for, what has changed since.
 pub(crate) fn show(server: &ServerLayout, id: &SnapshotId, compare: bool) -> Result<SnapshotView, Failure> {
-    let Some(manifest) = read_manifest(&server.snapshot(id)) else {
+    let Some(manifest) = read_manifest(&server.snapshot(id)).ok().flatten() else {
         let message = format!("there is no snapshot {id} of {}", server.name());
         return Err(Failure::new(FailureKind::ConfigurationError, "look", message)
             .hint(format!("`fleetwright snapshots list {}@HOST` shows them", server.name())));

@@ -71,19 +71,24 @@ impl<'a> Listing<'a> {
                     folders.push((relative.clone(), depth + 1));
                 }
                 bytes += held_bytes(&relative);
-                if bytes > HELD_BYTES_MAX {
-                    let so_far = self.entries.len();
-                    let message = format!(
-                        "{} has more files than can be listed within {}: after {so_far} that is used up",
-                        root.path().display(),
-                        size(HELD_BYTES_MAX)
-                    );
-                    return Err(too_much(message));
-                }
+                self.check_held(bytes)?;
                 self.entries.insert(relative, seen);
             }
         }
         Ok(())
+    }
+
+    /// What is listed is held in memory, which has a limit.
+    pub(super) fn check_held(&self, bytes: usize) -> Result<(), Failure> {
+        if bytes <= HELD_BYTES_MAX {
+            return Ok(());
+        }
+        let (path, so_far) = (self.place.path(), self.entries.len());
+        Err(too_much(format!(
+            "{} has more files, or longer names, than can be listed within {}: it has at least {so_far} files",
+            path.display(),
+            size(HELD_BYTES_MAX)
+        )))
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Seen)> {

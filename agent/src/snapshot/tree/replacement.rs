@@ -157,7 +157,13 @@ fn fill(holder: &Folder, tree: &Tree, path: &Path, blobs: &Blobs) -> Result<(), 
         dress(holder, relative, entry).map_err(failed(&joined(path, relative)))?;
     }
     // Contents are durable already, and all of this is to be as well once it has taken the place of what is there.
-    durable::disk_of(holder, path).map_err(&fail)
+    // The kernel tells once of what it could not write of anybody: the second time it is about what is still to be written.
+    durable::disk_of(holder, path)
+        .or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "something on this disk could not be written");
+            durable::disk_of(holder, path)
+        })
+        .map_err(&fail)
 }
 
 /// The way to something that is built: at once, or, where it is longer than the kernel takes, by the folder that it is in.
