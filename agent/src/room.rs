@@ -28,7 +28,8 @@ fn space(path: &Path) -> std::io::Result<Room> {
     Ok(room_of(&rustix::fs::statvfs(path)?))
 }
 
-fn room_of(stat: &StatVfs) -> Room {
+/// The room of a file system.
+pub(crate) fn room_of(stat: &StatVfs) -> Room {
     Room {
         total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
         free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),

@@ -234,6 +234,58 @@ async fn on_a_full_disk_the_data_go_only_when_all_the_rest_can_be_put_back() {
     assert_eq!(fs::read_to_string(data.join("a")).expect("read"), "two");
 }
 
+/// More than can be counted may be enough: a server must not keep itself from being put back by how deep its folders are.
+#[tokio::test]
+async fn on_a_full_disk_data_that_cannot_be_counted_go_for_those_of_the_snapshot() {
+    let setup = Setup::new();
+    let data = setup.server.data();
+    let release = setup.staged(|release| release.snapshot_data = true);
+    fs::write(data.join("a"), vec![1; 3 << 20]).expect("write");
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    let manifest = read(&setup.server, &"d1-aa-1".parse().expect("id")).expect("read");
+    let full = Room { total_bytes: 1 << 30, ..Room::default() };
+    fs::write(data.join("a"), "little").expect("write");
+    room::make_room_on(&full, &setup.layout, &setup.server, &manifest).expect("nothing is done");
+    assert!(data.join("a").exists(), "in the place of so little there is no room either");
+    let deep: PathBuf = std::iter::repeat_n("d", crate::beneath::DEPTH_MAX + 2).collect();
+    fs::create_dir_all(data.join(deep)).expect("folders");
+    room::make_room_on(&full, &setup.layout, &setup.server, &manifest).expect("made");
+    assert!(!data.exists());
+}
+
+/// Where a listed path has no room on its own disk, the data would be removed for nothing.
+#[tokio::test]
+async fn on_a_full_disk_the_data_stay_if_a_listed_path_has_no_room_on_its_own_disk() {
+    let setup = Setup::new();
+    let (data, host) = (setup.server.data(), setup.folder.path().join("host"));
+    fs::create_dir(&host).expect("folder");
+    let flags = rustix::mount::MountFlags::empty();
+    if rustix::mount::mount("none", &host, "tmpfs", flags, Some(c"size=4m")).is_err() {
+        // Only root may mount, and not on every host.
+        return;
+    }
+    fs::write(host.join("conf"), vec![1; 1 << 20]).expect("write");
+    fs::write(data.join("a"), vec![2; 3 << 20]).expect("write");
+    let release = setup.staged(|release| {
+        release.snapshot_data = true;
+        release.snapshot_paths = vec![host.join("conf").display().to_string()];
+    });
+    setup.take("d1-aa-1", Some(&release), None).await;
+    setup.settle("d1-aa-1").await;
+    let manifest = read(&setup.server, &"d1-aa-1".parse().expect("id")).expect("read");
+    let full = Room { total_bytes: 1 << 30, ..Room::default() };
+    let filled = fs::write(host.join("fill"), vec![3; 5 << 20]).is_err();
+    let outcome = room::make_room_on(&full, &setup.layout, &setup.server, &manifest);
+    let stay = data.join("a").exists();
+    fs::remove_file(host.join("fill")).expect("remove");
+    let again = room::make_room_on(&full, &setup.layout, &setup.server, &manifest);
+    rustix::mount::unmount(&host, rustix::mount::UnmountFlags::DETACH).expect("unmounted");
+    outcome.expect("nothing is done");
+    again.expect("made");
+    assert!(filled && stay && !data.exists());
+}
+
 #[tokio::test]
 async fn a_dump_that_is_damaged_is_noticed_before_the_data_are_exchanged() {
     let setup = Setup::new();
