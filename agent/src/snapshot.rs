@@ -29,7 +29,7 @@ use fleetwright_deploy::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::aside::aside;
+use crate::aside::{aside, go_on};
 use crate::beneath::Place;
 use crate::clock;
 use crate::durable;
@@ -181,10 +181,13 @@ pub(crate) async fn settle(
 }
 
 /// Whether a snapshot was settled: from then on the next release may have changed what was kept. What cannot be read may be.
-pub(crate) fn is_settled(server: &ServerLayout, id: &SnapshotId) -> Result<bool, Failure> {
+pub(crate) async fn is_settled(server: &ServerLayout, id: &SnapshotId) -> Result<bool, Failure> {
     let folder = server.snapshot(id);
-    let manifest = read_manifest(&folder).map_err(|error| file_failure(&manifest_path(&folder), &error))?;
-    Ok(manifest.is_some_and(|manifest| manifest.settled))
+    aside(move || {
+        let manifest = read_manifest(&folder).map_err(|error| file_failure(&manifest_path(&folder), &error))?;
+        Ok(manifest.is_some_and(|manifest| manifest.settled))
+    })
+    .await
 }
 
 /// Keeps data and paths; what the manifest holds already and has not changed is not read again.
@@ -312,11 +315,20 @@ fn write(blobs: &Blobs, server: &ServerLayout, id: &SnapshotId, manifest: &Manif
 /// Writes a manifest as it is read: its text is larger than all that it is made of.
 fn stream(manifest: &Manifest, path: &Path) -> io::Result<()> {
     let fresh = path.with_extension("json.new");
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    let mut writer = BufWriter::new(file);
-    serde_json::to_writer(&mut writer, manifest)?;
-    writer.into_inner()?.sync_all()?;
-    fs::rename(&fresh, path)?;
+    let written = || {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        let mut writer = BufWriter::new(file);
+        serde_json::to_writer(&mut writer, manifest)?;
+        writer.into_inner()?.sync_all()?;
+        // Whoever has given this up may have started what ran before: then it is not so any more.
+        go_on()?;
+        fs::rename(&fresh, path)
+    };
+    if let Err(error) = written() {
+        // On a full disk it would keep what it takes.
+        let _ = fs::remove_file(&fresh);
+        return Err(error);
+    }
     path.parent().map_or(Ok(()), durable::folder)
 }
 

@@ -400,7 +400,9 @@ async fn put_back(layout: &Layout, server: &ServerLayout, restore: &Restore) -> 
 /// just has to run again; it must not wait for that disk.
 async fn put_back_beside(server: &ServerLayout, restore: &Restore) -> Result<(), Failure> {
     let Restore { switch, drain, .. } = restore;
-    if snapshot::is_settled(server, &switch.snapshot)? {
+    // The disk that hangs may be the one with the state: then nothing is known.
+    let settled = timeout(HANGS_AFTER, snapshot::is_settled(server, &switch.snapshot)).await;
+    if settled.unwrap_or(Ok(true))? {
         let message =
             "what was ended is still at work, as on a disk that does not answer: nothing can be put back beside it";
         let failure = Failure::new(FailureKind::ResourceError, "restore", message);

@@ -44,7 +44,7 @@ pub(super) fn make_room_on(
         // Everything is built before anything is exchanged, so all that comes to a disk must fit there at once.
         match other_disk(layout, Path::new(path)) {
             None => own.add(tree),
-            Some((device, room)) => elsewhere.entry(device).or_insert((Need::default(), room)).0.add(tree),
+            Some((device, room)) => elsewhere.entry(device).or_insert_with(|| (Need::default(), room)).0.add(tree),
         }
     }
     let in_its_place = Room {

@@ -457,6 +457,24 @@ async fn a_manifest_that_cannot_be_read_is_not_one_that_is_not_there() {
     assert!(refused.message.contains("manifest.json"), "{refused}");
 }
 
+#[tokio::test]
+async fn what_was_given_up_settles_nothing_and_leaves_nothing_half_written() {
+    let setup = Setup::new();
+    let release = setup.staged(|release| release.snapshot_data = true);
+    setup.take("d1-aa-1", Some(&release), None).await;
+    let id: SnapshotId = "d1-aa-1".parse().expect("id");
+    let mut manifest = read(&setup.server, &id).expect("read");
+    manifest.settled = true;
+    let blobs = Blobs::of(&setup.layout);
+    crate::aside::as_given_up(|| write(&blobs, &setup.server, &id, &manifest)).expect_err("nobody waits for it");
+    assert!(!is_settled(&setup.server, &id).await.expect("readable"));
+    let names: Vec<_> =
+        fs::read_dir(setup.server.snapshot(&id)).expect("list").flatten().map(|of| of.file_name()).collect();
+    assert_eq!(names, ["manifest.json"]);
+    write(&blobs, &setup.server, &id, &manifest).expect("written");
+    assert!(is_settled(&setup.server, &id).await.expect("readable"));
+}
+
 /// Each of many names of one file holds the path of the first.
 #[tokio::test]
 async fn what_hard_links_lead_to_counts_for_the_memory_of_a_snapshot() {
