@@ -87,6 +87,7 @@ pub(super) async fn add(
     };
     let (added, ()) = tokio::join!(adding, receiving);
     let added = added?;
+    // Should there be no entry of it, whoever sends it again makes one.
     let event = FleetEvent::ArtifactAdded { sha256: added.sha256.clone(), name: added.name.clone() };
     decide(&api, peer, event).await?;
     Ok(Json(added))
@@ -100,6 +101,8 @@ pub(super) async fn remove(
     if let Some(unknown) = sha256.iter().find(|sha256| !api.artifacts.has(sha256)) {
         return Err(Refusal(missing(unknown)));
     }
+    // The engine refuses it where something uses them, also what is only about to begin. What was not removed after all, as
+    // by an end in the midst, is removed by asking again.
     let event = FleetEvent::ArtifactsRemoved { sha256: sha256.iter().cloned().collect() };
     decide(&api, peer, event).await?;
     let store = api.artifacts.clone();

@@ -225,5 +225,5 @@ pub(super) async fn past(State(api): State<Api>, UrlPath(server): UrlPath<String
 
 fn no_deployment(id: &str) -> Refusal {
     let failure = Failure::new(FailureKind::ConfigurationError, "request", format!("there is no deployment {id}"));
-    Refusal(failure.hint("`fleetwright deploy list` shows all of them"))
+    Refusal(failure.hint("`fleetwright deploy list` shows the newest, `--before ID` older ones"))
 }

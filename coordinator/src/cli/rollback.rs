@@ -84,7 +84,7 @@ async fn target(what: &str, client: &Client) -> Result<(DeploymentId, Option<BTr
     match past.into_iter().find(|row| !row.changed.is_empty()) {
         Some(row) => Ok((row.deployment, Some(row.changed.into_iter().collect()))),
         None => bail!(
-            "there is no deployment {what}, nor one that changed a server of this name\n  hint: `fleetwright deploy list` shows all of them"
+            "there is no deployment {what}, nor one that changed a server of this name\n  hint: `fleetwright deploy list` shows the newest, `--before ID` older ones"
         ),
     }
 }

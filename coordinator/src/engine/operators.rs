@@ -78,7 +78,7 @@ impl Engine {
                 "control",
                 format!("there is no deployment {deployment}"),
             );
-            Err(failure.hint("`fleetwright deploy list` shows all of them"))
+            Err(failure.hint("`fleetwright deploy list` shows the newest, `--before ID` older ones"))
         } else {
             let told = self.event(FleetEvent::Deployment { deployment: deployment.clone(), event });
             told.map_err(|refused| {

@@ -79,7 +79,7 @@ impl Fleet {
         let Some(deployment) = self.deployments.get(id) else {
             let failure =
                 Failure::new(FailureKind::ConfigurationError, "rollback", format!("there is no deployment {id}"));
-            return Err(Box::new(failure.hint("`fleetwright deploy list` shows all of them")));
+            return Err(Box::new(failure.hint("`fleetwright deploy list` shows the newest, `--before ID` older ones")));
         };
         let newer: Vec<&Deployment> = self.deployments.newer_than(id).collect();
         if let Some(halt) = self.halted.as_ref().filter(|_| deployment.outcome().is_some()) {
